@@ -1,0 +1,1 @@
+//! Which slot this boot runs from, and which boot it is.

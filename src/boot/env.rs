@@ -1,0 +1,1 @@
+//! The U-Boot environment as bytes: pure.

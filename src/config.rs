@@ -1,0 +1,147 @@
+//! The configuration: as written in TOML files, merged, and valid.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::boot::scheme::Scheme;
+use crate::redact::Secret;
+use crate::update::Slot;
+
+/// A configuration in which every value is present and makes sense.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How the hub is reached.
+    pub hub: Hub,
+    /// `state.directory`: survives updates, so on neither slot.
+    pub state_directory: PathBuf,
+    /// The block device (or regular file) of each slot.
+    pub slots: Slots,
+    /// The boot loader's side.
+    pub boot: Boot,
+    /// What an image must satisfy.
+    pub install: Install,
+    /// What a trial boot must pass.
+    pub health: Health,
+    /// Where this machine differs from a usual Linux system.
+    pub system: System,
+}
+
+/// `[[slot]]`, by name.
+#[derive(Clone, Debug)]
+pub struct Slots {
+    /// Device of slot `a`.
+    pub a: PathBuf,
+    /// Device of slot `b`.
+    pub b: PathBuf,
+}
+
+impl Slots {
+    /// The device of `slot`.
+    #[must_use]
+    pub fn device(&self, slot: Slot) -> &PathBuf {
+        match slot {
+            Slot::A => &self.a,
+            Slot::B => &self.b,
+        }
+    }
+}
+
+/// `[hub]`.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    /// The IoT hub's own name: in the user name and the token, whatever is dialled.
+    pub host_name: String,
+    /// `GatewayHostName`: dialled instead of the hub, and named by its certificate.
+    pub gateway_host_name: Option<String>,
+    /// Device identity.
+    pub device_id: String,
+    /// How the device proves that identity.
+    pub credentials: Credentials,
+    /// PEM file of the roots to trust in place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// MQTT over TLS; 8883 unless set.
+    pub port: u16,
+    /// MQTT keep-alive.
+    pub keep_alive: Duration,
+}
+
+/// Device authentication at the hub.
+#[derive(Clone, Debug)]
+pub enum Credentials {
+    /// Base64 of the device's symmetric key.
+    SharedAccessKey(Secret),
+    /// PEM files of a client certificate chain and its key.
+    Certificate {
+        /// Leaf first.
+        certificate_file: PathBuf,
+        /// PKCS#8, PKCS#1 or SEC1.
+        key_file: PathBuf,
+    },
+}
+
+/// `[boot]`.
+#[derive(Clone, Debug)]
+pub struct Boot {
+    /// Which variables the boot script reads.
+    pub scheme: Scheme,
+    /// `fw_env.config`.
+    pub environment: PathBuf,
+    /// Boots that a trial may take before the boot loader falls back.
+    pub attempts: u8,
+    /// Lock files of the two families of environment tools; both are taken.
+    pub lock_files: Vec<PathBuf>,
+}
+
+/// `[install]`.
+#[derive(Clone, Debug)]
+pub struct Install {
+    /// `check = "required"`: refuse an image that has neither check value nor signature.
+    pub check_required: bool,
+    /// Directory of minisign public keys (`*.pub`).
+    pub keys: PathBuf,
+    /// PEM file of the roots to trust for downloads in place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// How long an unreachable server is asked again.
+    pub retry_limit: Duration,
+    /// Whether a version that is not newer is taken.
+    pub allow_downgrade: bool,
+}
+
+/// `[health]`.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// All checks together, on the boot-time clock.
+    pub deadline: Duration,
+    /// Whether the hub must be reached.
+    pub hub: HubCheck,
+    /// systemd units that must be active.
+    pub units: Vec<String>,
+    /// Directory of executables that must succeed.
+    pub scripts: PathBuf,
+}
+
+/// `health.hub`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HubCheck {
+    /// A trial without the hub is rolled back.
+    Always,
+    /// Only if this device was online when the update began: a cloud outage must not undo a fleet.
+    IfOnlineBefore,
+    /// The hub does not matter.
+    Never,
+}
+
+/// `[system]`.
+#[derive(Clone, Debug)]
+pub struct System {
+    /// Asks for the reboot; a program and its arguments, no shell.
+    pub reboot_command: Vec<String>,
+    /// Prints `yes` (or `NTPSynchronized=yes`) once the wall clock is right.
+    pub clock_check_command: Vec<String>,
+    /// Where procfs is mounted.
+    pub proc: PathBuf,
+    /// The control socket of the local command line.
+    pub control_socket: PathBuf,
+    /// The release file that names the running version (`IMAGE_VERSION`).
+    pub os_release: PathBuf,
+}

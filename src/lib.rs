@@ -1,0 +1,32 @@
+//! Keeps a Linux device's firmware current, under Azure IoT Hub's direction.
+//!
+//! One update, room by room:
+//!
+//! | # | room | what happens |
+//! |---|---|---|
+//! | 1 | [`hub`] | a `firmwareUpdate` call or a desired property becomes a `HubEvent` |
+//! | 2 | [`update::request`] | its payload becomes an `UpdateRequest`, or a 400 that names the field |
+//! | 3 | [`update::step`] | pure: state and event give the next state and effects |
+//! | 4 | [`store`] | the new state is on disk before anything acts on it |
+//! | 5 | [`hub`] | the report reaches the twin, now or after the next connect |
+//! | 6 | [`install`] | fetch, verify, decompress, write, sync, read back, compare |
+//! | 7 | [`boot`] | one environment transaction arms the trial |
+//! | 8 | [`system`] | reboot |
+//! | 9 | [`health`] | the trial boot proves itself |
+//! | 10 | [`boot`] | one transaction commits, or rolls back |
+//!
+//! [`agent`] is the loop that walks it. Arrows run one way:
+//! `main -> cli -> agent -> {hub, install, boot, store, health, system} -> update`.
+
+pub mod agent;
+pub mod boot;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod health;
+pub mod hub;
+pub mod install;
+pub mod redact;
+pub mod store;
+pub mod system;
+pub mod update;

@@ -1,0 +1,1 @@
+//! An IoT Hub, an image server and a board, for trying twinboot on one machine.
