@@ -28,5 +28,20 @@ pub trait BootEnv: Send {
     ///
     /// # Errors
     /// When the new environment does not fit, or did not provably reach the medium.
-    fn write(&mut self, patch: &EnvPatch) -> Result<(), fw_env::BootEnvError>;
+    fn write(&mut self, patch: &EnvPatch) -> Result<Written, fw_env::BootEnvError>;
+}
+
+/// What a write found and did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// The environment already was as asked, and nothing was written.
+    Unchanged {
+        /// Whether the copy that is not taken has a wrong checksum; the next change repairs it.
+        damaged: bool,
+    },
+    /// The environment is now as asked.
+    Changed {
+        /// Whether the copy that was overwritten had a wrong checksum before.
+        repaired: bool,
+    },
 }
