@@ -7,6 +7,11 @@ pub mod scheme;
 
 use std::collections::BTreeMap;
 
+use self::fw_env::{BootEnvError, UbootEnv};
+use self::scheme::{Scheme, SchemeError, View};
+use crate::config;
+use crate::update::Slot;
+
 /// Names and values of a boot environment.
 pub type Variables = BTreeMap<String, String>;
 
@@ -20,7 +25,7 @@ pub trait BootEnv: Send {
     ///
     /// # Errors
     /// When the medium cannot be read, or no copy has a good checksum.
-    fn read(&mut self) -> Result<Variables, fw_env::BootEnvError>;
+    fn read(&mut self) -> Result<Variables, BootEnvError>;
 
     /// All or nothing: after an error the environment is the old one or the new one. On success it was
     /// synced, read back from the medium and found to be the copy that wins. A patch that changes nothing
@@ -28,7 +33,7 @@ pub trait BootEnv: Send {
     ///
     /// # Errors
     /// When the new environment does not fit, or did not provably reach the medium.
-    fn write(&mut self, patch: &EnvPatch) -> Result<Written, fw_env::BootEnvError>;
+    fn write(&mut self, patch: &EnvPatch) -> Result<Written, BootEnvError>;
 }
 
 /// What a write found and did.
@@ -44,4 +49,100 @@ pub enum Written {
         /// Whether the copy that was overwritten had a wrong checksum before.
         repaired: bool,
     },
+}
+
+/// Why a decision was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The environment could not be read or written.
+    #[error("the boot environment cannot be used")]
+    Environment {
+        /// Why.
+        #[from]
+        source: BootEnvError,
+    },
+    /// It says nothing about the slots.
+    #[error("the boot environment is not as `boot.scheme` says")]
+    Scheme {
+        /// The variable.
+        #[from]
+        source: SchemeError,
+    },
+}
+
+/// The decisions about slots, each one transaction and each safe to make twice. All of them block.
+pub struct BootControl {
+    environment: Box<dyn BootEnv>,
+    scheme: Scheme,
+    attempts: u8,
+}
+
+impl BootControl {
+    /// Decides in `environment` as the boot script behind `scheme` reads it; a trial may take `attempts` boots.
+    #[must_use]
+    pub fn new(environment: Box<dyn BootEnv>, scheme: Scheme, attempts: u8) -> Self {
+        Self { environment, scheme, attempts }
+    }
+
+    /// Decides in the U-Boot environment that is configured. Only `fw_env.config` is read yet.
+    ///
+    /// # Errors
+    /// When that file does not say where the environment is.
+    pub fn open(config: &config::Boot) -> Result<Self, BootEnvError> {
+        let environment = UbootEnv::new(&config.environment, &config.lock_files)?;
+        Ok(Self::new(Box::new(environment), config.scheme, config.attempts))
+    }
+
+    /// What the boot loader will do.
+    ///
+    /// # Errors
+    /// When the environment cannot be read, or says nothing about the slots.
+    pub fn view(&mut self) -> Result<View, BootError> {
+        Ok(self.scheme.view(&self.environment.read()?)?)
+    }
+
+    /// Sees to it that `target`, about to be overwritten, is not booted, where the scheme can say so.
+    ///
+    /// # Errors
+    /// When the environment cannot be read, or the change did not provably reach the medium.
+    pub fn disable(&mut self, target: Slot) -> Result<Written, BootError> {
+        Ok(self.environment.write(&self.scheme.disable(target))?)
+    }
+
+    /// Boots `target` next, on trial.
+    ///
+    /// # Errors
+    /// As [`Self::disable`].
+    pub fn activate(&mut self, target: Slot) -> Result<Written, BootError> {
+        Ok(self.environment.write(&self.scheme.activate(target, self.attempts))?)
+    }
+
+    /// Keeps `slot`.
+    ///
+    /// # Errors
+    /// As [`Self::disable`], and when the environment says nothing about the slots.
+    pub fn commit(&mut self, slot: Slot) -> Result<Written, BootError> {
+        let variables = self.environment.read()?;
+        let patch = self.scheme.commit(slot, self.attempts, &variables)?;
+        Ok(self.environment.write(&patch)?)
+    }
+
+    /// Boots `to` next, for good.
+    ///
+    /// # Errors
+    /// As [`Self::disable`].
+    pub fn roll_back(&mut self, to: Slot) -> Result<Written, BootError> {
+        Ok(self.environment.write(&self.scheme.roll_back(to, self.attempts))?)
+    }
+
+    /// Gives a committed `slot` back what the boot script took for this boot, once it is known to be well.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn confirm(&mut self, slot: Slot) -> Result<Written, BootError> {
+        let variables = self.environment.read()?;
+        let needed = self.scheme.needs_refill(&variables, slot, self.attempts)?;
+        let patch = if needed { self.scheme.confirm(slot, self.attempts) } else { EnvPatch::default() };
+        Ok(self.environment.write(&patch)?)
+    }
 }
