@@ -264,9 +264,7 @@ impl UbootEnv {
     /// # Errors
     /// When the file cannot be read, or does not say where the environment is.
     pub fn new(config: &Path, lock_files: &[PathBuf]) -> Result<Self, BootEnvError> {
-        let mut text = String::new();
-        File::open(config)
-            .and_then(|file| file.take(MAX_CONFIG_BYTES).read_to_string(&mut text))
+        let text = read_config(config)
             .map_err(|source| BootEnvError::ReadConfig { path: config.to_owned(), source })?;
         let parsed = config::parse(&text)
             .map_err(|source| BootEnvError::Config { path: config.to_owned(), source })?;
@@ -287,6 +285,15 @@ impl UbootEnv {
             ]),
         }
     }
+}
+
+fn read_config(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_CONFIG_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_CONFIG_BYTES {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(text)
 }
 
 impl BootEnv for UbootEnv {

@@ -269,5 +269,7 @@ fn a_config_that_is_missing_or_wrong_is_named() {
     let error = UbootEnv::new(&path, &[]).unwrap_err();
     assert!(error.to_string().contains("fw_env.config"), "{error}");
     let source = std::error::Error::source(&error).unwrap().to_string();
+    fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    assert!(matches!(UbootEnv::new(&path, &[]), Err(BootEnvError::ReadConfig { .. })));
     assert!(source.contains("line 1") && source.contains("YAML"), "{source}");
 }
