@@ -77,6 +77,10 @@ fn below_an_overlay_the_lowest_directory_tells_the_slot() {
         31 30 179:3 / /media/root-ro ro - squashfs /dev/mmcblk0p3 ro\n\
         32 30 179:7 / /rw rw - ext4 /dev/mmcblk0p7 rw\n";
     assert_eq!(slot_by_mounts(text), Some(Slot::B));
+    let two_slots = "\
+        30 1 0:28 / / rw - overlay overlay rw,lowerdir=/from-a/etc:/from-b,upperdir=/u,workdir=/w\n\
+        31 30 179:2 / /from-a ro - squashfs a ro\n32 30 179:3 / /from-b ro - squashfs b ro\n";
+    assert_eq!(slot_by_mounts(two_slots), Some(Slot::B));
     let unresolvable = "30 1 0:28 / / rw - overlay overlay rw,lowerdir=/gone,upperdir=/u,workdir=/w\n";
     assert_eq!(slot_by_mounts(unresolvable), None);
 }
