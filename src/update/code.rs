@@ -80,6 +80,10 @@ pub enum Code {
     OperatorRollBack,
     /// The state file was damaged; what was running is unknown.
     StateDamaged,
+
+    /// A code of a newer version of this program, met in its state file.
+    #[serde(other)]
+    Unknown,
 }
 
 impl fmt::Display for Code {
@@ -90,7 +94,7 @@ impl fmt::Display for Code {
 
 /// A code and one sentence for a person.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Failure {
     /// Stable.
     pub code: Code,

@@ -1,9 +1,16 @@
 //! The update policy: pure. No I/O, no clock, no async.
+//!
+//! The shell's contract, and the only order it may use: [`step`]; if the record changed, make it
+//! durable; then run the effects in order. Every effect is safe to run twice. After a restart the shell
+//! loads the record and feeds [`Event::Started`]; nothing else is remembered.
 
 pub mod code;
+pub mod moment;
 pub mod record;
 pub mod report;
 pub mod request;
+pub mod step;
+pub mod version;
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +18,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use code::{Code, Failure};
+pub use moment::Moment;
+pub use record::{Denied, Finished, Outcome, Record, State, Update};
 pub use request::{Sha256Digest, UpdateId, UpdateRequest};
+pub use step::{Context, Effect, Environment, Event, Origin, Policy, Response, Step, step};
 
 /// One of the two root filesystem slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -103,7 +113,7 @@ pub struct Boot {
 
 /// What an install put into the slot and read back from it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Image {
     /// SHA-256 of the bytes at the URI.
     pub source_digest: Sha256Digest,

@@ -1,1 +1,381 @@
-//! update/record
+//! Everything that survives a power cut, and its form on disk.
+
+use serde::{Deserialize, Serialize};
+
+use super::{BootId, Failure, Image, Moment, Sha256Digest, Slot, UpdateId, UpdateRequest};
+
+/// Everything that survives a power cut.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Record {
+    /// Where the update stands.
+    pub state: State,
+    /// Images that were rolled back on this device, oldest first.
+    pub denied: Vec<Denied>,
+    /// What each slot holds, as far as an update put it there.
+    pub versions: Versions,
+    /// The slot with the system that was committed before the running one, until it is overwritten.
+    pub fallback: Option<Slot>,
+    /// The newest desired request that was dealt with: it is not started again until it changes.
+    pub desired: Option<UpdateId>,
+    /// When what happened.
+    pub times: Times,
+}
+
+/// Versions by slot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Versions {
+    /// Of slot a.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub a: Option<String>,
+    /// Of slot b.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub b: Option<String>,
+}
+
+impl Versions {
+    /// What `slot` holds, where known.
+    #[must_use]
+    pub fn get(&self, slot: Slot) -> Option<&str> {
+        match slot {
+            Slot::A => self.a.as_deref(),
+            Slot::B => self.b.as_deref(),
+        }
+    }
+
+    /// Notes what `slot` holds.
+    pub fn set(&mut self, slot: Slot, version: Option<String>) {
+        match slot {
+            Slot::A => self.a = version,
+            Slot::B => self.b = version,
+        }
+    }
+}
+
+/// The moments that the twin tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Times {
+    /// The last update was accepted.
+    pub accepted: Option<Moment>,
+    /// Its image was completely fetched.
+    pub downloaded: Option<Moment>,
+    /// The new slot began to be activated.
+    pub applying: Option<Moment>,
+    /// It ended, one way or the other.
+    pub finished: Option<Moment>,
+    /// An update last succeeded.
+    pub succeeded: Option<Moment>,
+}
+
+impl Times {
+    /// Gives every moment of this boot its wall time.
+    pub(super) fn resolve(&mut self, now: Moment) {
+        let Self { accepted, downloaded, applying, finished, succeeded } = self;
+        for moment in [accepted, downloaded, applying, finished, succeeded].into_iter().flatten() {
+            *moment = moment.resolved_by(now);
+        }
+    }
+}
+
+/// An image that was given up on this device.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Denied {
+    /// SHA-256 of the bytes at its URI.
+    pub source_digest: Sha256Digest,
+    /// Why.
+    pub failure: Failure,
+}
+
+/// An update that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Update {
+    /// What was asked for.
+    pub request: UpdateRequest,
+    /// Where it goes.
+    pub target: Slot,
+    /// Whether the hub was connected when it began.
+    pub online_before: bool,
+}
+
+/// An update that is over.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finished {
+    /// The update.
+    pub update: Update,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// How an update ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "outcome", content = "failure", rename_all = "camelCase")]
+pub enum Outcome {
+    /// The new slot is committed.
+    Succeeded,
+    /// Nothing was activated; the device never left the old slot.
+    Failed(Failure),
+    /// The new slot was activated and then given up.
+    RolledBack(Failure),
+}
+
+/// Where an update stands. A state exists only if a restart must behave differently in it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum State {
+    /// Nothing is under way.
+    Idle {
+        /// How the last one ended.
+        last: Option<Box<Finished>>,
+    },
+    /// The target is not bootable and is being overwritten.
+    Installing {
+        /// Which.
+        update: Update,
+        /// Counts interrupted attempts that made no headway.
+        attempt: u8,
+    },
+    /// The target holds the image: written, synced, read back, digest equal.
+    Installed {
+        /// Which.
+        update: Update,
+        /// What.
+        image: Image,
+    },
+    /// The boot loader will try the target; the reboot has been asked for.
+    Rebooting {
+        /// Which.
+        update: Update,
+        /// What.
+        image: Image,
+        /// The boot that asked.
+        armed_in: BootId,
+    },
+    /// Running on the target, not committed: any reset may fall back.
+    Trial {
+        /// Which.
+        update: Update,
+        /// What.
+        image: Image,
+    },
+    /// Giving the target up.
+    RollingBack {
+        /// Which.
+        update: Update,
+        /// What, once the slot held it.
+        image: Option<Image>,
+        /// The slot that was known good.
+        to: Slot,
+        /// Why.
+        failure: Failure,
+        /// The boot that last asked for the reboot into `to`.
+        asked_in: Option<BootId>,
+        /// How many boots have asked for it.
+        reboots: u8,
+    },
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Idle { last: None }
+    }
+}
+
+impl State {
+    /// The update that is under way.
+    #[must_use]
+    pub fn update(&self) -> Option<&Update> {
+        match self {
+            Self::Idle { .. } => None,
+            Self::Installing { update, .. }
+            | Self::Installed { update, .. }
+            | Self::Rebooting { update, .. }
+            | Self::Trial { update, .. }
+            | Self::RollingBack { update, .. } => Some(update),
+        }
+    }
+
+    /// The id of the update that is under way.
+    #[must_use]
+    pub fn update_id(&self) -> Option<&UpdateId> {
+        self.update().map(|update| &update.request.id)
+    }
+}
+
+/// Why a state file's bytes are not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// It does not begin as a state file does.
+    #[error("not a state file: its first line is not `{MAGIC} <schema> <crc32> <length>`")]
+    Header,
+    /// It was written by a version that this one knows nothing of.
+    #[error("state file of schema {found}; this version reads schema {SCHEMA}")]
+    Schema {
+        /// What it says.
+        found: u32,
+    },
+    /// Bytes are missing or were added.
+    #[error("state file has {found} bytes of content, its header says {expected}")]
+    Length {
+        /// By its header.
+        expected: usize,
+        /// In fact.
+        found: usize,
+    },
+    /// Bytes changed.
+    #[error("state file is damaged: checksum {found:08x}, its header says {expected:08x}")]
+    Checksum {
+        /// By its header.
+        expected: u32,
+        /// In fact.
+        found: u32,
+    },
+    /// The content is not a record.
+    #[error("state file has a content that is not understood")]
+    Content(#[source] serde_json::Error),
+}
+
+const MAGIC: &str = "twinboot-state";
+
+/// Raised only for a change that an older reader must not try to read: fields may be added without it,
+/// since the daemon of the old slot reads this file after a roll back.
+const SCHEMA: u32 = 1;
+
+/// The largest state file: thirty times what the largest record takes (16 denied images of 4 KiB each).
+pub const SIZE_BYTES_MAX: usize = 1 << 20;
+
+impl Record {
+    /// The bytes of the state file.
+    ///
+    /// # Errors
+    /// When the record cannot be put into JSON, which no record of this type is known to refuse.
+    pub fn encode(&self) -> Result<Vec<u8>, RecordError> {
+        let content = serde_json::to_string(self).map_err(RecordError::Content)?;
+        let checksum = crc32fast::hash(content.as_bytes());
+        Ok(format!("{MAGIC} {SCHEMA} {checksum:08x} {}\n{content}\n", content.len()).into_bytes())
+    }
+
+    /// Reads the bytes of a state file.
+    ///
+    /// # Errors
+    /// When they are not, to the last bit, what [`Record::encode`] of some version of this schema wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
+        let text = std::str::from_utf8(bytes).map_err(|_| RecordError::Header)?;
+        let (header, rest) = text.split_once('\n').ok_or(RecordError::Header)?;
+        let mut words = header.split(' ');
+        if words.next() != Some(MAGIC) {
+            return Err(RecordError::Header);
+        }
+        let found = words.next().and_then(|word| word.parse().ok()).ok_or(RecordError::Header)?;
+        if found != SCHEMA {
+            return Err(RecordError::Schema { found });
+        }
+        let hexadecimal = |word| u32::from_str_radix(word, 16).ok();
+        let expected_checksum = words.next().and_then(hexadecimal).ok_or(RecordError::Header)?;
+        let expected_length = words.next().and_then(|word| word.parse().ok()).ok_or(RecordError::Header)?;
+        let content = rest.strip_suffix('\n').unwrap_or(rest);
+        if content.len() != expected_length {
+            return Err(RecordError::Length { expected: expected_length, found: content.len() });
+        }
+        let checksum = crc32fast::hash(content.as_bytes());
+        if checksum != expected_checksum {
+            return Err(RecordError::Checksum { expected: expected_checksum, found: checksum });
+        }
+        serde_json::from_str(content).map_err(RecordError::Content)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::update::Code;
+
+    fn record() -> Record {
+        let request = UpdateRequest {
+            id: "fw-2".parse().unwrap(),
+            uri: "https://host.example/2.img?sig=abc".into(),
+            check_value: Some(Sha256Digest([7; 32])),
+            version: Some("2.0".into()),
+            size_bytes: Some(1024),
+            force: false,
+        };
+        let update = Update { request, target: Slot::B, online_before: true };
+        let failure = Failure::new(Code::HealthCheckFailed, "unit `app.service` is failed");
+        let image = Image {
+            source_digest: Sha256Digest([7; 32]),
+            image_digest: Sha256Digest([8; 32]),
+            size_bytes: 4096,
+        };
+        Record {
+            state: State::RollingBack {
+                update,
+                image: Some(image),
+                to: Slot::A,
+                failure: failure.clone(),
+                asked_in: Some(BootId(5)),
+                reboots: 1,
+            },
+            denied: vec![Denied { source_digest: Sha256Digest([7; 32]), failure }],
+            versions: Versions { a: Some("1.0".into()), b: None },
+            fallback: None,
+            desired: Some("fw-2".parse().unwrap()),
+            times: Times {
+                accepted: Some(Moment { boot: BootId(5), uptime_secs: 17, unix_secs: None }),
+                ..Times::default()
+            },
+        }
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was_written() {
+        assert_eq!(Record::decode(&record().encode().unwrap()).unwrap(), record());
+    }
+
+    #[test]
+    fn any_flipped_bit_is_noticed() {
+        let bytes = record().encode().unwrap();
+        // The final line feed is no content: a file without it is whole.
+        for index in 0..bytes.len() - 1 {
+            for bit in 0..8 {
+                let mut damaged = bytes.clone();
+                damaged[index] ^= 1 << bit;
+                match Record::decode(&damaged) {
+                    Err(_) => {}
+                    // Hex digits of the checksum may change their case without changing their value.
+                    Ok(same) => assert_eq!(same, record(), "byte {index} bit {bit}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_cut_short_is_noticed() {
+        let bytes = record().encode().unwrap();
+        for length in 0..bytes.len() - 1 {
+            assert!(Record::decode(&bytes[..length]).is_err(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn fields_and_codes_of_a_newer_version_are_no_damage() {
+        let content = r#"{"state":{"state":"idle","last":null,"new":1},"denied":[{"sourceDigest":
+            "0000000000000000000000000000000000000000000000000000000000000000",
+            "failure":{"code":"CodeOfTomorrow","message":"m"}}],"newer":{}}"#
+            .replace('\n', "");
+        let header = format!("{MAGIC} 1 {:08x} {}\n", crc32fast::hash(content.as_bytes()), content.len());
+        let record = Record::decode((header + &content).as_bytes()).unwrap();
+        assert_eq!(record.denied[0].failure.code, Code::Unknown);
+    }
+
+    #[test]
+    fn a_newer_schema_is_named() {
+        assert!(matches!(
+            Record::decode(b"twinboot-state 2 00000000 0\n\n"),
+            Err(RecordError::Schema { found: 2 })
+        ));
+    }
+}

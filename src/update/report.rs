@@ -1,1 +1,338 @@
-//! update/report
+//! What the twin shows: a pure projection of boot, record and progress.
+
+use serde_json::{Map, Value, json};
+
+use super::record::{Finished, Outcome, Record, State};
+use super::step::Environment;
+use super::{Boot, Failure, Moment, Slot};
+
+/// How far an install is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// What the installer does now.
+    pub phase: Phase,
+    /// Bytes of the source taken so far, those kept from an earlier attempt included.
+    pub bytes: u64,
+    /// Bytes at the source, where known.
+    pub total_bytes: Option<u64>,
+}
+
+impl Progress {
+    /// Whole percent of the source, where its size is known.
+    #[must_use]
+    pub fn percent(&self) -> Option<u64> {
+        let total_bytes = self.total_bytes.filter(|total| *total > 0)?;
+        self.bytes.min(total_bytes).checked_mul(100)?.checked_div(total_bytes)
+    }
+}
+
+/// The steps of an install that a person can tell apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Fetching, decoding, and writing.
+    #[default]
+    Downloading,
+    /// The server is away; asked again after a pause.
+    Waiting,
+    /// Everything is written; the slot is read back and compared.
+    Verifying,
+}
+
+/// All that a report is made of.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// This boot.
+    pub boot: Boot,
+    /// What is durable.
+    pub record: &'a Record,
+    /// Of the running install.
+    pub progress: Option<Progress>,
+    /// What the boot loader's variables say.
+    pub environment: &'a Environment,
+    /// The version of the running system, where known.
+    pub running_version: Option<&'a str>,
+    /// When this process began to stand by.
+    pub started: Moment,
+    /// A desired property that is not understood.
+    pub desired_fault: Option<&'a Failure>,
+}
+
+/// IoT Hub takes no longer text in a twin.
+pub const TEXT_BYTES_MAX: usize = 4096;
+
+/// The reported properties. What no longer holds is `null`.
+#[must_use]
+pub fn reported(facts: &Facts<'_>) -> Map<String, Value> {
+    let times = &facts.record.times;
+    let time = |moment: Option<Moment>| moment.and_then(Moment::rfc3339);
+    let mut reported = Map::new();
+    reported.insert("firmwareStatus".into(), json!(firmware_status(facts)));
+    reported.insert("logTime".into(), json!(time(Some(facts.started))));
+    reported.insert("downloadComplete".into(), json!(time(times.downloaded)));
+    reported.insert("startedApplyingImage".into(), json!(time(times.applying)));
+    reported.insert("lastFirmwareUpdate".into(), json!(time(times.succeeded)));
+    let (status, substatus) = update_status(facts);
+    let running_version = facts.record.versions.get(facts.boot.slot).or(facts.running_version);
+    reported.insert(
+        "firmware".into(),
+        json!({
+            "currentFwVersion": running_version.unwrap_or_default(),
+            "pendingFwVersion": pending_version(&facts.record.state),
+            "fwUpdateStatus": status,
+            "fwUpdateSubstatus": cut(&substatus),
+            "lastFwUpdateStartTime": time(times.accepted),
+            "lastFwUpdateEndTime": time(times.finished),
+            "updateId": update_id(&facts.record.state),
+            "progress": facts.progress.map(|progress| json!({
+                "bytes": progress.bytes,
+                "totalBytes": progress.total_bytes,
+                "percent": progress.percent(),
+            })),
+            "error": failure(facts).map(|failure| json!({
+                "code": failure.code, "message": cut(&failure.message),
+            })),
+            "slots": {
+                "booted": facts.boot.slot,
+                "a": slot(facts, Slot::A),
+                "b": slot(facts, Slot::B),
+            },
+            "agentVersion": env!("CARGO_PKG_VERSION"),
+        }),
+    );
+    reported
+}
+
+/// The tutorial's word.
+fn firmware_status(facts: &Facts<'_>) -> &'static str {
+    match &facts.record.state {
+        State::Idle { last: None } => "standBy",
+        State::Idle { last: Some(last) } => match last.outcome {
+            Outcome::Succeeded => "completed",
+            Outcome::Failed(_) => "failed",
+            Outcome::RolledBack(_) => "rolledBack",
+        },
+        State::Installing { .. } => match facts.progress.unwrap_or_default().phase {
+            Phase::Downloading | Phase::Waiting => "downloading",
+            Phase::Verifying => "applying",
+        },
+        State::Installed { .. }
+        | State::Rebooting { .. }
+        | State::Trial { .. }
+        | State::RollingBack { .. } => "applying",
+    }
+}
+
+/// Microsoft's later word, and a sentence.
+#[must_use]
+pub fn update_status(facts: &Facts<'_>) -> (&'static str, String) {
+    match &facts.record.state {
+        State::Idle { last: None } => idle_status(facts),
+        State::Idle { last: Some(last) } => finished_status(facts, last),
+        State::Installing { update, .. } => match facts.progress.unwrap_or_default().phase {
+            Phase::Downloading => ("downloading", format!("Downloading to slot {}", update.target)),
+            Phase::Waiting => ("downloading", "Waiting for the server".to_owned()),
+            Phase::Verifying => ("verifying", format!("Reading slot {} back", update.target)),
+        },
+        State::Installed { update, .. } => ("applying", format!("Activating slot {}", update.target)),
+        State::Rebooting { update, .. } => ("rebooting", format!("Rebooting into slot {}", update.target)),
+        State::Trial { update, .. } => ("applying", format!("Checking the health of slot {}", update.target)),
+        State::RollingBack { to, failure, .. } => {
+            ("applying", format!("Rolling back to slot {to}: {failure}"))
+        }
+    }
+}
+
+fn idle_status(facts: &Facts<'_>) -> (&'static str, String) {
+    match (facts.desired_fault, facts.environment) {
+        (Some(fault), _) => ("error", format!("Desired firmware is not understood: {}", fault.message)),
+        (None, Environment::Committed) => ("current", "Standing by".to_owned()),
+        (None, Environment::Uncommitted) => {
+            ("current", format!("Slot {} is not committed; no update is taken", facts.boot.slot))
+        }
+        (None, Environment::Unusable(why)) => ("error", format!("No update is taken: {why}")),
+    }
+}
+
+fn finished_status(facts: &Facts<'_>, last: &Finished) -> (&'static str, String) {
+    if facts.desired_fault.is_some() || *facts.environment != Environment::Committed {
+        return idle_status(facts);
+    }
+    match &last.outcome {
+        Outcome::Succeeded => ("current", "Firmware applied".to_owned()),
+        Outcome::Failed(failure) => ("error", failure.message.clone()),
+        Outcome::RolledBack(failure) => {
+            ("rolledback", format!("Rolled back to slot {}: {}", facts.boot.slot, failure.message))
+        }
+    }
+}
+
+fn pending_version(state: &State) -> Option<&str> {
+    state.update().and_then(|update| update.request.version.as_deref())
+}
+
+fn update_id(state: &State) -> Option<&str> {
+    match state {
+        State::Idle { last } => last.as_ref().map(|last| last.update.request.id.as_str()),
+        State::Installing { .. }
+        | State::Installed { .. }
+        | State::Rebooting { .. }
+        | State::Trial { .. }
+        | State::RollingBack { .. } => state.update_id().map(super::UpdateId::as_str),
+    }
+}
+
+fn failure<'a>(facts: &'a Facts<'_>) -> Option<&'a Failure> {
+    match &facts.record.state {
+        State::Idle { last } => facts.desired_fault.or_else(|| match &last.as_ref()?.outcome {
+            Outcome::Succeeded => None,
+            Outcome::Failed(failure) | Outcome::RolledBack(failure) => Some(failure),
+        }),
+        State::RollingBack { failure, .. } => Some(failure),
+        State::Installing { .. }
+        | State::Installed { .. }
+        | State::Rebooting { .. }
+        | State::Trial { .. } => None,
+    }
+}
+
+fn slot(facts: &Facts<'_>, slot: Slot) -> Value {
+    let known = facts.record.versions.get(slot);
+    let version = if slot == facts.boot.slot { known.or(facts.running_version) } else { known };
+    json!({ "version": version, "state": slot_state(facts, slot) })
+}
+
+fn slot_state(facts: &Facts<'_>, slot: Slot) -> &'static str {
+    let booted = slot == facts.boot.slot;
+    match &facts.record.state {
+        State::Trial { .. } if booted => "trial",
+        State::Idle { .. } if booted && *facts.environment == Environment::Uncommitted => "uncommitted",
+        State::RollingBack { to, .. } if slot != *to => "bad",
+        State::Installing { update, .. } if slot == update.target => "writing",
+        State::Installed { update, .. } if slot == update.target => "installed",
+        State::Rebooting { update, .. } if slot == update.target => "armed",
+        State::Idle { .. }
+        | State::Installing { .. }
+        | State::Installed { .. }
+        | State::Rebooting { .. }
+        | State::Trial { .. }
+        | State::RollingBack { .. } => {
+            if booted {
+                "committed"
+            } else if facts.record.fallback == Some(slot) || matches!(facts.record.state, State::Trial { .. })
+            {
+                "fallback"
+            } else if facts.record.versions.get(slot).is_some() {
+                "bad"
+            } else {
+                "unknown"
+            }
+        }
+    }
+}
+
+fn cut(text: &str) -> &str {
+    let end = (0..=TEXT_BYTES_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    end.and_then(|end| text.get(..end)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{BootId, Code, Image, Sha256Digest, Update, UpdateRequest};
+    use super::*;
+
+    fn update() -> Update {
+        let request = UpdateRequest {
+            version: Some("2.0".into()),
+            ..UpdateRequest::from_payload(br#""https://host.example/2.img""#).unwrap()
+        };
+        Update { request, target: Slot::B, online_before: true }
+    }
+
+    fn image() -> Image {
+        let digest = Sha256Digest([1; 32]);
+        Image { source_digest: digest, image_digest: digest, size_bytes: 1 }
+    }
+
+    fn at(unix_secs: Option<u64>) -> Moment {
+        Moment { boot: BootId(1), uptime_secs: 5, unix_secs }
+    }
+
+    fn report(slot: Slot, record: &Record, progress: Option<Progress>) -> Map<String, Value> {
+        reported(&Facts {
+            boot: Boot { id: BootId(1), slot },
+            record,
+            progress,
+            environment: &Environment::Committed,
+            running_version: Some("1.0"),
+            started: at(None),
+            desired_fault: None,
+        })
+    }
+
+    #[test]
+    fn each_state_has_the_tutorials_word_and_microsofts() {
+        let failure = Failure::new(Code::BootFailed, "m");
+        let last = |outcome| State::Idle { last: Some(Box::new(Finished { update: update(), outcome })) };
+        let (update, image) = (update(), image());
+        let to = Slot::A;
+        let rows = [
+            (State::Idle { last: None }, "standBy", "current"),
+            (last(Outcome::Succeeded), "completed", "current"),
+            (last(Outcome::Failed(failure.clone())), "failed", "error"),
+            (last(Outcome::RolledBack(failure.clone())), "rolledBack", "rolledback"),
+            (State::Installing { update: update.clone(), attempt: 1 }, "downloading", "downloading"),
+            (State::Installed { update: update.clone(), image: image.clone() }, "applying", "applying"),
+            (
+                State::Rebooting { update: update.clone(), image: image.clone(), armed_in: BootId(1) },
+                "applying",
+                "rebooting",
+            ),
+            (State::Trial { update: update.clone(), image }, "applying", "applying"),
+            (
+                State::RollingBack { update, image: None, to, failure, asked_in: None, reboots: 0 },
+                "applying",
+                "applying",
+            ),
+        ];
+        for (state, firmware_status, update_status) in rows {
+            let record = Record { state, ..Record::default() };
+            let report = report(Slot::A, &record, None);
+            assert_eq!(report["firmwareStatus"], firmware_status);
+            assert_eq!(report["firmware"]["fwUpdateStatus"], update_status);
+        }
+    }
+
+    #[test]
+    fn what_does_not_hold_is_null_and_no_time_is_told_while_the_clock_is_not_set() {
+        let mut record = Record::default();
+        record.times.succeeded = Some(at(None));
+        let report = report(Slot::A, &record, None);
+        for key in ["logTime", "downloadComplete", "startedApplyingImage", "lastFirmwareUpdate"] {
+            assert_eq!(report[key], Value::Null, "{key}");
+        }
+        for key in ["pendingFwVersion", "progress", "error", "updateId"] {
+            assert_eq!(report["firmware"][key], Value::Null, "{key}");
+        }
+    }
+
+    #[test]
+    fn a_running_install_shows_its_progress() {
+        let record =
+            Record { state: State::Installing { update: update(), attempt: 1 }, ..Record::default() };
+        let progress = Progress { phase: Phase::Verifying, bytes: 10, total_bytes: Some(30) };
+        let report = report(Slot::A, &record, Some(progress));
+        assert_eq!(report["firmware"]["progress"], json!({"bytes": 10, "totalBytes": 30, "percent": 33}));
+        assert_eq!(report["firmware"]["fwUpdateStatus"], "verifying");
+        assert_eq!(report["firmware"]["slots"]["b"], json!({"version": null, "state": "writing"}));
+        assert_eq!(report["firmware"]["slots"]["a"], json!({"version": "1.0", "state": "committed"}));
+    }
+
+    #[test]
+    fn a_long_text_is_cut_between_characters() {
+        let text = "ä".repeat(TEXT_BYTES_MAX);
+        assert_eq!(cut(&text).len(), TEXT_BYTES_MAX);
+        assert_eq!(cut(&text[2..]).len(), TEXT_BYTES_MAX);
+        assert_eq!(cut(&format!("x{text}")).len(), TEXT_BYTES_MAX - 1);
+        assert_eq!(cut("short"), "short");
+    }
+}

@@ -1,0 +1,597 @@
+//! The whole update policy: one total function.
+
+use std::cmp::Ordering;
+
+use super::record::{Denied, Finished, Outcome, Record, State, Update};
+use super::{Boot, Code, Failure, Image, Moment, Slot, UpdateId, UpdateRequest, version};
+
+/// What the policy may know besides the record and the event.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// This boot.
+    pub boot: Boot,
+    /// The time.
+    pub now: Moment,
+    /// What the configuration allows.
+    pub policy: Policy,
+    /// What the boot loader's variables say.
+    pub environment: Environment,
+    /// Whether the hub session is up.
+    pub online: bool,
+}
+
+/// What the configuration allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// An image needs a check value or a signature.
+    pub check_required: bool,
+    /// There are keys to verify a signature with.
+    pub has_keys: bool,
+    /// A version that is not newer is taken.
+    pub allow_downgrade: bool,
+}
+
+/// What the boot loader's variables say about the running slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Environment {
+    /// It is the committed one.
+    Committed,
+    /// It is on trial, or another is armed.
+    Uncommitted,
+    /// They cannot be read, or contradict the running system; one sentence.
+    Unusable(String),
+}
+
+/// Who asks for an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A direct method.
+    Method,
+    /// A desired property: stands until it changes, and is read at every connect.
+    Desired,
+    /// The device's own command line.
+    Local,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Always the first event of a process.
+    Started,
+    /// The wall clock has become right.
+    ClockSet,
+    /// Somebody wants this update.
+    Requested(UpdateRequest, Origin),
+    /// Somebody wants an update stopped: this one, or whichever runs.
+    CancelRequested(Option<UpdateId>),
+    /// An operator at the device says that the trial is good.
+    CommitRequested,
+    /// An operator at the device wants the old system back.
+    RollBackRequested,
+    /// The install has got further than any attempt before.
+    Progressed(UpdateId),
+    /// The whole image was fetched.
+    Downloaded(UpdateId),
+    /// The install is over.
+    Installed(UpdateId, Result<Image, Failure>),
+    /// The transaction that arms the target is over.
+    Activated(UpdateId, Result<(), Failure>),
+    /// The health checks are over.
+    HealthChecked(UpdateId, Result<(), Failure>),
+    /// The transaction that commits is over.
+    Committed(UpdateId, Result<(), Failure>),
+    /// The transaction that rolls back is over.
+    RolledBack(UpdateId, Result<(), Failure>),
+}
+
+/// What a request is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Response {
+    /// The update was taken up; the record says so on disk.
+    Started(UpdateId),
+    /// The same request again, while it runs: not an error, the caller retried.
+    AlreadyRunning(UpdateId),
+    /// The same request again, after it succeeded.
+    AlreadyCompleted(UpdateId),
+    /// The update was stopped.
+    Cancelled(UpdateId),
+    /// The trial is being committed.
+    Committing(UpdateId),
+    /// The trial, or the last update, is being given up.
+    RollingBack(UpdateId),
+    /// Not taken.
+    Refused(Failure, Option<UpdateId>),
+}
+
+/// What the shell does next, in this order, once the record is durable.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Answer whoever asked.
+    Respond(Response),
+    /// Level-triggered: make the twin show the present state.
+    Report,
+    /// Mark the target unbootable, stream, sync, read back, compare.
+    Install(Update),
+    /// Stop the install; its late answer does not matter.
+    AbortInstall,
+    /// One environment transaction: target first, trial counter armed.
+    Activate(Update),
+    /// Ask for the reboot, and go on asking.
+    Reboot,
+    /// Check the health of the trial.
+    CheckHealth(Update),
+    /// One environment transaction: the target first, no trial.
+    Commit(Update),
+    /// One environment transaction: `to` first, no trial, the other unbootable.
+    RollBack {
+        /// The update that is given up.
+        id: UpdateId,
+        /// The slot that was known good.
+        to: Slot,
+        /// The last try failed: pause before this one.
+        again: bool,
+    },
+    /// A boot of the committed slot: refill its attempts where the scheme spends them on every boot.
+    ConfirmBoot,
+}
+
+/// The answer of [`step`].
+#[must_use = "make the record durable, then run the effects"]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The next record.
+    pub record: Record,
+    /// What to do.
+    pub effects: Vec<Effect>,
+}
+
+/// Interrupted attempts without headway: a daemon that dies of an image must stop trying it, and a
+/// gateway that is switched off every evening must get through.
+pub const INSTALL_ATTEMPTS_MAX: u8 = 10;
+
+/// Boots that a roll back asks for, if the boot loader keeps coming up elsewhere.
+pub const ROLL_BACK_REBOOTS_MAX: u8 = 5;
+
+/// Images remembered as rolled back: more than a fleet releases between two visits.
+const DENIED_MAX: usize = 16;
+
+/// The whole update policy. Total: every pair of state and event has an answer.
+pub fn step(context: &Context, mut record: Record, event: Event) -> Step {
+    record.times.resolve(context.now);
+    match event {
+        Event::Started => started(context, record),
+        Event::ClockSet => Step { record, effects: vec![Effect::Report] },
+        Event::Requested(request, origin) => requested(context, record, request, origin),
+        Event::CancelRequested(id) => cancel_requested(context, record, id),
+        Event::CommitRequested => commit_requested(record),
+        Event::RollBackRequested => roll_back_requested(context, record),
+        Event::Progressed(id) => progressed(record, &id),
+        Event::Downloaded(id) => downloaded(context, record, &id),
+        Event::Installed(id, result) => installed(context, record, &id, result),
+        Event::Activated(id, result) => activated(context, record, &id, result),
+        Event::HealthChecked(id, result) => health_checked(record, &id, result),
+        Event::Committed(id, result) => committed(context, record, &id, result),
+        Event::RolledBack(id, result) => rolled_back(context, record, &id, result),
+    }
+}
+
+/// A process begins: which boot is this, and what was it about?
+fn started(context: &Context, record: Record) -> Step {
+    let boot = context.boot;
+    match record.state.clone() {
+        State::Idle { .. } => unchanged(record, [Effect::Report, Effect::ConfirmBoot]),
+
+        State::Installing { update, .. } if boot.slot == update.target => {
+            let message = format!("slot {} runs, which was being written", update.target);
+            finish(context, record, update, Outcome::Failed(Failure::new(Code::SlotUnusable, message)))
+        }
+        State::Installing { update, attempt } if attempt >= INSTALL_ATTEMPTS_MAX => {
+            let message = format!("interrupted {attempt} times without headway");
+            finish(context, record, update, Outcome::Failed(Failure::new(Code::AttemptsExhausted, message)))
+        }
+        State::Installing { update, attempt } => {
+            let effects = [Effect::Report, Effect::Install(update.clone())];
+            to_state(record, State::Installing { update, attempt: attempt.saturating_add(1) }, effects)
+        }
+
+        // Activated, and power was lost before that was recorded.
+        State::Installed { update, image } if boot.slot == update.target => {
+            begin_trial(record, update, image)
+        }
+        State::Installed { update, .. } => unchanged(record, [Effect::Report, Effect::Activate(update)]),
+
+        State::Rebooting { armed_in, .. } if armed_in == boot.id => {
+            unchanged(record, [Effect::Report, Effect::Reboot])
+        }
+        State::Rebooting { update, image, .. } | State::Trial { update, image } => {
+            if boot.slot == update.target {
+                begin_trial(record, update, image)
+            } else {
+                // The boot loader fell back. Make that permanent before saying so.
+                let message = format!("slot {} did not come up; the boot loader fell back", update.target);
+                begin_roll_back(
+                    record,
+                    update,
+                    Some(image),
+                    boot.slot,
+                    Failure::new(Code::BootFailed, message),
+                )
+            }
+        }
+
+        State::RollingBack { update, to, .. } => {
+            let roll_back = Effect::RollBack { id: update.request.id, to, again: false };
+            unchanged(record, [Effect::Report, roll_back])
+        }
+    }
+}
+
+fn requested(context: &Context, record: Record, request: UpdateRequest, origin: Origin) -> Step {
+    let id = request.id.clone();
+    if origin == Origin::Desired && record.desired.as_ref() == Some(&id) {
+        return unchanged(record, []);
+    }
+    let State::Idle { last } = &record.state else {
+        return requested_while_busy(record, request, origin);
+    };
+    let succeeded = matches!(last.as_deref(), Some(Finished { update, outcome: Outcome::Succeeded })
+        if update.request.id == id && update.target == context.boot.slot);
+    if succeeded && !request.force {
+        return note_desired(record, &id, origin, [Effect::Respond(Response::AlreadyCompleted(id.clone()))]);
+    }
+    let running_version = record.versions.get(context.boot.slot);
+    if origin == Origin::Desired && request.version.is_some() && request.version.as_deref() == running_version
+    {
+        // Flashed at the factory, or updated by hand: what is desired is what runs.
+        return note_desired(record, &id, origin, [Effect::Report]);
+    }
+    match (refusal(context, &record, &request), origin) {
+        (None, _) => accept(context, record, request, origin),
+        (Some(failure), Origin::Method | Origin::Local) => {
+            unchanged(record, [Effect::Respond(Response::Refused(failure, None))])
+        }
+        // Nobody waits for an answer to a desired property: the twin must tell.
+        (Some(failure), Origin::Desired) => {
+            let mut record = record;
+            record.desired = Some(id);
+            record.times.accepted = Some(context.now);
+            let update = Update { request, target: context.boot.slot.other(), online_before: context.online };
+            finish(context, record, update, Outcome::Failed(failure))
+        }
+    }
+}
+
+/// A desired request that meets a running update is fed again when that is over.
+fn requested_while_busy(record: Record, request: UpdateRequest, origin: Origin) -> Step {
+    let running = record.state.update_id().cloned();
+    if running.as_ref() == Some(&request.id) {
+        let effects = [Effect::Respond(Response::AlreadyRunning(request.id.clone()))];
+        return note_desired(record, &request.id, origin, effects);
+    }
+    let name = running.as_ref().map_or("", UpdateId::as_str);
+    let failure = Failure::new(Code::Busy, format!("update `{name}` is running: wait for it, or cancel it"));
+    unchanged(record, [Effect::Respond(Response::Refused(failure, running))])
+}
+
+fn accept(context: &Context, mut record: Record, request: UpdateRequest, origin: Origin) -> Step {
+    let target = context.boot.slot.other();
+    if origin == Origin::Desired {
+        record.desired = Some(request.id.clone());
+    }
+    record.versions.set(target, None);
+    record.fallback = record.fallback.filter(|slot| *slot != target);
+    record.times.accepted = Some(context.now);
+    (record.times.downloaded, record.times.applying, record.times.finished) = (None, None, None);
+    let response = Response::Started(request.id.clone());
+    let update = Update { request, target, online_before: context.online };
+    let effects = [Effect::Respond(response), Effect::Report, Effect::Install(update.clone())];
+    to_state(record, State::Installing { update, attempt: 1 }, effects)
+}
+
+/// Why this device does not take this request now, if it does not.
+fn refusal(context: &Context, record: &Record, request: &UpdateRequest) -> Option<Failure> {
+    let Context { boot, policy, environment, .. } = context;
+    match environment {
+        Environment::Committed => {}
+        Environment::Uncommitted => {
+            let message = format!(
+                "slot {} is not committed: wait for its trial to end, or `twinboot commit` at the device",
+                boot.slot
+            );
+            return Some(Failure::new(Code::Uncommitted, message));
+        }
+        Environment::Unusable(why) => return Some(Failure::new(Code::EnvironmentUnusable, why.clone())),
+    }
+    let verifiable = request.check_value.is_some() || policy.has_keys;
+    let plain_http = request.uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"));
+    if !verifiable && (policy.check_required || plain_http) {
+        let message = "nothing to verify the image by: give `fwPackageCheckValue`, or sign it";
+        return Some(Failure::new(Code::Unverifiable, message));
+    }
+    if request.force {
+        return None;
+    }
+    if let Some(denied) = request.check_value.and_then(|digest| denial(record, &digest.0)) {
+        return Some(denied);
+    }
+    let (wanted, running) = (request.version.as_deref()?, record.versions.get(boot.slot)?);
+    let newer = version::compare(wanted, running) == Ordering::Greater;
+    (!newer && !policy.allow_downgrade).then(|| {
+        let message = format!("version {wanted} is not newer than {running}, which runs");
+        Failure::new(Code::VersionNotNewer, message)
+    })
+}
+
+fn denial(record: &Record, source_digest: &[u8; 32]) -> Option<Failure> {
+    let denied = record.denied.iter().find(|denied| denied.source_digest.0 == *source_digest)?;
+    let message = format!("this image was rolled back on this device: {}", denied.failure);
+    Some(Failure::new(Code::RolledBackBefore, message))
+}
+
+fn cancel_requested(context: &Context, record: Record, id: Option<UpdateId>) -> Step {
+    match record.state.clone() {
+        State::Installing { update, .. } if id.is_none() || id.as_ref() == Some(&update.request.id) => {
+            let response = Response::Cancelled(update.request.id.clone());
+            let failure = Failure::new(Code::Cancelled, "cancelled by an operator");
+            let mut step = finish(context, record, update, Outcome::Failed(failure));
+            step.effects.splice(0..0, [Effect::AbortInstall, Effect::Respond(response)]);
+            step
+        }
+        state @ (State::Idle { .. }
+        | State::Installing { .. }
+        | State::Installed { .. }
+        | State::Rebooting { .. }
+        | State::Trial { .. }
+        | State::RollingBack { .. }) => {
+            let message = match state.update_id() {
+                None => "no update is running".to_owned(),
+                Some(running) if id.is_some() && id.as_ref() != Some(running) => {
+                    format!("the running update is `{running}`")
+                }
+                Some(running) => format!("update `{running}` is past its download: use `twinboot rollback`"),
+            };
+            let failure = Failure::new(Code::NothingToCancel, message);
+            unchanged(record, [Effect::Respond(Response::Refused(failure, state.update_id().cloned()))])
+        }
+    }
+}
+
+fn commit_requested(record: Record) -> Step {
+    if let State::Trial { update, .. } = record.state.clone() {
+        let response = Response::Committing(update.request.id.clone());
+        return unchanged(record, [Effect::Respond(response), Effect::Commit(update)]);
+    }
+    let failure = Failure::new(Code::NothingToCommit, "no trial is running");
+    let running = record.state.update_id().cloned();
+    unchanged(record, [Effect::Respond(Response::Refused(failure, running))])
+}
+
+fn roll_back_requested(context: &Context, record: Record) -> Step {
+    let failure = Failure::new(Code::OperatorRollBack, "rolled back by an operator at the device");
+    let (update, image, to) = match record.state.clone() {
+        State::Trial { update, image } => {
+            let to = update.target.other();
+            (update, Some(image), to)
+        }
+        State::Idle { last: Some(last) }
+            if record.fallback == Some(context.boot.slot.other())
+                && context.environment == Environment::Committed =>
+        {
+            (last.update, None, context.boot.slot.other())
+        }
+        state @ (State::Idle { .. }
+        | State::Installing { .. }
+        | State::Installed { .. }
+        | State::Rebooting { .. }
+        | State::RollingBack { .. }) => {
+            let message = format!("slot {} holds no system to go back to", context.boot.slot.other());
+            let failure = Failure::new(Code::NothingToRollBack, message);
+            let response = Response::Refused(failure, state.update_id().cloned());
+            return unchanged(record, [Effect::Respond(response)]);
+        }
+    };
+    let response = Response::RollingBack(update.request.id.clone());
+    let mut step = begin_roll_back(record, update, image, to, failure);
+    step.effects.insert(0, Effect::Respond(response));
+    step
+}
+
+fn progressed(record: Record, id: &UpdateId) -> Step {
+    match record.state.clone() {
+        State::Installing { update, attempt } if update.request.id == *id && attempt > 1 => {
+            to_state(record, State::Installing { update, attempt: 1 }, [])
+        }
+        State::Idle { .. }
+        | State::Installing { .. }
+        | State::Installed { .. }
+        | State::Rebooting { .. }
+        | State::Trial { .. }
+        | State::RollingBack { .. } => unchanged(record, []),
+    }
+}
+
+fn downloaded(context: &Context, mut record: Record, id: &UpdateId) -> Step {
+    if matches!(&record.state, State::Installing { update, .. } if update.request.id == *id) {
+        record.times.downloaded.get_or_insert(context.now);
+    }
+    unchanged(record, [Effect::Report])
+}
+
+// A completion that does not belong to the present state is a late answer of something given up: the
+// state and the id decide, and each state is named, so that a new one does not compile until someone decides.
+
+fn installed(context: &Context, mut record: Record, id: &UpdateId, result: Result<Image, Failure>) -> Step {
+    let update = match record.state.clone() {
+        State::Installing { update, .. } if update.request.id == *id => update,
+        State::Idle { .. }
+        | State::Installing { .. }
+        | State::Installed { .. }
+        | State::Rebooting { .. }
+        | State::Trial { .. }
+        | State::RollingBack { .. } => return unchanged(record, []),
+    };
+    let image = match result {
+        Ok(image) => image,
+        Err(failure) => return finish(context, record, update, Outcome::Failed(failure)),
+    };
+    // An image that is known by its signature alone shows its digest only now.
+    if let Some(failure) = denial(&record, &image.source_digest.0).filter(|_| !update.request.force) {
+        return finish(context, record, update, Outcome::Failed(failure));
+    }
+    record.versions.set(update.target, update.request.version.clone());
+    record.times.downloaded.get_or_insert(context.now);
+    record.times.applying = Some(context.now);
+    let effects = [Effect::Report, Effect::Activate(update.clone())];
+    to_state(record, State::Installed { update, image }, effects)
+}
+
+fn activated(context: &Context, record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
+    match record.state.clone() {
+        State::Installed { update, image } if update.request.id == *id => match result {
+            Ok(()) => {
+                let state = State::Rebooting { update, image, armed_in: context.boot.id };
+                to_state(record, state, [Effect::Report, Effect::Reboot])
+            }
+            // The transaction may or may not have landed: undo it for certain.
+            Err(failure) => begin_roll_back(record, update, None, context.boot.slot, failure),
+        },
+        State::Idle { .. }
+        | State::Installing { .. }
+        | State::Installed { .. }
+        | State::Rebooting { .. }
+        | State::Trial { .. }
+        | State::RollingBack { .. } => unchanged(record, []),
+    }
+}
+
+fn health_checked(record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
+    match record.state.clone() {
+        State::Trial { update, image } if update.request.id == *id => match result {
+            Ok(()) => unchanged(record, [Effect::Commit(update)]),
+            Err(failure) => {
+                let to = update.target.other();
+                begin_roll_back(record, update, Some(image), to, failure)
+            }
+        },
+        State::Idle { .. }
+        | State::Installing { .. }
+        | State::Installed { .. }
+        | State::Rebooting { .. }
+        | State::Trial { .. }
+        | State::RollingBack { .. } => unchanged(record, []),
+    }
+}
+
+fn committed(context: &Context, mut record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
+    match record.state.clone() {
+        State::Trial { update, image } if update.request.id == *id => match result {
+            Ok(()) => {
+                record.fallback = Some(update.target.other());
+                record.times.succeeded = Some(context.now);
+                finish(context, record, update, Outcome::Succeeded)
+            }
+            Err(failure) => {
+                let to = update.target.other();
+                begin_roll_back(record, update, Some(image), to, failure)
+            }
+        },
+        State::Idle { .. }
+        | State::Installing { .. }
+        | State::Installed { .. }
+        | State::Rebooting { .. }
+        | State::Trial { .. }
+        | State::RollingBack { .. } => unchanged(record, []),
+    }
+}
+
+fn rolled_back(context: &Context, record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
+    let boot = context.boot;
+    match record.state.clone() {
+        State::RollingBack { update, image, to, failure, asked_in, reboots } if update.request.id == *id => {
+            match result {
+                Ok(()) if boot.slot == to => finish_roll_back(context, record, update, image, failure),
+                Ok(()) if asked_in != Some(boot.id) && reboots >= ROLL_BACK_REBOOTS_MAX => {
+                    let message = format!("the boot loader does not go back to slot {to}; after: {failure}");
+                    let failure = Failure::new(Code::EnvironmentUnusable, message);
+                    finish(context, record, update, Outcome::Failed(failure))
+                }
+                Ok(()) => {
+                    let reboots = if asked_in == Some(boot.id) { reboots } else { reboots.saturating_add(1) };
+                    let asked_in = Some(boot.id);
+                    let state = State::RollingBack { update, image, to, failure, asked_in, reboots };
+                    to_state(record, state, [Effect::Report, Effect::Reboot])
+                }
+                // On the trial slot, the boot loader's own counter can still do what we cannot.
+                Err(_) if boot.slot != to => unchanged(record, [Effect::Report, Effect::Reboot]),
+                // On the good slot, a reboot mends nothing: stay, and try again.
+                Err(_) => {
+                    let roll_back = Effect::RollBack { id: update.request.id, to, again: true };
+                    unchanged(record, [Effect::Report, roll_back])
+                }
+            }
+        }
+        State::Idle { .. }
+        | State::Installing { .. }
+        | State::Installed { .. }
+        | State::Rebooting { .. }
+        | State::Trial { .. }
+        | State::RollingBack { .. } => unchanged(record, []),
+    }
+}
+
+fn begin_trial(record: Record, update: Update, image: Image) -> Step {
+    let effects = [Effect::Report, Effect::CheckHealth(update.clone())];
+    to_state(record, State::Trial { update, image }, effects)
+}
+
+fn begin_roll_back(record: Record, update: Update, image: Option<Image>, to: Slot, failure: Failure) -> Step {
+    let roll_back = Effect::RollBack { id: update.request.id.clone(), to, again: false };
+    let state = State::RollingBack { update, image, to, failure, asked_in: None, reboots: 0 };
+    to_state(record, state, [Effect::Report, roll_back])
+}
+
+fn finish_roll_back(
+    context: &Context,
+    mut record: Record,
+    update: Update,
+    image: Option<Image>,
+    failure: Failure,
+) -> Step {
+    record.fallback = None;
+    if failure.code == Code::ActivateFailed {
+        return finish(context, record, update, Outcome::Failed(failure));
+    }
+    if let Some(image) = image {
+        record.denied.retain(|denied| denied.source_digest != image.source_digest);
+        record.denied.push(Denied { source_digest: image.source_digest, failure: failure.clone() });
+        let surplus = record.denied.len().saturating_sub(DENIED_MAX);
+        record.denied.drain(..surplus);
+    }
+    finish(context, record, update, Outcome::RolledBack(failure))
+}
+
+fn finish(context: &Context, mut record: Record, update: Update, outcome: Outcome) -> Step {
+    record.times.finished = Some(context.now);
+    to_state(record, State::Idle { last: Some(Box::new(Finished { update, outcome })) }, [Effect::Report])
+}
+
+fn to_state(mut record: Record, state: State, effects: impl Into<Vec<Effect>>) -> Step {
+    record.state = state;
+    Step { record, effects: effects.into() }
+}
+
+fn unchanged(record: Record, effects: impl Into<Vec<Effect>>) -> Step {
+    Step { record, effects: effects.into() }
+}
+
+fn note_desired<const N: usize>(
+    mut record: Record,
+    id: &UpdateId,
+    origin: Origin,
+    effects: [Effect; N],
+) -> Step {
+    if origin == Origin::Desired {
+        record.desired = Some(id.clone());
+    }
+    unchanged(record, effects)
+}

@@ -1,0 +1,412 @@
+//! Exhaustive search of daemon, state file, slots, environment and boot loader, with a crash or a power
+//! cut allowed between any two instructions of the shell, writes that fail, and writes that land although
+//! the call failed.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use twinboot::update::step::{INSTALL_ATTEMPTS_MAX, ROLL_BACK_REBOOTS_MAX};
+use twinboot::update::{
+    Boot, BootId, Code, Context, Effect, Environment, Event, Failure, Image, Moment, Origin, Outcome, Policy,
+    Record, Sha256Digest, Slot, State, UpdateId, UpdateRequest, step,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Content {
+    Old,
+    Partial,
+    New,
+}
+
+/// What the image does when it runs; chosen once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Nature {
+    boots: bool,
+    healthy: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct World {
+    // Durable.
+    disk: Record,
+    content: [Content; 2],
+    first: Slot,
+    bootable: [bool; 2],
+    trial: bool,
+    tries_left: u8,
+    // Ghosts: has the boot loader spent a try since the last activation? What may still happen?
+    tried: bool,
+    requests_left: u8,
+    operator_acts_left: u8,
+    faults_left: u8,
+    // Volatile.
+    slot: Slot,
+    todo: Vec<Effect>,
+    nature: Nature,
+}
+
+const TRIES: u8 = 2;
+const NOW: BootId = BootId(1);
+const BEFORE: BootId = BootId(0);
+
+fn ix(slot: Slot) -> usize {
+    slot as usize
+}
+
+fn request(name: &str) -> UpdateRequest {
+    UpdateRequest {
+        id: name.parse().unwrap(),
+        uri: format!("https://host.example/{name}.img"),
+        check_value: Some(digest()),
+        version: None,
+        size_bytes: None,
+        force: false,
+    }
+}
+
+fn digest() -> Sha256Digest {
+    Sha256Digest([7; 32])
+}
+
+fn image() -> Image {
+    Image { source_digest: digest(), image_digest: digest(), size_bytes: 1 }
+}
+
+fn failure(code: Code) -> Result<(), Failure> {
+    Err(Failure::new(code, "m"))
+}
+
+impl World {
+    fn new(nature: Nature) -> Self {
+        let mut world = Self {
+            disk: Record::default(),
+            content: [Content::Old, Content::Old],
+            first: Slot::A,
+            bootable: [true, true],
+            trial: false,
+            tries_left: 0,
+            tried: false,
+            requests_left: 2,
+            operator_acts_left: 1,
+            faults_left: 2,
+            slot: Slot::A,
+            todo: vec![],
+            nature,
+        };
+        world.feed(Event::Started);
+        world
+    }
+
+    fn context(&self) -> Context {
+        Context {
+            boot: Boot { id: NOW, slot: self.slot },
+            now: Moment { boot: NOW, uptime_secs: 0, unix_secs: None },
+            policy: Policy { check_required: true, has_keys: false, allow_downgrade: false },
+            environment: if self.trial { Environment::Uncommitted } else { Environment::Committed },
+            online: true,
+        }
+    }
+
+    /// The shell: step, make durable, queue the effects.
+    fn feed(&mut self, event: Event) {
+        let step = step(&self.context(), self.disk.clone(), event);
+        self.disk = step.record; // Atomic: a crash is before or after.
+        self.todo.extend(step.effects);
+    }
+
+    fn restart_daemon(&self) -> Self {
+        let mut world = self.clone();
+        world.todo.clear();
+        world.feed(Event::Started);
+        world
+    }
+
+    /// Resets the board and lets the boot loader choose, as the usual U-Boot script does.
+    fn power_cycle(&self) -> Self {
+        let mut world = self.clone();
+        world.todo.clear();
+        match &mut world.disk.state {
+            State::Rebooting { armed_in, .. } => *armed_in = BEFORE,
+            State::RollingBack { asked_in, .. } if asked_in.is_some() => *asked_in = Some(BEFORE),
+            _ => {}
+        }
+        loop {
+            let choice = if world.trial && world.tries_left > 0 {
+                world.tries_left -= 1;
+                world.tried = true;
+                world.first
+            } else if world.trial {
+                world.first.other()
+            } else {
+                world.first
+            };
+            assert!(world.bootable[ix(choice)], "booted a slot marked unbootable: {world:?}");
+            assert_ne!(world.content[ix(choice)], Content::Partial, "booted a partial image: {world:?}");
+            if world.content[ix(choice)] == Content::Old || world.nature.boots {
+                world.slot = choice;
+                break;
+            }
+            assert!(world.trial, "committed to a slot that does not boot: {world:?}");
+        }
+        world.feed(Event::Started);
+        world
+    }
+
+    fn with(&self, event: Event) -> Self {
+        let mut world = self.clone();
+        world.feed(event);
+        world
+    }
+
+    /// Everything that others may do at any moment.
+    fn from_outside(&self) -> Vec<Self> {
+        let mut out = vec![self.restart_daemon(), self.power_cycle()];
+        if self.requests_left > 0 {
+            for name in ["one", "two"] {
+                for origin in [Origin::Method, Origin::Desired] {
+                    let mut world = self.with(Event::Requested(request(name), origin));
+                    world.requests_left -= 1;
+                    out.push(world);
+                }
+            }
+        }
+        if self.operator_acts_left > 0 {
+            for event in [Event::CancelRequested(None), Event::CommitRequested, Event::RollBackRequested] {
+                let mut world = self.with(event);
+                world.operator_acts_left -= 1;
+                out.push(world);
+            }
+            // A late answer of something that was given up long ago.
+            let late: UpdateId = "one".parse().unwrap();
+            if self.disk.state.update_id() != Some(&late) {
+                for event in [
+                    Event::Installed(late.clone(), Ok(image())),
+                    Event::Activated(late.clone(), Ok(())),
+                    Event::HealthChecked(late.clone(), Ok(())),
+                    Event::Committed(late.clone(), Ok(())),
+                    Event::RolledBack(late, Ok(())),
+                ] {
+                    let mut world = self.with(event);
+                    world.operator_acts_left -= 1;
+                    assert_eq!(world.disk, self.disk, "a late answer changed the record");
+                    out.push(world);
+                }
+            }
+        }
+        out
+    }
+
+    fn write(&mut self, first: Slot, trial: bool) {
+        (self.first, self.trial) = (first, trial);
+        self.tries_left = if trial { TRIES } else { 0 };
+    }
+
+    /// A failed call: nothing landed, or it landed and the call lied.
+    fn failing(&self, landed: &Self, event: &Event, out: &mut Vec<Self>) {
+        if self.faults_left > 0 {
+            for world in [self, landed] {
+                let mut world = world.with(event.clone());
+                world.faults_left -= 1;
+                out.push(world);
+            }
+        }
+    }
+
+    /// A transaction: cut after it, or fail, or succeed.
+    fn transaction(&self, landed: Self, failed: &Event, done: Event, out: &mut Vec<Self>) {
+        self.failing(&landed, failed, out);
+        out.push(landed.restart_daemon());
+        out.push(landed.power_cycle());
+        out.push(landed.with(done));
+    }
+
+    /// Every way the next effect can go, the crash cases included.
+    fn next(&self) -> Vec<Self> {
+        let mut out = self.from_outside();
+        let Some((effect, rest)) = self.todo.split_first() else { return out };
+        let mut world = self.clone();
+        world.todo = rest.to_vec();
+        match effect.clone() {
+            Effect::Respond(_) | Effect::Report | Effect::ConfirmBoot | Effect::AbortInstall => {
+                out.push(world)
+            }
+            Effect::Install(update) => {
+                let id = update.request.id;
+                assert_ne!(update.target, world.slot, "wrote the running slot");
+                assert!(!(world.trial && world.first == update.target), "wrote an armed slot");
+                world.bootable[ix(update.target)] = false;
+                world.content[ix(update.target)] = Content::Partial;
+                out.push(world.restart_daemon()); // Cut in the middle of the stream.
+                out.push(world.power_cycle());
+                if world.todo.contains(&Effect::AbortInstall) {
+                    out.push(world); // The shell drops the answer of what it aborts.
+                    return out;
+                }
+                let mut further = world.with(Event::Progressed(id.clone()));
+                further.todo.insert(0, effect.clone()); // It goes on.
+                out.push(further);
+                let failed = failure(Code::DigestMismatch).map(|()| image());
+                out.push(world.with(Event::Installed(id.clone(), failed)));
+                world.content[ix(update.target)] = Content::New;
+                out.push(world.restart_daemon()); // Cut after the write, before the event.
+                out.push(world.power_cycle());
+                out.push(world.with(Event::Installed(id, Ok(image()))));
+            }
+            Effect::Activate(update) => {
+                let id = update.request.id;
+                assert_eq!(world.content[ix(update.target)], Content::New, "activated an unverified slot");
+                assert_ne!(update.target, world.slot, "armed the running slot");
+                let mut landed = world.clone();
+                landed.tried = false;
+                landed.bootable[ix(update.target)] = true;
+                landed.write(update.target, true);
+                let failed = Event::Activated(id.clone(), failure(Code::ActivateFailed));
+                world.transaction(landed, &failed, Event::Activated(id, Ok(())), &mut out);
+            }
+            Effect::Reboot => out.push(world.power_cycle()),
+            Effect::CheckHealth(update) => {
+                let healthy = world.nature.healthy;
+                let result = if healthy { Ok(()) } else { failure(Code::HealthCheckFailed) };
+                out.push(world.with(Event::HealthChecked(update.request.id, result)));
+            }
+            Effect::Commit(update) => {
+                assert_eq!(update.target, world.slot, "committed a slot that is not running");
+                let id = update.request.id;
+                let mut landed = world.clone();
+                landed.write(update.target, false);
+                let failed = Event::Committed(id.clone(), failure(Code::CommitFailed));
+                world.transaction(landed, &failed, Event::Committed(id, Ok(())), &mut out);
+            }
+            Effect::RollBack { id, to, .. } => {
+                let mut landed = world.clone();
+                landed.write(to, false);
+                landed.bootable[ix(to.other())] = false;
+                let failed = Event::RolledBack(id.clone(), failure(Code::ActivateFailed));
+                world.transaction(landed, &failed, Event::RolledBack(id, Ok(())), &mut out);
+            }
+        }
+        out
+    }
+
+    fn quiet(&self) -> bool {
+        matches!(self.disk.state, State::Idle { .. }) && self.todo.is_empty()
+    }
+
+    fn check(&self) {
+        match &self.disk.state {
+            State::Installing { attempt, .. } => {
+                assert!(*attempt <= INSTALL_ATTEMPTS_MAX, "attempts have no bound");
+            }
+            State::RollingBack { reboots, .. } => {
+                assert!(*reboots <= ROLL_BACK_REBOOTS_MAX, "reboots have no bound");
+            }
+            State::Idle { last: Some(last) } => self.check_outcome(&last.outcome),
+            State::Idle { last: None }
+            | State::Installed { .. }
+            | State::Rebooting { .. }
+            | State::Trial { .. } => {}
+        }
+    }
+
+    fn check_outcome(&self, outcome: &Outcome) {
+        assert!(!self.trial, "said {outcome:?} with a trial still armed: {self:?}");
+        assert_eq!(self.first, self.slot, "said {outcome:?}, but the next boot changes slots: {self:?}");
+        match outcome {
+            Outcome::Succeeded => {
+                assert_eq!(self.content[ix(self.slot)], Content::New);
+                assert_eq!(self.disk.fallback, Some(self.slot.other()));
+            }
+            Outcome::Failed(_) => {}
+            Outcome::RolledBack(failure) => {
+                if failure.code == Code::BootFailed {
+                    assert!(self.tried, "blamed the boot of a slot that was never tried: {self:?}");
+                }
+            }
+        }
+    }
+}
+
+/// From `world`, with no more faults, does the device come to rest?
+fn settles(mut world: World) -> bool {
+    for _ in 0..64 {
+        if world.quiet() {
+            return true;
+        }
+        if world.todo.is_empty() {
+            return false;
+        }
+        let effect = world.todo.remove(0);
+        match effect {
+            Effect::Respond(_) | Effect::Report | Effect::ConfirmBoot | Effect::AbortInstall => {}
+            Effect::Install(update) => {
+                world.bootable[ix(update.target)] = false;
+                world.content[ix(update.target)] = Content::New;
+                world.feed(Event::Installed(update.request.id, Ok(image())));
+            }
+            Effect::Activate(update) => {
+                world.bootable[ix(update.target)] = true;
+                world.write(update.target, true);
+                world.feed(Event::Activated(update.request.id, Ok(())));
+            }
+            Effect::Reboot => world = world.power_cycle(),
+            Effect::CheckHealth(update) => {
+                let healthy = world.nature.healthy;
+                let result = if healthy { Ok(()) } else { failure(Code::HealthCheckFailed) };
+                world.feed(Event::HealthChecked(update.request.id, result));
+            }
+            Effect::Commit(update) => {
+                world.write(update.target, false);
+                world.feed(Event::Committed(update.request.id, Ok(())));
+            }
+            Effect::RollBack { id, to, .. } => {
+                world.write(to, false);
+                world.bootable[ix(to.other())] = false;
+                world.feed(Event::RolledBack(id, Ok(())));
+            }
+        }
+    }
+    false
+}
+
+#[test]
+fn no_crash_breaks_an_invariant_and_every_state_settles() {
+    let mut seen = HashSet::new();
+    let mut queue = VecDeque::new();
+    for boots in [true, false] {
+        for healthy in [true, false] {
+            queue.push_back(World::new(Nature { boots, healthy }));
+        }
+    }
+    let mut outcomes: HashMap<String, usize> = HashMap::new();
+    while let Some(world) = queue.pop_front() {
+        if seen.contains(&world) {
+            continue;
+        }
+        world.check();
+        assert!(settles(world.clone()), "stuck: {world:?}");
+        if let State::Idle { last: Some(last) } = &world.disk.state {
+            let name = match &last.outcome {
+                Outcome::Succeeded => "succeeded".to_owned(),
+                Outcome::Failed(failure) => format!("failed {}", failure.code),
+                Outcome::RolledBack(failure) => format!("rolled back {}", failure.code),
+            };
+            *outcomes.entry(name).or_default() += 1;
+        }
+        queue.extend(world.next().into_iter().filter(|next| !seen.contains(next)));
+        seen.insert(world);
+        assert!(seen.len() < 5_000_000, "the state space is not finite");
+    }
+    eprintln!("{} worlds, outcomes {outcomes:#?}", seen.len());
+    for outcome in [
+        "succeeded",
+        "failed AttemptsExhausted",
+        "failed Cancelled",
+        "failed RolledBackBefore",
+        "failed ActivateFailed",
+        "rolled back BootFailed",
+        "rolled back HealthCheckFailed",
+        "rolled back CommitFailed",
+        "rolled back OperatorRollBack",
+    ] {
+        assert!(outcomes.contains_key(outcome), "the search never saw: {outcome}");
+    }
+}
