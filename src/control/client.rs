@@ -25,7 +25,7 @@ const LINE_LIMIT_BYTES: u64 = 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody can be reached at the socket.
-    #[error("cannot reach the daemon at {}: {}", path.display(), hint(source))]
+    #[error("cannot reach the daemon at {}", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -33,37 +33,44 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The connection broke.
-    #[error("lost the connection to the daemon; see `journalctl -u twinboot`")]
+    #[error("lost the connection to the daemon")]
     Lost {
         /// Why.
         source: io::Error,
     },
     /// The daemon closed the connection, as it does when it stops.
-    #[error("the daemon closed the connection; see `journalctl -u twinboot`")]
+    #[error("the daemon closed the connection")]
     Closed,
     /// The daemon lives, but does not answer.
-    #[error("the daemon gave no answer in {} s; see `journalctl -u twinboot`", ANSWER_LIMIT.as_secs())]
+    #[error("the daemon gave no answer in {} s", ANSWER_LIMIT.as_secs())]
     TimedOut,
     /// Not what this client understands.
-    #[error("the daemon's answer is not understood; is it of the same version as this program?")]
+    #[error("the daemon's answer is not understood")]
     NotUnderstood {
         /// Why.
         source: serde_json::Error,
     },
     /// An answer to another question.
-    #[error("the daemon's answer does not fit; is it of the same version as this program?")]
+    #[error("the daemon's answer does not fit the question")]
     Unexpected,
     /// The daemon does not serve this connection.
     #[error("the daemon turned this program away: {}", .0.message)]
     Refused(Failure),
 }
 
-fn hint(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::NotFound => "there is no such socket; is it running? `systemctl status twinboot`",
-        io::ErrorKind::ConnectionRefused => "it is not running; `systemctl status twinboot` says why",
-        io::ErrorKind::PermissionDenied => "permission denied; run as root, or join the group twinboot",
-        _ => "it does not accept connections; `systemctl status twinboot` says more",
+impl ClientError {
+    /// What a person can do about it.
+    #[must_use]
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "run as root, or join the group twinboot"
+            }
+            Self::Connect { .. } => "is it running? `systemctl status twinboot`",
+            Self::Lost { .. } | Self::Closed | Self::TimedOut => "see `journalctl -u twinboot`",
+            Self::NotUnderstood { .. } | Self::Unexpected => "is it of the same version as this program?",
+            Self::Refused(_) => "",
+        }
     }
 }
 
