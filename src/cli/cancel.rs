@@ -10,9 +10,10 @@ use crate::update::UpdateId;
 
 /// Cancel the running update
 ///
-/// Possible until the new slot is handed to the boot loader; afterwards `twinboot rollback` does it. The
-/// running system is not touched.
+/// Possible until the new slot is handed to the boot loader; afterwards
+/// `twinboot rollback` does it. The running system is not touched.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct Cancel {
     /// Cancel this update alone; without it, whichever runs
     #[arg(value_name = "UPDATE_ID")]

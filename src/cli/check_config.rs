@@ -10,9 +10,11 @@ use crate::config::{Config, Credentials, DEFAULT_PATH, Effective, Hub};
 
 /// Check the configuration, and show what is in force
 ///
-/// Prints every key with its value and where that was written, as one TOML file; or every fault of every
-/// file, each with file, line and what to write instead. Secrets are not shown.
+/// Prints every key with its value and where that was written, as one TOML
+/// file; or every fault of every file, each with file, line and what to write
+/// instead. Secrets are not shown.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct CheckConfig {
     /// Configuration; drop-ins are read from config.d beside it
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]

@@ -9,8 +9,10 @@ use crate::control::Command;
 
 /// Keep the running trial, whatever the health checks would say
 ///
-/// The daemon commits by itself once all checks have passed: this is for a person who knows better.
+/// The daemon commits by itself once all checks have passed: this is for a
+/// person who knows better.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct Commit {
     #[command(flatten)]
     socket: Socket,

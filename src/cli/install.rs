@@ -37,11 +37,12 @@ Examples:
 
 /// Install an image from a file or an address
 ///
-/// Writes it to the slot that does not run, and reboots into it; the image may be compressed with zstd, gzip
-/// or xz. Follows the update until its end, or until the device goes down for the reboot: afterwards
-/// `twinboot status` tells whether the new system was kept.
+/// Writes it to the slot that does not run, and reboots into it; the image may
+/// be compressed with zstd, gzip or xz. Follows the update until its end, or
+/// until the device goes down for the reboot: afterwards `twinboot status`
+/// tells whether the new system was kept.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, after_long_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, after_long_help = EXAMPLES, verbatim_doc_comment)]
 pub(super) struct Install {
     /// File on this device, or an https://, http:// or file:// address
     #[arg(value_name = "FILE|URL")]

@@ -40,10 +40,11 @@ Examples:
 
 /// Firmware updates for this device, directed by Azure IoT Hub or from here.
 ///
-/// An update is written to the slot that does not run, the boot loader tries it, and it stays only if the
-/// device is healthy with it. The daemon `twinboot run` does the work; the other commands talk to it.
+/// An update is written to the slot that does not run, the boot loader tries
+/// it, and it stays only if the device is healthy with it. The daemon
+/// `twinboot run` does the work; the other commands talk to it.
 #[derive(Debug, Parser)]
-#[command(name = "twinboot", version, after_help = EXIT_CODES, after_long_help = EXIT_CODES)]
+#[command(name = "twinboot", version, after_help = EXIT_CODES, after_long_help = EXIT_CODES, verbatim_doc_comment)]
 struct Cli {
     #[command(subcommand)]
     command: Subcommands,

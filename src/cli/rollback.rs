@@ -9,8 +9,10 @@ use crate::control::Command;
 
 /// Go back to the other slot; reboots the device
 ///
-/// Ends a trial, or undoes the last update as long as its predecessor is still in the other slot.
+/// Ends a trial, or undoes the last update as long as its predecessor is still
+/// in the other slot.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct Rollback {
     #[command(flatten)]
     socket: Socket,

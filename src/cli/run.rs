@@ -18,9 +18,11 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 
 /// Run the daemon
 ///
-/// systemd starts it as twinboot.service. It connects to the hub named in the configuration, or stays offline
-/// without one, and serves the control socket for the other commands.
+/// systemd starts it as twinboot.service. It connects to the hub named in the
+/// configuration, or stays offline without one, and serves the control socket
+/// for the other commands.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct Run {
     /// Configuration; drop-ins are read from config.d beside it
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]

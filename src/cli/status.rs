@@ -13,9 +13,11 @@ use crate::update::Slot;
 
 /// Show what the device does, and how the last update ended
 ///
-/// With --watch the view stays, and follows every change until Ctrl-C. With --json it is the daemon's own
-/// answer, one object: `reported` holds the reported properties of the device twin.
+/// With --watch the view stays, and follows every change until Ctrl-C. With
+/// --json it is the daemon's own answer, one object: `reported` holds the
+/// reported properties of the device twin.
 #[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
 pub(super) struct StatusCommand {
     /// Print JSON; with --watch one line at each change
     #[arg(long)]
