@@ -1,1 +1,7 @@
-fn main() {}
+//! The device binary: everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    twinboot::cli::main()
+}

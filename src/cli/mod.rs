@@ -1,1 +1,214 @@
-//! cli/mod
+//! The command line: one file per subcommand. All but `run` and `check-config` talk to the running daemon.
+
+mod cancel;
+mod check_config;
+mod commit;
+mod install;
+mod logging;
+mod paint;
+mod progress;
+mod rollback;
+mod run;
+mod slots;
+mod status;
+mod view;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::agent::AgentError;
+use crate::config::{DEFAULT_CONTROL_SOCKET, Faults};
+use crate::control::{Answer, Client, ClientError, Command};
+use crate::update::{Code, Failure, UpdateId};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done; for `install` also: installed, and the device reboots into it
+  1  refused, or failed
+  2  the command line or the configuration is not right
+  3  the daemon cannot be reached
+  4  the update failed; the running system is untouched
+  5  the update was rolled back; the device runs the old system again
+
+Examples:
+  twinboot status                       what the device does, and how the last update ended
+  twinboot install rootfs.ext4.zst      update from a file on this device
+  twinboot check-config                 every fault of the configuration, before a restart";
+
+/// Firmware updates for this device, directed by Azure IoT Hub or from here.
+///
+/// An update is written to the slot that does not run, the boot loader tries
+/// it, and it stays only if the device is healthy with it. The daemon
+/// `twinboot run` does the work; the other commands talk to it.
+#[derive(Debug, Parser)]
+#[command(name = "twinboot", version, after_help = EXIT_CODES, after_long_help = EXIT_CODES, verbatim_doc_comment)]
+struct Cli {
+    #[command(subcommand)]
+    command: Subcommands,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    Run(run::Run),
+    Status(status::StatusCommand),
+    Slots(slots::Slots),
+    Install(install::Install),
+    Cancel(cancel::Cancel),
+    Commit(commit::Commit),
+    Rollback(rollback::Rollback),
+    CheckConfig(check_config::CheckConfig),
+}
+
+/// How a command ended, as a script sees it. [`EXIT_CODES`] says the same to people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    Unreachable = 3,
+    UpdateFailed = 4,
+    RolledBack = 5,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command did not do what it should.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error("{0}")]
+    Config(Faults),
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error("cannot {what}: {}", failure.message)]
+    Refused { what: &'static str, failure: Failure },
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot start logging")]
+    Logging(#[source] tracing_subscriber::util::TryInitError),
+    #[error("cannot start")]
+    Runtime(#[source] io::Error),
+    #[error("the agent stopped")]
+    Agent(#[source] AgentError),
+    #[error("cannot write the output")]
+    Output(#[from] io::Error),
+}
+
+impl CliError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_) | Self::Usage(_) => Exit::Usage,
+            Self::Client(_) => Exit::Unreachable,
+            // `twinboot status --watch | head` has seen enough.
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
+            Self::Refused { .. }
+            | Self::Read { .. }
+            | Self::Logging(_)
+            | Self::Runtime(_)
+            | Self::Agent(_)
+            | Self::Output(_) => Exit::Failed,
+        }
+    }
+
+    /// What a person at the device can do about it; may be empty.
+    fn advice(&self) -> &'static str {
+        match self {
+            Self::Client(error) => error.advice(),
+            Self::Refused { failure, .. } => match failure.code {
+                Code::Busy => "wait for it, or stop it: `twinboot cancel`",
+                Code::Uncommitted => "decide about it first: `twinboot commit` or `twinboot rollback`",
+                Code::Unverifiable => "give `--check-value`, or sign the image",
+                Code::VersionNotNewer | Code::RolledBackBefore => "`--force` takes it all the same",
+                _ => "",
+            },
+            _ => "",
+        }
+    }
+
+    /// To stderr: each fault of a configuration on its line, anything else on one.
+    fn report(&self) {
+        if let Self::Config(Faults(faults)) = self {
+            let (count, s) = (faults.len(), if faults.len() == 1 { "" } else { "s" });
+            return eprintln!("{self}\ntwinboot: the configuration has {count} fault{s}");
+        }
+        match self.advice() {
+            "" => eprintln!("twinboot: {}", chain(self)),
+            advice => eprintln!("twinboot: {}; {advice}", chain(self)),
+        }
+    }
+}
+
+/// Where the daemon listens.
+#[derive(Debug, Args)]
+struct Socket {
+    /// Control socket of the daemon
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL_SOCKET)]
+    socket: PathBuf,
+}
+
+impl Socket {
+    fn path(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Asks for something to be done; `what` completes "cannot ...".
+    fn ask(&self, what: &'static str, command: &Command) -> Result<(String, Option<UpdateId>), CliError> {
+        match Client::connect(self.path())?.call(command)? {
+            Answer::Ok { message, update_id } => Ok((message, update_id)),
+            Answer::Refused(failure) => Err(CliError::Refused { what, failure }),
+            Answer::Status(_) => Err(ClientError::Unexpected.into()),
+        }
+    }
+}
+
+/// Parses the arguments, does what they say, and tells what went wrong on one line.
+#[must_use]
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Subcommands::Run(command) => command.run(),
+        Subcommands::Status(command) => command.run(),
+        Subcommands::Slots(command) => command.run(),
+        Subcommands::Install(command) => command.run(),
+        Subcommands::Cancel(command) => command.run(),
+        Subcommands::Commit(command) => command.run(),
+        Subcommands::Rollback(command) => command.run(),
+        Subcommands::CheckConfig(command) => command.run(),
+    };
+    let exit = done.unwrap_or_else(|error| {
+        let exit = error.exit();
+        if exit != Exit::Done {
+            error.report();
+        }
+        exit
+    });
+    exit.into()
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| {
+        let cause = cause.to_string();
+        // Libraries' messages may have taken their cause in already.
+        if line.ends_with(&cause) { line } else { format!("{line}: {cause}") }
+    })
+}
+
+/// The few settings that come from the environment by convention: systemd's, and `NO_COLOR`.
+#[expect(clippy::disallowed_methods, reason = "these are the interfaces of systemd and of terminals")]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// systemd's directory of secrets for this service.
+fn credentials_directory() -> Option<PathBuf> {
+    environment("CREDENTIALS_DIRECTORY").map(PathBuf::from)
+}

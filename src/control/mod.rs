@@ -1,4 +1,10 @@
 //! The Unix socket of the local command line: its protocol, its server, and its client.
+//!
+//! A client writes a [`Command`] as one line of JSON, the daemon answers with an [`Answer`] on one line; then
+//! the next command may follow. After [`Command::Watch`] the daemon keeps writing, until the client closes.
+
+mod client;
+mod server;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -6,12 +12,20 @@ use tokio::sync::oneshot;
 
 use crate::update::{Failure, UpdateId};
 
+pub use client::{Client, ClientError, Watch};
+pub use server::{BindError, bind, serve};
+
+/// The group whose members may use the socket; `systemd/twinboot.sysusers` makes it.
+pub const GROUP: &str = "twinboot";
+
 /// What the local command line asks of the daemon; one JSON object on one line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "camelCase", deny_unknown_fields)]
 pub enum Command {
     /// The present [`Status`].
     Status,
+    /// The present [`Status`], and again at each change, until the client closes the connection.
+    Watch,
     /// The same as a `firmwareUpdate` call; `payload` has the method's keys.
     #[serde(rename_all = "camelCase")]
     Install {
@@ -33,9 +47,12 @@ pub enum Command {
 }
 
 /// A command that waits for its answer.
+///
+/// What the command changed is on the status channel before the answer is sent: a client that watches the
+/// status after the answer must not take the outcome of an earlier update for that of its own.
 #[derive(Debug)]
 pub struct Call {
-    /// What is asked.
+    /// What is asked; never [`Command::Status`] or [`Command::Watch`], which the server answers itself.
     pub command: Command,
     /// Dropping it closes the connection without an answer.
     pub reply: oneshot::Sender<Answer>,
@@ -45,7 +62,7 @@ pub struct Call {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "camelCase")]
 pub enum Answer {
-    /// To [`Command::Status`].
+    /// To [`Command::Status`] and [`Command::Watch`].
     Status(Box<Status>),
     /// Done, or begun; one sentence.
     #[serde(rename_all = "camelCase")]
@@ -76,3 +93,6 @@ pub struct Status {
     /// Device of each slot, by name.
     pub slot_devices: Map<String, Value>,
 }
+
+#[cfg(test)]
+mod tests;

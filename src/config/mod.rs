@@ -1,17 +1,55 @@
 //! The configuration: as written in TOML files, merged, and valid.
+//!
+//! `config.toml`, then the drop-ins `config.d/*.toml` beside it in name order; a later value wins over an
+//! earlier one, key by key. Every fault of every file comes out of one reading.
 
-use std::path::PathBuf;
+mod fault;
+mod files;
+mod keys;
+mod secret_file;
+mod section;
+
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::boot::scheme::Scheme;
 use crate::redact::Secret;
 use crate::update::Slot;
 
+pub use fault::{Fault, Faults, Place};
+pub use section::Effective;
+
+/// Where the configuration is unless the command line says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/twinboot/config.toml";
+
+/// Where the daemon listens unless the configuration says otherwise.
+pub const DEFAULT_CONTROL_SOCKET: &str = "/run/twinboot/control.sock";
+
+/// A valid configuration, and how it came about.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What the daemon runs by.
+    pub config: Config,
+    /// Every key with the value in force and its origin. Holds no secret: those are in files of their own.
+    pub effective: Vec<Effective>,
+}
+
+impl Config {
+    /// Reads `main` and its drop-ins. `credentials` is systemd's `$CREDENTIALS_DIRECTORY`: its
+    /// `connection-string` is taken where the files name no identity.
+    ///
+    /// # Errors
+    /// All faults of all files, those of the secret files named in them included.
+    pub fn load(main: &Path, credentials: Option<&Path>) -> Result<Loaded, Faults> {
+        keys::read(main, credentials)
+    }
+}
+
 /// A configuration in which every value is present and makes sense.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How the hub is reached.
-    pub hub: Hub,
+    /// How the hub is reached; `None`: a device without a cloud, updated by its own command line.
+    pub hub: Option<Hub>,
     /// `state.directory`: survives updates, so on neither slot.
     pub state_directory: PathBuf,
     /// The block device (or regular file) of each slot.
@@ -145,3 +183,6 @@ pub struct System {
     /// The release file that names the running version (`IMAGE_VERSION`).
     pub os_release: PathBuf,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,39 @@
+# The boot script for boot.scheme = "bootcount", a reference to adapt to the board:
+#
+#   mkimage -T script -C none -n twinboot -d boot.cmd boot.scr
+#
+# U-Boot is built with CONFIG_BOOTCOUNT_LIMIT and CONFIG_BOOTCOUNT_ENV, with a redundant environment
+# (CONFIG_ENV_REDUNDANT, older: CONFIG_SYS_REDUNDAND_ENVIRONMENT), and with the command `part`.
+# Its stored environment has the variables of twinboot.env.
+#
+# What happens in a trial: twinboot writes boot_slot=b upgrade_available=1 bootcount=0 in one transaction. While
+# upgrade_available is 1, U-Boot counts each boot in bootcount, and saves it. A boot above bootlimit runs
+# altbootcmd instead of bootcmd: back to the other slot, for good. twinboot commits with upgrade_available=0
+# bootcount=0. The script itself writes nothing: the environment is saved only by the counter and by altbootcmd.
+
+# The medium with both slots, and how the kernel is to be found in them.
+test -n "${twinboot_mmc}" || setenv twinboot_mmc 0
+test -n "${twinboot_kernel}" || setenv twinboot_kernel /boot/Image
+
+# An environment that lost the variable still boots.
+test "${boot_slot}" = "b" || setenv boot_slot a
+
+part number mmc ${twinboot_mmc} rootfs_${boot_slot} twinboot_part
+part uuid mmc ${twinboot_mmc}:${twinboot_part} twinboot_uuid
+
+# twinboot.slot= tells the daemon which slot runs. panic= turns a kernel that cannot go on into the next boot.
+# The watchdog (CONFIG_WATCHDOG_AUTOSTART here, RuntimeWatchdogSec= in systemd) does so for one that hangs.
+setenv bootargs "${twinboot_bootargs} root=PARTUUID=${twinboot_uuid} rootwait ro panic=5 twinboot.slot=${boot_slot}"
+
+echo "twinboot: slot ${boot_slot}, trial ${upgrade_available}, boot ${bootcount} of ${bootlimit}"
+
+# Unsigned kernel and the device tree that U-Boot runs with; with a FIT image: `bootm`.
+if load mmc ${twinboot_mmc}:${twinboot_part} ${kernel_addr_r} ${twinboot_kernel}; then
+    booti ${kernel_addr_r} - ${fdtcontroladdr}
+fi
+
+# Only a boot that failed comes here. The reset counts in a trial; without one it tries again, which is all
+# that is left to do.
+echo "twinboot: slot ${boot_slot} does not boot"
+sleep 1
+reset

@@ -1,0 +1,27 @@
+//! `twinboot commit`: keeps the slot that is on trial.
+
+use std::io::{self, Write as _};
+
+use clap::Args;
+
+use super::{CliError, Exit, Socket};
+use crate::control::Command;
+
+/// Keep the running trial, whatever the health checks would say
+///
+/// The daemon commits by itself once all checks have passed: this is for a
+/// person who knows better.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Commit {
+    #[command(flatten)]
+    socket: Socket,
+}
+
+impl Commit {
+    pub(super) fn run(self) -> Result<Exit, CliError> {
+        let (message, _) = self.socket.ask("commit", &Command::Commit)?;
+        writeln!(io::stdout(), "{message}")?;
+        Ok(Exit::Done)
+    }
+}

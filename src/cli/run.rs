@@ -1,0 +1,63 @@
+//! `twinboot run`: the daemon.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{Level, info};
+
+use super::{CliError, Exit, credentials_directory, logging};
+use crate::agent;
+use crate::config::{Config, DEFAULT_PATH};
+
+/// A write to a slow slot may still run on a thread of its own. Whatever it leaves, the next start reads and
+/// compares: it is not worth more of the time that systemd gives.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
+
+/// Run the daemon
+///
+/// systemd starts it as twinboot.service. It connects to the hub named in the
+/// configuration, or stays offline without one, and serves the control socket
+/// for the other commands.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Run {
+    /// Configuration; drop-ins are read from config.d beside it
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    /// Log every step
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+impl Run {
+    pub(super) fn run(self) -> Result<Exit, CliError> {
+        let credentials = credentials_directory();
+        let loaded = Config::load(&self.config, credentials.as_deref()).map_err(CliError::Config)?;
+        logging::init(if self.verbose { Level::DEBUG } else { Level::INFO }).map_err(CliError::Logging)?;
+        info!("twinboot {} starts with {}", env!("CARGO_PKG_VERSION"), self.config.display());
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+        let ended = runtime.block_on(until_stopped(loaded.config));
+        runtime.shutdown_timeout(SHUTDOWN_LIMIT);
+        ended
+    }
+}
+
+/// The agent, until it ends or the service manager ends it. It may be dropped at any await: it acts only on
+/// what is on disk, so a stop is no worse than a power cut.
+async fn until_stopped(config: Config) -> Result<Exit, CliError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
+    let stopped = tokio::select! {
+        ended = agent::run(config) => return ended.map(|()| Exit::Done).map_err(CliError::Agent),
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    };
+    info!("stopping on {stopped}");
+    // Without a service manager nobody listens.
+    let _ = sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+    Ok(Exit::Done)
+}

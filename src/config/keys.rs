@@ -1,0 +1,400 @@
+//! Every key there is: its default, its range, and what must agree with what. `config/config.toml` shows
+//! the same to people.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::fault::{Faults, Place};
+use super::files::{self, SECTIONS, Section, Value, Written};
+use super::secret_file;
+use super::section::{self, Findings, SectionReader, Wrong, boolean, duration, list, number, path, text};
+use super::{
+    Boot, Config, Credentials, DEFAULT_CONTROL_SOCKET, Health, Hub, HubCheck, Install, Loaded, Slots, System,
+};
+use crate::boot::scheme::Scheme;
+use crate::hub::auth::ConnectionString;
+
+/// Below it, a time limit is a typing mistake.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// IoT Hub closes after 1.5 times the keep-alive, and never later than 1767 s.
+const KEEP_ALIVE_MOST: Duration = Duration::from_secs(1177);
+
+/// A trial that takes longer than a day to judge is not being judged.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A server that was away for a month will be found by the next request.
+const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// U-Boot's counters and RAUC's are read as one hexadecimal digit by some scripts.
+const ATTEMPTS_MOST: u8 = 15;
+
+/// The name under which systemd hands the connection string over.
+const CREDENTIAL: &str = "connection-string";
+
+/// Reads all files, and judges all that they say.
+pub(super) fn read(main: &Path, credentials: Option<&Path>) -> Result<Loaded, Faults> {
+    let mut written = files::read(main);
+    let mut findings = Findings::default();
+    let unparsed = !written.faults.is_empty();
+    let config = config(&mut written, main, credentials, &mut findings);
+    for (name, section) in written.sections {
+        if !SECTIONS.contains(&name.as_str()) {
+            let place = section.place.unwrap_or_else(|| Place::whole(0, main));
+            findings.unknown_section(&name, place);
+        }
+    }
+    let (mut faults, effective) = findings.into_faults();
+    // What is missing may stand in the file, or behind the mistake, that could not be read.
+    faults.retain(|fault| !(unparsed && fault.problem == section::MISSING));
+    faults.extend(written.faults);
+    faults.sort();
+    match config {
+        Some(config) if faults.is_empty() => Ok(Loaded { config, effective }),
+        _ => Err(Faults(faults)),
+    }
+}
+
+/// `None` only where a fault was recorded.
+fn config(
+    written: &mut Written,
+    main: &Path,
+    credentials: Option<&Path>,
+    findings: &mut Findings,
+) -> Option<Config> {
+    let mut of = |name: &str| written.sections.remove(name);
+    let hub = hub(of("hub"), main, credentials, findings);
+    let state_directory = state(of("state"), main, findings);
+    let (scheme, boot) = boot(of("boot"), main, findings);
+    let install = install(of("install"), main, findings);
+    let health = health(of("health"), main, findings);
+    let system = system(of("system"), main, findings);
+    let (slots, partitions) = slots(written, main, scheme, findings);
+    let scheme = match (scheme?, partitions) {
+        (SchemeName::Bootcount, _) => Scheme::Bootcount,
+        (SchemeName::Rauc, _) => Scheme::Rauc,
+        (SchemeName::Mender, partitions) => {
+            let (part_a, part_b) = partitions?;
+            Scheme::Mender { part_a, part_b }
+        }
+    };
+    Some(Config {
+        hub: hub?,
+        state_directory: state_directory?,
+        slots: slots?,
+        boot: boot?.with(scheme),
+        install: install?,
+        health: health?,
+        system: system?,
+    })
+}
+
+/// The outer `None`: a fault was recorded; the inner: no hub.
+#[expect(clippy::option_option, reason = "the two absences are different, and live for one call")]
+fn hub(
+    section: Option<Section>,
+    main: &Path,
+    credentials: Option<&Path>,
+    findings: &mut Findings,
+) -> Option<Option<Hub>> {
+    let handed_over = credentials.map(|directory| directory.join(CREDENTIAL)).filter(|file| file.exists());
+    if section.is_none() && handed_over.is_none() {
+        return Some(None);
+    }
+    let mut hub = SectionReader::new("hub".to_owned(), section, main, findings);
+    hub.refuse("dps", "enrolment by DPS is not there yet", "use `connection_string_file`, or a certificate");
+    let identity = identity(&mut hub, handed_over);
+    let gateway_host_name = hub.optional("gateway_host_name", host_name);
+    let ca_file = hub.file("ca_file", secret_file::check_public);
+    let port = hub.or("port", "8883", number(1..=u16::MAX));
+    let keep_alive = hub.or("keep_alive", "\"230s\"", duration(SECOND..=KEEP_ALIVE_MOST));
+    hub.finish();
+    let identity = identity?;
+    Some(Some(Hub {
+        host_name: identity.host_name,
+        gateway_host_name: gateway_host_name.or(identity.gateway_host_name),
+        device_id: identity.device_id,
+        credentials: identity.credentials,
+        ca_file,
+        port: port?,
+        keep_alive: keep_alive?,
+    }))
+}
+
+/// Who the device is, and how it proves it.
+struct Identity {
+    host_name: String,
+    device_id: String,
+    gateway_host_name: Option<String>,
+    credentials: Credentials,
+}
+
+/// From the connection string, or from the names and the certificate, or from what systemd handed over.
+fn identity(hub: &mut SectionReader<'_>, handed_over: Option<PathBuf>) -> Option<Identity> {
+    let named = ["host_name", "device_id"].into_iter().find(|key| hub.has(key));
+    let by_string = hub.has("connection_string_file");
+    if let (true, Some(key)) = (by_string, named) {
+        hub.refuse(key, "stands beside `connection_string_file`, which has it too", "remove one");
+    }
+    let certified = hub.has("certificate_file") || hub.has("key_file");
+    let string_file = hub.optional("connection_string_file", path);
+    let host = hub.optional("host_name", host_name);
+    let device_id = hub.optional("device_id", device_id);
+    let certificate_file = hub.file("certificate_file", secret_file::check_public);
+    let key_file = hub.file("key_file", secret_file::check);
+    let certificate = Option::zip(certificate_file, key_file)
+        .map(|(certificate_file, key_file)| Credentials::Certificate { certificate_file, key_file });
+
+    if by_string || (named.is_none() && !certified && handed_over.is_some()) {
+        let file = string_file.or(handed_over.filter(|_| !by_string))?;
+        return from_connection_string(hub, &file, certified, certificate);
+    }
+    if hub.has("dps") {
+        return None;
+    }
+    if named.is_none() && !certified {
+        hub.fault(
+            "connection_string_file",
+            section::MISSING,
+            "write it, or `host_name`, `device_id`, `certificate_file` and `key_file`; \
+             or remove `[hub]` for a device without a cloud",
+        );
+        return None;
+    }
+    for key in ["host_name", "device_id", "certificate_file", "key_file"] {
+        hub.expect(key, "a device with a certificate needs all four of `host_name`, `device_id`, `certificate_file`, `key_file`");
+    }
+    Some(Identity {
+        host_name: host?,
+        device_id: device_id?,
+        gateway_host_name: None,
+        credentials: certificate?,
+    })
+}
+
+fn from_connection_string(
+    hub: &mut SectionReader<'_>,
+    file: &Path,
+    certified: bool,
+    certificate: Option<Credentials>,
+) -> Option<Identity> {
+    const KEY: &str = "connection_string_file";
+    let place = hub.place(KEY);
+    let parsed = secret_file::read(file).and_then(|text| {
+        text.parse::<ConnectionString>().map_err(|error| {
+            section::wrong(
+                format!("{}: {error}", file.display()),
+                "copy it whole from the hub: `az iot hub device-identity connection-string show`",
+            )
+        })
+    });
+    let string = match parsed {
+        Ok(string) => string,
+        Err(Wrong { problem, hint }) => {
+            hub.fault_at(place, KEY, problem, hint);
+            return None;
+        }
+    };
+    let credentials = match (string.shared_access_key, certified) {
+        (Some(key), false) => Credentials::SharedAccessKey(key),
+        (Some(_), true) => {
+            hub.fault_at(place, KEY, "brings a key, and `certificate_file` stands beside it", "remove one");
+            return None;
+        }
+        (None, _) => {
+            for key in ["certificate_file", "key_file"] {
+                hub.expect(key, "the connection string says `x509=true`");
+            }
+            certificate?
+        }
+    };
+    Some(Identity {
+        host_name: string.host_name,
+        device_id: string.device_id,
+        gateway_host_name: string.gateway_host_name,
+        credentials,
+    })
+}
+
+fn state(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<PathBuf> {
+    let mut state = SectionReader::new("state".to_owned(), section, main, findings);
+    let directory = state.or("directory", "\"/var/lib/twinboot\"", path);
+    state.finish();
+    directory
+}
+
+/// `boot.scheme` before the slots' partitions are known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SchemeName {
+    Bootcount,
+    Rauc,
+    Mender,
+}
+
+/// `[boot]` without its scheme.
+struct BootKeys {
+    environment: PathBuf,
+    attempts: u8,
+    lock_files: Vec<PathBuf>,
+}
+
+impl BootKeys {
+    fn with(self, scheme: Scheme) -> Boot {
+        let Self { environment, attempts, lock_files } = self;
+        Boot { scheme, environment, attempts, lock_files }
+    }
+}
+
+fn boot(
+    section: Option<Section>,
+    main: &Path,
+    findings: &mut Findings,
+) -> (Option<SchemeName>, Option<BootKeys>) {
+    let names =
+        [("bootcount", SchemeName::Bootcount), ("rauc", SchemeName::Rauc), ("mender", SchemeName::Mender)];
+    let mut boot = SectionReader::new("boot".to_owned(), section, main, findings);
+    // No default: a wrong guess would write variables that this board's script does not read.
+    let scheme = boot.required(
+        "scheme",
+        "`scheme = \"bootcount\"`, \"rauc\" or \"mender\": the variables that this board's boot script reads",
+        section::one_of(&names),
+    );
+    let environment = boot.or("environment", "\"/etc/fw_env.config\"", path);
+    let attempts = boot.or("attempts", "3", number(1..=ATTEMPTS_MOST));
+    // One path of libubootenv, one of U-Boot's own tools: only both exclude either.
+    let default = r#"["/var/lock/fw_printenv.lock", "/run/fw_printenv.lock"]"#;
+    let lock_files = boot.or("lock_files", default, list(path));
+    boot.finish();
+    let keys = || Some(BootKeys { environment: environment?, attempts: attempts?, lock_files: lock_files? });
+    (scheme, keys())
+}
+
+fn install(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<Install> {
+    let checks = [("required", true), ("optional", false)];
+    let mut install = SectionReader::new("install".to_owned(), section, main, findings);
+    let check_required = install.or("check", "\"required\"", section::one_of(&checks));
+    let keys = install.or("keys", "\"/etc/twinboot/keys\"", path);
+    let ca_file = install.file("ca_file", secret_file::check_public);
+    let retry_limit = install.or("retry_limit", "\"24h\"", duration(SECOND..=MONTH));
+    let allow_downgrade = install.or("allow_downgrade", "false", boolean);
+    install.finish();
+    Some(Install {
+        check_required: check_required?,
+        keys: keys?,
+        ca_file,
+        retry_limit: retry_limit?,
+        allow_downgrade: allow_downgrade?,
+    })
+}
+
+fn health(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<Health> {
+    let checks = [
+        ("always", HubCheck::Always),
+        ("if-online-before", HubCheck::IfOnlineBefore),
+        ("never", HubCheck::Never),
+    ];
+    let mut health = SectionReader::new("health".to_owned(), section, main, findings);
+    let deadline = health.or("deadline", "\"10m\"", duration(SECOND..=DAY));
+    let hub = health.or("hub", "\"if-online-before\"", section::one_of(&checks));
+    let units = health.or("units", "[]", list(text));
+    let scripts = health.or("scripts", "\"/etc/twinboot/health.d\"", path);
+    health.finish();
+    Some(Health { deadline: deadline?, hub: hub?, units: units?, scripts: scripts? })
+}
+
+fn system(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<System> {
+    let socket = format!("\"{DEFAULT_CONTROL_SOCKET}\"");
+    let clock = r#"["timedatectl", "show", "-p", "NTPSynchronized", "--value"]"#;
+    let mut system = SectionReader::new("system".to_owned(), section, main, findings);
+    let reboot_command = system.or("reboot_command", r#"["systemctl", "reboot"]"#, section::command);
+    let clock_check_command = system.or("clock_check_command", clock, section::command);
+    let proc = system.or("proc", "\"/proc\"", path);
+    let control_socket = system.or("control_socket", &socket, path);
+    let os_release = system.or("os_release", "\"/etc/os-release\"", path);
+    system.finish();
+    Some(System {
+        reboot_command: reboot_command?,
+        clock_check_command: clock_check_command?,
+        proc: proc?,
+        control_socket: control_socket?,
+        os_release: os_release?,
+    })
+}
+
+/// The devices of the slots, and their partition numbers where the scheme wants them.
+fn slots(
+    written: &mut Written,
+    main: &Path,
+    scheme: Option<SchemeName>,
+    findings: &mut Findings,
+) -> (Option<Slots>, Option<(u32, u32)>) {
+    let (a, part_a) = slot(written.slots.remove("a"), "a", main, scheme, findings);
+    let (b, part_b) = slot(written.slots.remove("b"), "b", main, scheme, findings);
+    for (name, section) in std::mem::take(&mut written.slots) {
+        let mut slot = SectionReader::new("slot".to_owned(), Some(section), main, findings);
+        let place = slot.place("name");
+        slot.fault_at(place, "name", format!("\"{name}\" is no slot"), "there are \"a\" and \"b\"");
+    }
+    let mut slot = SectionReader::new("slot".to_owned(), None, main, findings);
+    if a.is_some() && a == b {
+        slot.fault("device", "both slots have the same", "each slot is a partition of its own");
+    }
+    if part_a.is_some() && part_a == part_b {
+        slot.fault("partition", "both slots have the same", "each slot is a partition of its own");
+    }
+    let slots = Option::zip(a, b).map(|(a, b)| Slots { a, b });
+    (slots, Option::zip(part_a, part_b))
+}
+
+fn slot(
+    section: Option<Section>,
+    name: &str,
+    main: &Path,
+    scheme: Option<SchemeName>,
+    findings: &mut Findings,
+) -> (Option<PathBuf>, Option<u32>) {
+    let is_there = section.is_some();
+    let mut slot = SectionReader::new(format!("slot \"{name}\""), section, main, findings);
+    if !is_there {
+        let hint = format!("write `[[slot]]`, `name = \"{name}\"` and `device = \"/dev/...\"`");
+        slot.fault("name", section::MISSING, hint);
+        return (None, None);
+    }
+    slot.optional("name", text);
+    let example = format!("the slot's partition, as in `device = \"/dev/disk/by-partlabel/rootfs_{name}\"`");
+    let device = slot.required("device", &example, path);
+    let partition = slot.optional("partition", number(1..=255_u32));
+    match scheme {
+        Some(SchemeName::Mender) => {
+            slot.expect("partition", "write its number: `boot.scheme = \"mender\"` tells slots apart by it");
+        }
+        Some(_) => slot.refuse("partition", "is for `boot.scheme = \"mender\"` alone", "remove it"),
+        None => {}
+    }
+    slot.finish();
+    (device, partition)
+}
+
+/// A host alone, as it stands in a certificate.
+fn host_name(value: &Value) -> Result<String, Wrong> {
+    let name = text(value)?;
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if name.len() <= 253 && name.chars().all(legal) {
+        Ok(name)
+    } else {
+        let hint = "write the name alone, as in \"myhub.azure-devices.net\": no `https://`, no port";
+        Err(section::wrong(format!("{} is no host name", value.to_toml()), hint))
+    }
+}
+
+/// As IoT Hub's registry has it.
+fn device_id(value: &Value) -> Result<String, Wrong> {
+    let id = text(value)?;
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-:.+%_#*?!(),=@$'".contains(c);
+    if id.len() <= 128 && id.chars().all(legal) {
+        Ok(id)
+    } else {
+        let hint = "1 to 128 letters, digits and -:.+%_#*?!(),=@$' as in the hub's registry";
+        Err(section::wrong(format!("{} is no device id", value.to_toml()), hint))
+    }
+}
