@@ -1,1 +1,248 @@
-//! health
+//! What a trial boot must pass before it is committed.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::sync::watch;
+
+use crate::config;
+use crate::system;
+use crate::update::{Code, Failure};
+
+/// Why the trial is not healthy.
+#[derive(Debug, thiserror::Error)]
+pub enum HealthError {
+    /// The directory of scripts cannot be read.
+    #[error("cannot read the health checks in {}", path.display())]
+    ReadScripts {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A script did not start.
+    #[error("cannot run the health check {}", path.display())]
+    StartScript {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A script said no.
+    #[error("health check {name} ended with {status}{said}")]
+    Script {
+        /// Its file name.
+        name: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// Its last words.
+        said: String,
+    },
+    /// systemd could not be asked.
+    #[error("cannot ask systemd for unit {unit}")]
+    AskUnit {
+        /// Which.
+        unit: String,
+        /// Why.
+        source: system::CommandError,
+    },
+    /// A unit failed.
+    #[error("unit {unit} has failed")]
+    UnitFailed {
+        /// Which.
+        unit: String,
+    },
+    /// Time is over.
+    #[error("{check} was not passed within {} s", limit.as_secs())]
+    Late {
+        /// What was waited for.
+        check: String,
+        /// All checks together.
+        limit: Duration,
+    },
+}
+
+impl From<HealthError> for Failure {
+    fn from(error: HealthError) -> Self {
+        let mut message = error.to_string();
+        if let Some(source) = std::error::Error::source(&error) {
+            message = format!("{message}: {source}");
+        }
+        Self::new(Code::HealthCheckFailed, message)
+    }
+}
+
+/// Waits until every check is passed: the hub, then the units, then the scripts in name order.
+///
+/// # Errors
+/// The first check that fails, or is not passed when `config.deadline` ends on the boot-time clock.
+pub async fn check(
+    config: &config::Health,
+    online_before: bool,
+    connected: watch::Receiver<bool>,
+) -> Result<(), HealthError> {
+    let until = system::uptime().saturating_add(config.deadline);
+    let left = || until.saturating_sub(system::uptime());
+    let late = |check: String| HealthError::Late { check, limit: config.deadline };
+    let hub_matters = match config.hub {
+        config::HubCheck::Always => true,
+        config::HubCheck::IfOnlineBefore => online_before,
+        config::HubCheck::Never => false,
+    };
+    if hub_matters {
+        let reached = system::within(left(), reach_hub(connected)).await;
+        reached.ok_or_else(|| late("the connection to the hub".to_owned()))?;
+    }
+    for unit in &config.units {
+        let active = system::within(left(), reach_active(unit)).await;
+        active.ok_or_else(|| late(format!("unit {unit}")))??;
+    }
+    let directory = config.scripts.clone();
+    let listed = tokio::task::spawn_blocking(move || scripts(&directory)).await;
+    for script in listed.map_err(|_| late("the list of health checks".to_owned()))?? {
+        let passed = system::within(left(), run(&script)).await;
+        passed.ok_or_else(|| late(format!("health check {}", name(&script))))??;
+    }
+    Ok(())
+}
+
+async fn reach_hub(mut connected: watch::Receiver<bool>) {
+    if connected.wait_for(|connected| *connected).await.is_err() {
+        // Nobody will ever connect: the deadline decides.
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn reach_active(unit: &str) -> Result<(), HealthError> {
+    /// A unit takes seconds to start, and asking takes milliseconds.
+    const ASK_AGAIN: Duration = Duration::from_secs(2);
+    const LIMIT: Duration = Duration::from_secs(30);
+    let command = ["systemctl", "is-active", "--", unit].map(str::to_owned);
+    loop {
+        let output = system::output(&command, LIMIT)
+            .await
+            .map_err(|source| HealthError::AskUnit { unit: unit.to_owned(), source })?;
+        match String::from_utf8_lossy(&output.stdout).trim() {
+            "active" => return Ok(()),
+            "failed" => return Err(HealthError::UnitFailed { unit: unit.to_owned() }),
+            _ => tokio::time::sleep(ASK_AGAIN).await,
+        }
+    }
+}
+
+/// The executables of a directory, by name. None, if there is no such directory.
+fn scripts(directory: &Path) -> Result<Vec<PathBuf>, HealthError> {
+    let read = |source| HealthError::ReadScripts { path: directory.to_owned(), source };
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(read)?,
+    };
+    let mut scripts = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(read)?.path();
+        let metadata = std::fs::metadata(&path).map_err(read)?;
+        if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 {
+            scripts.push(path);
+        }
+    }
+    scripts.sort();
+    Ok(scripts)
+}
+
+async fn run(script: &Path) -> Result<(), HealthError> {
+    let output = Command::new(script)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|source| HealthError::StartScript { path: script.to_owned(), source })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = last_line(&output.stderr).map(|line| format!(": {line}")).unwrap_or_default();
+    Err(HealthError::Script { name: name(script), status: output.status, said })
+}
+
+fn name(script: &Path) -> String {
+    script.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// As much of the last line as fits into a sentence.
+fn last_line(text: &[u8]) -> Option<String> {
+    const CHARACTERS_MAX: usize = 200;
+    let text = String::from_utf8_lossy(text);
+    let line = text.lines().rfind(|line| !line.trim().is_empty())?;
+    Some(line.trim().chars().take(CHARACTERS_MAX).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Bench {
+        _directory: tempfile::TempDir,
+        config: config::Health,
+        connected: watch::Sender<bool>,
+    }
+
+    fn bench(scripts: &[(&str, &str)]) -> Bench {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, body) in scripts {
+            let path = directory.path().join(name);
+            crate::store::write_durably(&path, format!("#!/bin/sh\n{body}\n").as_bytes()).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        let config = config::Health {
+            deadline: Duration::from_secs(20),
+            hub: config::HubCheck::IfOnlineBefore,
+            units: Vec::new(),
+            scripts: directory.path().to_owned(),
+        };
+        Bench { _directory: directory, config, connected: watch::channel(false).0 }
+    }
+
+    async fn check_offline(bench: &Bench) -> Result<(), HealthError> {
+        check(&bench.config, false, bench.connected.subscribe()).await
+    }
+
+    #[tokio::test]
+    async fn scripts_that_succeed_are_passed() {
+        assert!(check_offline(&bench(&[("10-a", "true"), ("20-b", "exit 0")])).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_first_script_that_fails_is_named_with_its_last_words() {
+        let bench = bench(&[("10-a", "true"), ("20-b", "echo no sensor >&2; exit 3"), ("30-c", "exit 4")]);
+        let failure = Failure::from(check_offline(&bench).await.unwrap_err());
+        assert_eq!(failure.message, "health check 20-b ended with exit status: 3: no sensor");
+    }
+
+    #[tokio::test]
+    async fn a_script_that_hangs_is_ended_by_the_deadline() {
+        let mut bench = bench(&[("10-a", "sleep 1000")]);
+        bench.config.deadline = Duration::from_secs(1);
+        assert!(matches!(check_offline(&bench).await, Err(HealthError::Late { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_device_that_was_online_must_come_online_again() {
+        let mut bench = bench(&[]);
+        bench.config.deadline = Duration::from_secs(1);
+        let offline = check(&bench.config, true, bench.connected.subscribe()).await;
+        assert!(matches!(offline, Err(HealthError::Late { .. })));
+        bench.connected.send_replace(true);
+        assert!(check(&bench.config, true, bench.connected.subscribe()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn no_directory_means_no_scripts() {
+        let mut bench = bench(&[]);
+        bench.config.scripts = "/nonexistent".into();
+        assert!(check_offline(&bench).await.is_ok());
+    }
+}

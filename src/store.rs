@@ -1,1 +1,214 @@
-//! store
+//! The state file.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::update::Record;
+use crate::update::record::{RecordError, SIZE_BYTES_MAX};
+
+/// Why the state could not be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The state directory cannot be made.
+    #[error("cannot make the state directory {}", path.display())]
+    MakeDirectory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The state file is there and cannot be read.
+    #[error("cannot read the state file {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A damaged state file cannot be moved aside.
+    #[error("cannot move the damaged state file {} aside", path.display())]
+    Quarantine {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The record cannot be put into bytes.
+    #[error("cannot encode the state")]
+    Encode(#[source] RecordError),
+    /// The state did not provably reach the disk.
+    #[error("cannot save the state to {}", path.display())]
+    Save {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The thread that saves it ended.
+    #[error("saving the state was interrupted")]
+    Interrupted,
+}
+
+/// The state directory.
+#[derive(Clone, Debug)]
+pub struct StateStore {
+    directory: PathBuf,
+}
+
+/// What was found at start.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The state; at rest, where there was none or a damaged one.
+    pub record: Record,
+    /// Why the file that was there is not believed; it was moved to `state.damaged`.
+    pub damage: Option<RecordError>,
+}
+
+impl StateStore {
+    /// Makes the directory if it is missing. Blocks.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        fs::create_dir_all(directory)
+            .map_err(|source| StoreError::MakeDirectory { path: directory.to_owned(), source })?;
+        Ok(Self { directory: directory.to_owned() })
+    }
+
+    /// Where an interrupted install is remembered.
+    #[must_use]
+    pub fn checkpoint(&self) -> PathBuf {
+        self.directory.join("checkpoint")
+    }
+
+    fn file(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    /// Reads the state; a damaged file is moved aside. To be at rest is then safe: an armed or running
+    /// trial that nobody commits is undone by the boot loader. Blocks.
+    ///
+    /// # Errors
+    /// When the file is there and cannot be read, or is damaged and cannot be moved.
+    pub fn load(&self) -> Result<Loaded, StoreError> {
+        let path = self.file();
+        let read = |source| StoreError::Read { path: path.clone(), source };
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Loaded { record: Record::default(), damage: None });
+            }
+            opened => opened.map_err(read)?,
+        };
+        let mut bytes = Vec::new();
+        // One byte more than allowed: a file that is too long then fails its length check.
+        let limit = u64::try_from(SIZE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
+        file.take(limit).read_to_end(&mut bytes).map_err(read)?;
+        match Record::decode(&bytes) {
+            Ok(record) => Ok(Loaded { record, damage: None }),
+            Err(damage) => {
+                let quarantine = |source| StoreError::Quarantine { path: path.clone(), source };
+                fs::rename(&path, self.directory.join("state.damaged")).map_err(quarantine)?;
+                sync_directory(&self.directory).map_err(quarantine)?;
+                Ok(Loaded { record: Record::default(), damage: Some(damage) })
+            }
+        }
+    }
+
+    /// On success the state is on disk, whatever happens next. Blocks.
+    ///
+    /// # Errors
+    /// When that is not certain.
+    pub fn save(&self, record: &Record) -> Result<(), StoreError> {
+        let bytes = record.encode().map_err(StoreError::Encode)?;
+        let path = self.file();
+        write_durably(&path, &bytes).map_err(|source| StoreError::Save { path, source })
+    }
+}
+
+/// Replaces a file so that after a power cut it has the old content or the new, and after success the new.
+/// Only its owner may read it. Blocks.
+///
+/// # Errors
+/// When the new content did not provably reach the disk.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let temporary = path.with_extension("new");
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    sync_directory(directory)
+}
+
+/// Makes renames in a directory durable. Blocks.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, StateStore) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = StateStore::open(&directory.path().join("state")).unwrap();
+        (directory, store)
+    }
+
+    fn record() -> Record {
+        Record { desired: Some("fw-1".parse().unwrap()), ..Record::default() }
+    }
+
+    #[test]
+    fn a_new_device_is_at_rest() {
+        let (_directory, store) = store();
+        let loaded = store.load().unwrap();
+        assert_eq!(loaded.record, Record::default());
+        assert!(loaded.damage.is_none());
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded_and_is_nobody_elses_to_read() {
+        let (_directory, store) = store();
+        store.save(&Record::default()).unwrap();
+        store.save(&record()).unwrap();
+        assert_eq!(store.load().unwrap().record, record());
+        assert_eq!(fs::metadata(store.file()).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_damaged_file_is_moved_aside_and_kept() {
+        let (_directory, store) = store();
+        store.save(&record()).unwrap();
+        let mut bytes = fs::read(store.file()).unwrap();
+        let last = bytes.len() - 3;
+        bytes[last] ^= 1;
+        write_durably(&store.file(), &bytes).unwrap();
+        assert!(matches!(store.load().unwrap().damage, Some(RecordError::Checksum { .. })));
+        assert_eq!(fs::read(store.directory.join("state.damaged")).unwrap(), bytes);
+        assert!(store.load().unwrap().damage.is_none());
+    }
+
+    #[test]
+    fn an_endless_file_is_not_read_to_its_end() {
+        let (_directory, store) = store();
+        let file = File::create(store.file()).unwrap();
+        file.set_len(1 << 40).unwrap();
+        assert!(store.load().unwrap().damage.is_some());
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_saved_is_an_error_and_leaves_the_old_one() {
+        let (_directory, store) = store();
+        store.save(&record()).unwrap();
+        // A directory in the way of the temporary file: true for root as well.
+        fs::create_dir(store.file().with_extension("new")).unwrap();
+        assert!(matches!(store.save(&Record::default()), Err(StoreError::Save { .. })));
+        assert_eq!(store.load().unwrap().record, record());
+    }
+}

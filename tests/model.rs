@@ -103,6 +103,7 @@ impl World {
             policy: Policy { check_required: true, has_keys: false, allow_downgrade: false },
             environment: if self.trial { Environment::Uncommitted } else { Environment::Committed },
             online: true,
+            running_version: None,
         }
     }
 

@@ -53,8 +53,8 @@ pub struct Facts<'a> {
     pub running_version: Option<&'a str>,
     /// When this process began to stand by.
     pub started: Moment,
-    /// A desired property that is not understood.
-    pub desired_fault: Option<&'a Failure>,
+    /// What an operator has to mend: a desired property that is not understood, a state that was lost.
+    pub fault: Option<&'a Failure>,
 }
 
 /// IoT Hub takes no longer text in a twin.
@@ -143,8 +143,8 @@ pub fn update_status(facts: &Facts<'_>) -> (&'static str, String) {
 }
 
 fn idle_status(facts: &Facts<'_>) -> (&'static str, String) {
-    match (facts.desired_fault, facts.environment) {
-        (Some(fault), _) => ("error", format!("Desired firmware is not understood: {}", fault.message)),
+    match (facts.fault, facts.environment) {
+        (Some(fault), _) => ("error", fault.message.clone()),
         (None, Environment::Committed) => ("current", "Standing by".to_owned()),
         (None, Environment::Uncommitted) => {
             ("current", format!("Slot {} is not committed; no update is taken", facts.boot.slot))
@@ -154,7 +154,7 @@ fn idle_status(facts: &Facts<'_>) -> (&'static str, String) {
 }
 
 fn finished_status(facts: &Facts<'_>, last: &Finished) -> (&'static str, String) {
-    if facts.desired_fault.is_some() || *facts.environment != Environment::Committed {
+    if facts.fault.is_some() || *facts.environment != Environment::Committed {
         return idle_status(facts);
     }
     match &last.outcome {
@@ -183,7 +183,7 @@ fn update_id(state: &State) -> Option<&str> {
 
 fn failure<'a>(facts: &'a Facts<'_>) -> Option<&'a Failure> {
     match &facts.record.state {
-        State::Idle { last } => facts.desired_fault.or_else(|| match &last.as_ref()?.outcome {
+        State::Idle { last } => facts.fault.or_else(|| match &last.as_ref()?.outcome {
             Outcome::Succeeded => None,
             Outcome::Failed(failure) | Outcome::RolledBack(failure) => Some(failure),
         }),
@@ -265,7 +265,7 @@ mod tests {
             environment: &Environment::Committed,
             running_version: Some("1.0"),
             started: at(None),
-            desired_fault: None,
+            fault: None,
         })
     }
 

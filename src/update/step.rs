@@ -18,6 +18,14 @@ pub struct Context {
     pub environment: Environment,
     /// Whether the hub session is up.
     pub online: bool,
+    /// The version of the running system by its own word; an update's word counts more.
+    pub running_version: Option<String>,
+}
+
+impl Context {
+    fn running_version<'a>(&'a self, record: &'a Record) -> Option<&'a str> {
+        record.versions.get(self.boot.slot).or(self.running_version.as_deref())
+    }
 }
 
 /// What the configuration allows.
@@ -239,7 +247,7 @@ fn requested(context: &Context, record: Record, request: UpdateRequest, origin: 
     if succeeded && !request.force {
         return note_desired(record, &id, origin, [Effect::Respond(Response::AlreadyCompleted(id.clone()))]);
     }
-    let running_version = record.versions.get(context.boot.slot);
+    let running_version = context.running_version(&record);
     if origin == Origin::Desired && request.version.is_some() && request.version.as_deref() == running_version
     {
         // Flashed at the factory, or updated by hand: what is desired is what runs.
@@ -314,7 +322,7 @@ fn refusal(context: &Context, record: &Record, request: &UpdateRequest) -> Optio
     if let Some(denied) = request.check_value.and_then(|digest| denial(record, &digest.0)) {
         return Some(denied);
     }
-    let (wanted, running) = (request.version.as_deref()?, record.versions.get(boot.slot)?);
+    let (wanted, running) = (request.version.as_deref()?, context.running_version(record)?);
     let newer = version::compare(wanted, running) == Ordering::Greater;
     (!newer && !policy.allow_downgrade).then(|| {
         let message = format!("version {wanted} is not newer than {running}, which runs");
