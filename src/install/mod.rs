@@ -1,6 +1,38 @@
 //! From an address to a verified slot.
+//!
+//! ```text
+//! fetch (async) --chunks--> unpack (thread) --blocks--> write (thread)
+//!  Range, retries            SHA-256, decode             compare, write, sync, read back
+//! ```
+//!
+//! Every arrow is a bounded channel and every buffer is used again, so memory does not grow with the image.
 
-use crate::update::{Failure, Image, Sha256Digest};
+pub mod checkpoint;
+pub mod decode;
+pub mod fetch;
+pub mod slot;
+pub mod unpack;
+pub mod verify;
+pub mod write;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc as blocking};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use self::checkpoint::Key;
+use self::decode::DecodeError;
+use self::fetch::{FetchError, Source};
+use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
+use self::unpack::Start;
+use self::verify::{Check, Rule, SIGNATURE_LIMIT_BYTES, VerifyError};
+use self::write::WriteError;
+use crate::redact::display_url;
+use crate::update::{Code, Failure, Image, Sha256Digest};
 
 /// What is to be installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,3 +74,392 @@ pub enum Phase {
 
 /// An install ends with the image in the slot, read back, or with the reason.
 pub type Outcome = Result<Image, Failure>;
+
+/// How often a file may change under our hands before it is given up.
+const CHANGES: u32 = 3;
+
+/// Chunks between network and decoder. Each has up to some 400 KiB, which is what the HTTP client reads at
+/// once: enough to keep both sides busy, and little beside the memory limit.
+const CHUNKS: usize = 3;
+
+/// Blocks between decoder and writer: one is filled, one written, and two wait.
+const BLOCKS: usize = 4;
+
+/// Limits in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a source that gives no byte is asked again; counts on the boot-time clock.
+    pub retry: Duration,
+    /// How long a connection may be silent before it is taken for dead.
+    pub stall: Duration,
+    /// Upper end of the first pause before a retry; each further one doubles it.
+    pub first_pause: Duration,
+    /// Upper end of any pause.
+    pub longest_pause: Duration,
+    /// Least time between two checkpoints: each costs a sync and a file.
+    pub checkpoint: Duration,
+}
+
+impl Limits {
+    /// The usual limits, with this one for unreachable servers.
+    #[must_use]
+    pub fn new(retry: Duration) -> Self {
+        Self {
+            retry,
+            // Longer than a mobile network's hand-over, shorter than a NAT forgets us.
+            stall: Duration::from_secs(45),
+            first_pause: Duration::from_secs(1),
+            longest_pause: Duration::from_secs(120),
+            checkpoint: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Everything that one install needs to know.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// What.
+    pub spec: ImageSpec,
+    /// Where to: a block device, or a regular file of fixed length.
+    pub target: PathBuf,
+    /// The device of the slot that this system runs from; never written.
+    pub running: Option<PathBuf>,
+    /// Where procfs is mounted.
+    pub proc: PathBuf,
+    /// Refuse an image that has neither check value nor signature.
+    pub check_required: bool,
+    /// Directory of minisign public keys (`*.pub`).
+    pub keys: PathBuf,
+    /// PEM file of the roots to trust in place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// File to remember an interrupted install in.
+    pub checkpoint: PathBuf,
+    /// Limits in time.
+    pub limits: Limits,
+}
+
+/// Why an install failed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The source.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The compressed data.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// Not the image that was meant.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    /// The slot cannot be used.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// The slot was used, and failed.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// Larger than the slot.
+    #[error("the image does not fit: it has {} bytes, the slot {capacity_bytes}", match size_bytes {
+        Some(size) => size.to_string(),
+        None => "more".to_owned(),
+    })]
+    TooLarge {
+        /// Where known.
+        size_bytes: Option<u64>,
+        /// Of the slot.
+        capacity_bytes: u64,
+    },
+    /// As the operator wished, or because the daemon stops.
+    #[error("cancelled")]
+    Cancelled,
+    /// A stage ended because its neighbour did; the neighbour says why.
+    #[error("the installer stopped unexpectedly")]
+    Interrupted,
+}
+
+impl InstallError {
+    /// The code for the twin.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Fetch(error) => error.code(),
+            Self::Decode(error) => error.code(),
+            Self::Verify(error) => error.code(),
+            Self::Slot(error) => error.code(),
+            Self::Write(error) => error.code(),
+            Self::TooLarge { .. } => Code::ImageTooLarge,
+            Self::Cancelled => Code::Cancelled,
+            Self::Interrupted => Code::SlotFailed,
+        }
+    }
+
+    /// Whether the same bytes may still come: from the same request later, or through a link signed anew.
+    fn keeps_checkpoint(&self) -> bool {
+        matches!(self.code(), Code::Cancelled | Code::ServerUnreachable | Code::ImageForbidden)
+    }
+
+    /// Whether bytes of an earlier attempt, or of two answers joined, may be to blame.
+    fn is_about_content(&self) -> bool {
+        matches!(self.code(), Code::DigestMismatch | Code::SignatureInvalid | Code::DecodeFailed)
+    }
+}
+
+impl From<InstallError> for Failure {
+    fn from(error: InstallError) -> Self {
+        Self::new(error.code(), one_line(&error))
+    }
+}
+
+/// An error and its causes.
+pub(crate) fn one_line(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        // Some libraries repeat their cause in their own text.
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        cause = error.source();
+    }
+    line.replace(['\n', '\r'], " ")
+}
+
+/// Installs an image into `job.target`, and reads it back. Ends early once `cancel` is true.
+///
+/// Nothing is written before the target was found to be free and the image to be verifiable. After a failure the
+/// target holds a part of the image, or none. Dropping the future is like a power cut, except that the threads
+/// finish the block they are at.
+pub async fn install(
+    job: &Job,
+    progress: &watch::Sender<Progress>,
+    cancel: watch::Receiver<bool>,
+) -> Outcome {
+    let (target, running, proc) = (job.target.clone(), job.running.clone(), job.proc.clone());
+    let open = move || BlockDevice::open(&target, running.as_deref(), &proc);
+    let device: Arc<dyn SlotDevice> = match tokio::task::spawn_blocking(open).await {
+        Ok(Ok(device)) => Arc::new(device),
+        Ok(Err(error)) => return Err(InstallError::from(error).into()),
+        Err(_) => return Err(InstallError::Interrupted.into()),
+    };
+    install_to(device, job, progress, cancel).await
+}
+
+/// As [`install`], to a device that is open already; `job.target` is not looked at.
+pub async fn install_to(
+    device: Arc<dyn SlotDevice>,
+    job: &Job,
+    progress: &watch::Sender<Progress>,
+    cancel: watch::Receiver<bool>,
+) -> Outcome {
+    let run = Run { device, job, progress, cancel };
+    let result = run.whole().await;
+    if !result.as_ref().is_err_and(InstallError::keeps_checkpoint) {
+        checkpoint::discard(&job.checkpoint);
+    }
+    Ok(result?)
+}
+
+struct Run<'a> {
+    device: Arc<dyn SlotDevice>,
+    job: &'a Job,
+    progress: &'a watch::Sender<Progress>,
+    cancel: watch::Receiver<bool>,
+}
+
+impl Run<'_> {
+    async fn whole(&self) -> Result<Image, InstallError> {
+        let capacity_bytes = self.device.capacity_bytes();
+        if self.job.spec.size_bytes.is_some_and(|size| size > capacity_bytes) {
+            return Err(InstallError::TooLarge { size_bytes: self.job.spec.size_bytes, capacity_bytes });
+        }
+        let client = fetch::client(self.job.ca_file.as_deref())?;
+        let check = Arc::new(self.or_cancelled(self.check(&client)).await?);
+        let (mut resume, mut changes, mut second_chance) = (true, 0, true);
+        loop {
+            let mut suspect = false;
+            match self.attempt(&client, &check, resume, &mut suspect).await {
+                Err(InstallError::Fetch(FetchError::Changed { .. })) if changes < CHANGES => changes += 1,
+                Err(error) if suspect && second_chance && error.is_about_content() => {
+                    tracing::warn!(reason = %one_line(&error), "resumed install failed: starting over");
+                    second_chance = false;
+                }
+                result => return result,
+            }
+            resume = false;
+        }
+    }
+
+    /// What the image must satisfy, with the signature fetched where one is needed.
+    async fn check(&self, client: &reqwest::Client) -> Result<Check, InstallError> {
+        let job = self.job;
+        let keys = match Rule::decide(job.spec.check_value, &job.keys, job.check_required)? {
+            Rule::Digest(digest) => return Ok(Check::Digest(digest)),
+            Rule::Unchecked => return Ok(Check::Unchecked),
+            Rule::SignedBy(keys) => keys,
+        };
+        let uri = signature_uri(&job.spec.uri);
+        let shown = display_url(&uri);
+        let quiet = watch::Sender::new(Progress::default());
+        let opened = Source::open(&uri, None, fetch::Resume::default(), client, job.limits, quiet).await;
+        let mut source = match opened {
+            Err(error) if error.code() == Code::ImageNotFound => {
+                return Err(VerifyError::NoSignature { url: shown }.into());
+            }
+            opened => opened?,
+        };
+        let mut text = Vec::new();
+        while let Some(bytes) = source.next().await? {
+            text.extend_from_slice(&bytes);
+            if text.len() > SIGNATURE_LIMIT_BYTES {
+                return Err(VerifyError::NotASignature { url: shown }.into());
+            }
+        }
+        Ok(Check::by_signature(&text, keys, &shown, &job.keys)?)
+    }
+
+    /// One pass over the source. `suspect` tells whether it was joined from parts that nothing but the
+    /// check proves to belong together.
+    async fn attempt(
+        &self,
+        client: &reqwest::Client,
+        check: &Arc<Check>,
+        resume: bool,
+        suspect: &mut bool,
+    ) -> Result<Image, InstallError> {
+        let start = if resume { self.resume_point(check).await? } else { Start::default() };
+        *suspect = start.source_offset > 0;
+        self.progress.send_replace(Progress {
+            bytes: start.source_offset,
+            resumed_bytes: start.source_offset,
+            total_bytes: self.job.spec.size_bytes,
+            ..Progress::default()
+        });
+        let resume = fetch::Resume { offset: start.source_offset, validator: start.validator.clone() };
+        let (uri, size) = (&self.job.spec.uri, self.job.spec.size_bytes);
+        let open = Source::open(uri, size, resume, client, self.job.limits, self.progress.clone());
+        let mut source = self.or_cancelled(async { Ok(open.await?) }).await?;
+        let (chunks, unpacking, writing) = self.spawn_stages(start, &source, check);
+        let fetched = self.or_cancelled(pump(&mut source, chunks)).await;
+        *suspect |= source.joined_unproven();
+        // The stage nearest to the medium knows best; one that was cut off by its neighbour knows nothing.
+        let written = joined(writing).await;
+        let unpacked = joined(unpacking).await;
+        let first = [fetched.err(), unpacked.err()];
+        match written {
+            Err(InstallError::Interrupted) => {
+                let told = first.into_iter().flatten().find(|e| !matches!(e, InstallError::Interrupted));
+                Err(told.unwrap_or(InstallError::Interrupted))
+            }
+            written => written,
+        }
+    }
+
+    /// Where the checkpoint says, if the slot's content proves it.
+    async fn resume_point(&self, check: &Arc<Check>) -> Result<Start, InstallError> {
+        let (device, check, cancel) = (self.device.clone(), check.clone(), self.cancel.clone());
+        let (path, key) = (self.job.checkpoint.clone(), Key::of(&self.job.spec));
+        let prove = move || Start::from_checkpoint(&path, &key, device.as_ref(), &check, &cancel);
+        tokio::task::spawn_blocking(prove).await.map_err(|_| InstallError::Interrupted)?
+    }
+
+    fn spawn_stages(
+        &self,
+        start: Start,
+        source: &Source,
+        check: &Arc<Check>,
+    ) -> (mpsc::Sender<Feed>, JoinHandle<Result<(), InstallError>>, JoinHandle<Result<Image, InstallError>>)
+    {
+        let (chunk_sender, chunks) = mpsc::channel(CHUNKS);
+        let (filled_sender, filled) = blocking::sync_channel(BLOCKS);
+        let (empty_sender, empty) = blocking::sync_channel(BLOCKS);
+        for _ in 0..BLOCKS {
+            // Cannot fail: there is room, and the receiver is at hand.
+            let _ = empty_sender.try_send(Block::new());
+        }
+        let writer = write::Writer {
+            device: self.device.clone(),
+            checkpoint: write::Checkpoints {
+                path: self.job.checkpoint.clone(),
+                key: Key::of(&self.job.spec),
+                validator: source.validator(),
+                every: self.job.limits.checkpoint,
+            },
+            progress: self.progress.clone(),
+            cancel: self.cancel.clone(),
+        };
+        let so_far = start.so_far();
+        let writing = tokio::task::spawn_blocking(move || writer.run(so_far, &filled, &empty_sender));
+        let room = unpack::Room { device: self.device.clone(), source_bytes: source.total_bytes() };
+        let check = check.clone();
+        let unpacking = tokio::task::spawn_blocking(move || {
+            unpack::run(start, &check, room, chunks, &empty, &filled_sender)
+        });
+        (chunk_sender, unpacking, writing)
+    }
+
+    /// `work`, unless cancelled before it is done.
+    async fn or_cancelled<T>(
+        &self,
+        work: impl Future<Output = Result<T, InstallError>>,
+    ) -> Result<T, InstallError> {
+        let mut cancel = self.cancel.clone();
+        let cancelled = async move {
+            if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
+                // Nobody is left who could cancel.
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = cancelled => Err(InstallError::Cancelled),
+            result = work => result,
+        }
+    }
+}
+
+/// What the network side hands on.
+#[derive(Debug)]
+pub enum Feed {
+    /// The next bytes of the source.
+    Chunk(Bytes),
+    /// All bytes were handed on. A channel that closes without it was cut off.
+    End,
+}
+
+async fn pump(source: &mut Source, chunks: mpsc::Sender<Feed>) -> Result<(), InstallError> {
+    while let Some(bytes) = source.next().await? {
+        if chunks.send(Feed::Chunk(bytes)).await.is_err() {
+            return Err(InstallError::Interrupted);
+        }
+    }
+    chunks.send(Feed::End).await.map_err(|_| InstallError::Interrupted)
+}
+
+async fn joined<T>(stage: JoinHandle<Result<T, InstallError>>) -> Result<T, InstallError> {
+    stage.await.unwrap_or(Err(InstallError::Interrupted))
+}
+
+/// `.minisig` goes behind the path, before the query that may grant access.
+fn signature_uri(uri: &str) -> String {
+    let end = uri.find(['?', '#']).unwrap_or(uri.len());
+    let (path, query) = uri.split_at(end);
+    format!("{path}.minisig{query}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_lies_beside_its_image() {
+        assert_eq!(signature_uri("https://h/a.img"), "https://h/a.img.minisig");
+        assert_eq!(signature_uri("https://h/a.img?sig=1/2"), "https://h/a.img.minisig?sig=1/2");
+    }
+
+    #[test]
+    fn an_error_is_one_line_with_its_causes() {
+        let source = std::io::Error::other("bad\ncable");
+        let error = InstallError::from(FetchError::File { path: "/x".into(), source });
+        assert_eq!(one_line(&error), "cannot read /x: bad cable");
+    }
+}

@@ -1,0 +1,166 @@
+//! How far an install came, kept across restarts; a claim that the slot's content must prove.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use sha2::digest::common::hazmat::{SerializableState, SerializedState};
+
+use super::ImageSpec;
+use super::decode::Format;
+use super::fetch::Validator;
+use crate::update::Sha256Digest;
+
+/// A checkpoint is a few hundred bytes; a larger file is not one.
+const SIZE_LIMIT_BYTES: u64 = 64 * 1024;
+
+/// Which image a checkpoint belongs to. Without the URI's query: a link signed anew leads to the same bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Key {
+    uri: String,
+    check_value: Option<Sha256Digest>,
+    size_bytes: Option<u64>,
+}
+
+impl Key {
+    /// Of what is to be installed.
+    #[must_use]
+    pub fn of(spec: &ImageSpec) -> Self {
+        let uri = spec.uri.split(['?', '#']).next().unwrap_or_default();
+        // What stands before an `@` may be a password.
+        let uri = match uri.split_once("://") {
+            Some((scheme, rest)) => {
+                let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+                let host = authority.rsplit('@').next().unwrap_or_default();
+                format!("{scheme}://{host}/{path}")
+            }
+            None => uri.to_owned(),
+        };
+        Self { uri, check_value: spec.check_value, size_bytes: spec.size_bytes }
+    }
+}
+
+/// A point at which a new process can go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Checkpoint {
+    /// The image that was being installed.
+    pub key: Key,
+    /// What the server said about it.
+    pub validator: Validator,
+    /// How it is packed; in the middle of a raw image there is no telling.
+    pub format: Format,
+    /// Source bytes behind this point; a fresh decoder can start here.
+    pub source_offset: u64,
+    /// SHA-256 of those, to be continued: the hasher's state in base64.
+    source_state: String,
+    /// Image bytes behind this point, all of them synced to the slot.
+    pub image_offset: u64,
+    /// SHA-256 of those.
+    pub image_digest: Sha256Digest,
+}
+
+impl Checkpoint {
+    /// Of a point where `source` has taken all bytes up to `source_offset`.
+    #[must_use]
+    pub fn new(
+        key: Key,
+        validator: Validator,
+        format: Format,
+        source: (u64, &Sha256),
+        image: (u64, Sha256Digest),
+    ) -> Self {
+        Self {
+            key,
+            validator,
+            format,
+            source_offset: source.0,
+            source_state: STANDARD.encode(source.1.serialize()),
+            image_offset: image.0,
+            image_digest: image.1,
+        }
+    }
+
+    /// The hasher over the source, ready for the byte at `source_offset`.
+    #[must_use]
+    pub fn source_hasher(&self) -> Option<Sha256> {
+        let bytes = STANDARD.decode(&self.source_state).ok()?;
+        let state = SerializedState::<Sha256>::try_from(bytes.as_slice()).ok()?;
+        Sha256::deserialize(&state).ok()
+    }
+
+    /// The checkpoint at `path`, if it is one and belongs to `key`. Anything else only costs a new start.
+    #[must_use]
+    pub fn load(path: &Path, key: &Key) -> Option<Self> {
+        let size = fs::metadata(path).ok()?.len();
+        let text = (size <= SIZE_LIMIT_BYTES).then(|| fs::read(path).ok()).flatten()?;
+        let checkpoint: Self = serde_json::from_slice(&text).ok()?;
+        (checkpoint.key == *key).then_some(checkpoint)
+    }
+
+    /// Puts it at `path` so that a power cut leaves the old one or the new one.
+    ///
+    /// # Errors
+    /// When it cannot be written or synced.
+    pub fn save(&self, path: &Path) -> io::Result<()> {
+        let text = serde_json::to_vec(self)?;
+        let directory = path.parent().unwrap_or(Path::new("/"));
+        let fresh: PathBuf = path.with_extension("new");
+        let mut file = File::create(&fresh)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)?;
+        File::open(directory)?.sync_all()
+    }
+}
+
+/// Forgets the checkpoint at `path`. One that stays behind does no harm: its content is checked before use.
+pub fn discard(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot remove the install checkpoint");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::Digest;
+
+    use super::*;
+
+    fn spec(uri: &str) -> ImageSpec {
+        ImageSpec { uri: uri.to_owned(), check_value: None, size_bytes: Some(9) }
+    }
+
+    #[test]
+    fn a_saved_checkpoint_goes_on_where_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("checkpoint.json");
+        let hasher = Sha256::new_with_prefix(b"some bytes");
+        let key = Key::of(&spec("https://host/a.img?sig=1"));
+        let digest = Sha256Digest([3; 32]);
+        let written =
+            Checkpoint::new(key.clone(), Validator::default(), Format::Zstd, (10, &hasher), (20, digest));
+        written.save(&path).unwrap();
+        let read = Checkpoint::load(&path, &key).unwrap();
+        assert_eq!(read, written);
+        let resumed = read.source_hasher().unwrap().chain_update(b", and more").finalize();
+        assert_eq!(resumed, Sha256::digest(b"some bytes, and more"));
+        assert_eq!(Checkpoint::load(&path, &Key::of(&spec("https://host/b.img"))), None);
+        std::fs::File::create(&path).unwrap().write_all(b"{\"key\":").unwrap();
+        assert_eq!(Checkpoint::load(&path, &key), None);
+    }
+
+    #[test]
+    fn a_key_holds_no_credentials() {
+        let key = Key::of(&spec("https://user:word@host/a.img?sig=abc#x"));
+        assert_eq!(key.uri, "https://host/a.img");
+        assert_eq!(key, Key::of(&spec("https://host/a.img?sig=other")));
+    }
+}

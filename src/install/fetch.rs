@@ -1,0 +1,651 @@
+//! The bytes at an address, in order, whatever the server does in between.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use nix::time::{ClockId, clock_gettime};
+use reqwest::header::{
+    ACCEPT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LAST_MODIFIED, RANGE, RETRY_AFTER,
+};
+use reqwest::{Client, Response, StatusCode, redirect};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use url::Url;
+
+use super::{Limits, Phase, Progress};
+use crate::redact::display_url;
+use crate::update::Code;
+
+/// More hops than any file host needs.
+const REDIRECTS: usize = 8;
+
+/// A `Retry-After` beyond this is a server that does not know; it is asked again earlier.
+const RETRY_AFTER_LIMIT: Duration = Duration::from_secs(600);
+
+/// What one read of a file takes; the network's chunks are of the same order.
+const FILE_CHUNK_BYTES: usize = 256 * 1024;
+
+/// Why there are no (more) bytes.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Not an address, or of a kind that is not fetched.
+    #[error("cannot fetch {url}: give an https, http or file address")]
+    Address {
+        /// Without secrets.
+        url: String,
+    },
+    /// The client cannot be set up.
+    #[error("cannot set up downloads")]
+    Client {
+        /// The library's words.
+        source: reqwest::Error,
+    },
+    /// The roots to trust cannot be read.
+    #[error("cannot read trusted roots {}", path.display())]
+    Roots {
+        /// The PEM file, or what stands for the system's.
+        path: PathBuf,
+        /// The library's words.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A local file.
+    #[error("cannot read {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// 404, 410.
+    #[error("{url}: the server has no such file ({status})")]
+    NotFound {
+        /// Without secrets.
+        url: String,
+        /// The answer.
+        status: StatusCode,
+    },
+    /// 401, 403.
+    #[error("{url}: the server does not give it to this device ({status}): the link may have expired")]
+    Forbidden {
+        /// Without secrets.
+        url: String,
+        /// The answer.
+        status: StatusCode,
+    },
+    /// Any other final answer.
+    #[error("{url}: the server answered {status}")]
+    Refused {
+        /// Without secrets.
+        url: String,
+        /// The answer.
+        status: StatusCode,
+    },
+    /// A redirect that is not followed.
+    #[error("{url}: cannot follow the redirect")]
+    Redirect {
+        /// Without secrets.
+        url: String,
+        /// Too many, or to plain HTTP.
+        source: reqwest::Error,
+    },
+    /// Nothing came for as long as is waited.
+    #[error("{url}: no byte for {}", humantime::format_duration(*limit))]
+    Unreachable {
+        /// Without secrets.
+        url: String,
+        /// The retry limit.
+        limit: Duration,
+        /// The last try.
+        source: Box<Setback>,
+    },
+    /// Another file is at the address now.
+    #[error("{url}: the file changed while it was fetched")]
+    Changed {
+        /// Without secrets.
+        url: String,
+    },
+    /// More or fewer bytes than announced.
+    #[error("{url}: {announced} bytes were announced, and there are {actual}")]
+    Size {
+        /// Without secrets.
+        url: String,
+        /// By the request or by the server.
+        announced: u64,
+        /// By the server, or counted.
+        actual: u64,
+    },
+}
+
+impl FetchError {
+    /// The code for the twin.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NotFound { .. } => Code::ImageNotFound,
+            Self::File { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::ImageNotFound,
+            Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Code::ImageForbidden
+            }
+            Self::Forbidden { .. } => Code::ImageForbidden,
+            Self::Unreachable { .. } => Code::ServerUnreachable,
+            Self::Changed { .. } => Code::ImageChanged,
+            Self::Size { .. } => Code::SizeMismatch,
+            Self::Address { .. }
+            | Self::Client { .. }
+            | Self::Roots { .. }
+            | Self::File { .. }
+            | Self::Refused { .. }
+            | Self::Redirect { .. } => Code::ServerRefused,
+        }
+    }
+}
+
+/// Something that may be better next time.
+#[derive(Debug, thiserror::Error)]
+pub enum Setback {
+    /// Connecting, sending or receiving failed.
+    #[error("the connection failed")]
+    Connection {
+        /// The library's words.
+        source: reqwest::Error,
+    },
+    /// 408, 429, 5xx.
+    #[error("the server answered {status}")]
+    Status {
+        /// The answer.
+        status: StatusCode,
+        /// What it asks to wait.
+        after: Option<Duration>,
+    },
+    /// Connected, and silent.
+    #[error("the server was silent for {}", humantime::format_duration(*limit))]
+    Stalled {
+        /// The stall limit.
+        limit: Duration,
+    },
+    /// A range was answered by another one.
+    #[error("the server sent another range than it was asked for")]
+    WrongRange,
+}
+
+/// A step ends with a result, with a setback, or for good.
+enum Interruption {
+    Again(Setback),
+    Stop(FetchError),
+}
+
+impl From<FetchError> for Interruption {
+    fn from(error: FetchError) -> Self {
+        Self::Stop(error)
+    }
+}
+
+/// What tells one version of a file from the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Validator {
+    /// Strong entity tag; a weak one does not promise the same bytes (RFC 9110, 8.8.3).
+    etag: Option<String>,
+    /// `Last-Modified`, as sent.
+    last_modified: Option<String>,
+    /// Size of the whole in bytes.
+    total_bytes: Option<u64>,
+}
+
+impl Validator {
+    fn of(headers: &HeaderMap, total_bytes: Option<u64>) -> Self {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let etag = text(ETAG).filter(|tag| tag.starts_with('"'));
+        Self { etag, last_modified: text(LAST_MODIFIED), total_bytes }
+    }
+
+    /// Whether `other` is the same version, as far as both servers' answers tell.
+    fn admits(&self, other: &Self) -> bool {
+        let same_size = self.total_bytes.is_none()
+            || other.total_bytes.is_none()
+            || self.total_bytes == other.total_bytes;
+        let same_version = match (&self.etag, &other.etag) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => match (&self.last_modified, &other.last_modified) {
+                (Some(ours), Some(theirs)) => ours == theirs,
+                _ => true,
+            },
+        };
+        same_size && same_version
+    }
+
+    /// Whether it proves anything but a size.
+    fn is_strong(&self) -> bool {
+        self.etag.is_some()
+    }
+
+    /// Size of the whole in bytes, where known.
+    #[must_use]
+    pub fn total_bytes(&self) -> Option<u64> {
+        self.total_bytes
+    }
+}
+
+/// Where to begin: at the start, or behind what an earlier attempt had taken.
+#[derive(Clone, Debug, Default)]
+pub struct Resume {
+    /// Source bytes that are not fetched again.
+    pub offset: u64,
+    /// The version that they belong to.
+    pub validator: Option<Validator>,
+}
+
+/// A source that gives each byte once.
+#[derive(Debug)]
+pub struct Source {
+    way: Way,
+    /// For messages: without secrets.
+    shown: String,
+    /// Bytes given so far, those of an earlier attempt included.
+    offset: u64,
+    /// What the request announced.
+    expected: Option<u64>,
+    validator: Option<Validator>,
+    /// Bytes of two answers were joined without an entity tag to prove that they belong together.
+    joined_unproven: bool,
+    limits: Limits,
+    progress: watch::Sender<Progress>,
+}
+
+#[derive(Debug)]
+enum Way {
+    File { path: PathBuf, file: tokio::fs::File },
+    Http(Box<Http>),
+}
+
+#[derive(Debug)]
+struct Http {
+    client: Client,
+    url: Url,
+    body: Option<Response>,
+    /// Bytes of the present answer that were taken before.
+    skip: u64,
+    /// Cleared by a server that answers ranges wrongly.
+    ranges: bool,
+    /// Setbacks since the last byte.
+    setbacks: u32,
+    /// When the last byte came, on the boot-time clock.
+    last_byte_at: Duration,
+}
+
+impl Source {
+    /// Opens `uri` and waits for the first answer, so that what the server says about the file is known.
+    ///
+    /// `expected` is the announced size in bytes.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn open(
+        uri: &str,
+        expected: Option<u64>,
+        resume: Resume,
+        client: &Client,
+        limits: Limits,
+        progress: watch::Sender<Progress>,
+    ) -> Result<Self, FetchError> {
+        let shown = display_url(uri);
+        let url = Url::parse(uri).map_err(|_| FetchError::Address { url: shown.clone() })?;
+        let way = match url.scheme() {
+            "file" => open_file(&url, &shown, resume.offset).await?,
+            "http" | "https" => Way::Http(Box::new(Http {
+                client: client.clone(),
+                url,
+                body: None,
+                skip: 0,
+                ranges: true,
+                setbacks: 0,
+                last_byte_at: boot_time(),
+            })),
+            _ => return Err(FetchError::Address { url: shown }),
+        };
+        let joined_unproven =
+            resume.offset > 0 && !resume.validator.as_ref().is_some_and(Validator::is_strong);
+        let mut source = Self {
+            way,
+            shown,
+            offset: resume.offset,
+            expected,
+            validator: resume.validator,
+            joined_unproven,
+            limits,
+            progress,
+        };
+        source.first_answer().await?;
+        Ok(source)
+    }
+
+    /// What the server said about the file.
+    #[must_use]
+    pub fn validator(&self) -> Validator {
+        self.validator.clone().unwrap_or_default()
+    }
+
+    /// Size of the whole in bytes, where the request or the server told.
+    #[must_use]
+    pub fn total_bytes(&self) -> Option<u64> {
+        self.validator.as_ref().and_then(|v| v.total_bytes).or(self.expected)
+    }
+
+    /// Whether bytes of two answers were joined although nothing proves that they belong together.
+    #[must_use]
+    pub fn joined_unproven(&self) -> bool {
+        self.joined_unproven
+    }
+
+    /// The next bytes; `None` at the end. Dropped connections, silence and passing errors are waited out.
+    ///
+    /// # Errors
+    /// [`FetchError`]; after one the source is of no more use.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        loop {
+            let step = if self.is_complete() { Ok(None) } else { self.step().await };
+            match step {
+                Ok(Some(bytes)) => return Ok(Some(bytes)),
+                Ok(None) => return self.end().map(|()| None),
+                Err(Interruption::Stop(error)) => return Err(error),
+                Err(Interruption::Again(setback)) => self.pause(setback).await?,
+            }
+        }
+    }
+
+    /// After a resume there may be nothing left to ask for. (What follows the end of a fresh answer is seen
+    /// by reading on.)
+    fn is_complete(&self) -> bool {
+        let none_open = matches!(&self.way, Way::Http(http) if http.body.is_none());
+        none_open && self.offset > 0 && self.total_bytes() == Some(self.offset)
+    }
+
+    async fn first_answer(&mut self) -> Result<(), FetchError> {
+        while !self.is_complete() && matches!(&self.way, Way::Http(http) if http.body.is_none()) {
+            match self.connect().await {
+                Ok(()) => {}
+                Err(Interruption::Stop(error)) => return Err(error),
+                Err(Interruption::Again(setback)) => self.pause(setback).await?,
+            }
+        }
+        if let Way::File { path, file } = &self.way {
+            let metadata = file.metadata().await;
+            let length = metadata.map_err(|source| FetchError::File { path: path.clone(), source })?.len();
+            self.admit(Validator { total_bytes: Some(length), ..Validator::default() })?;
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self) -> Result<Option<Bytes>, Interruption> {
+        let bytes = match &mut self.way {
+            Way::File { path, file } => {
+                let mut buffer = BytesMut::with_capacity(FILE_CHUNK_BYTES);
+                let read = file.read_buf(&mut buffer).await;
+                read.map_err(|source| FetchError::File { path: path.clone(), source })?;
+                buffer.freeze()
+            }
+            Way::Http(http) if http.body.is_none() => {
+                self.connect().await?;
+                return Box::pin(self.step()).await;
+            }
+            Way::Http(http) => match http.chunk(self.limits.stall).await? {
+                Some(bytes) => bytes,
+                None => Bytes::new(),
+            },
+        };
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        self.offset += bytes.len() as u64;
+        if let Some(announced) = self.total_bytes()
+            && self.offset > announced
+        {
+            return Err(self.size_error(announced, self.offset).into());
+        }
+        let (offset, total) = (self.offset, self.total_bytes());
+        self.progress.send_modify(|p| {
+            *p = Progress { phase: Phase::Downloading, bytes: offset, total_bytes: total, ..*p };
+        });
+        Ok(Some(bytes))
+    }
+
+    /// The answer ended as its framing said.
+    fn end(&self) -> Result<(), FetchError> {
+        match self.total_bytes() {
+            Some(announced) if announced != self.offset => Err(self.size_error(announced, self.offset)),
+            _ => Ok(()),
+        }
+    }
+
+    fn size_error(&self, announced: u64, actual: u64) -> FetchError {
+        FetchError::Size { url: self.shown.clone(), announced, actual }
+    }
+
+    /// Asks for what is missing, and judges the answer by its head.
+    async fn connect(&mut self) -> Result<(), Interruption> {
+        let Way::Http(http) = &mut self.way else { return Ok(()) };
+        let wants_range = self.offset > 0 && http.ranges;
+        let mut request = http.client.get(http.url.clone()).header(ACCEPT_ENCODING, "identity");
+        if wants_range {
+            request = request.header(RANGE, format!("bytes={}-", self.offset));
+            let known = self.validator.as_ref();
+            let condition = known.and_then(|v| v.etag.as_ref().or(v.last_modified.as_ref()));
+            if let Some(condition) = condition {
+                request = request.header(IF_RANGE, condition);
+            }
+        }
+        let answer = match timeout(self.limits.stall, request.send()).await {
+            Err(_) => return Err(Interruption::Again(Setback::Stalled { limit: self.limits.stall })),
+            Ok(Err(error)) => return Err(self.failed(error)),
+            Ok(Ok(answer)) => answer,
+        };
+        let total = match answer.status() {
+            StatusCode::OK => answer.content_length(),
+            StatusCode::PARTIAL_CONTENT if wants_range => match content_range(answer.headers()) {
+                Some((start, total)) if start == self.offset => total,
+                _ => {
+                    http.ranges = false;
+                    return Err(Interruption::Again(Setback::WrongRange));
+                }
+            },
+            status => return Err(self.refused(status, answer.headers())),
+        };
+        let partial = answer.status() == StatusCode::PARTIAL_CONTENT;
+        self.admit(Validator::of(answer.headers(), total))?;
+        if let Way::Http(http) = &mut self.way {
+            http.skip = if partial { 0 } else { self.offset };
+            http.body = Some(answer);
+        }
+        Ok(())
+    }
+
+    /// Takes what an answer says about the file: it must be the file of before, and of the announced size.
+    fn admit(&mut self, seen: Validator) -> Result<(), FetchError> {
+        if let (Some(announced), Some(actual)) = (self.expected, seen.total_bytes)
+            && announced != actual
+        {
+            return Err(self.size_error(announced, actual));
+        }
+        match &self.validator {
+            Some(known) if self.offset > 0 => {
+                if !known.admits(&seen) {
+                    return Err(FetchError::Changed { url: self.shown.clone() });
+                }
+                self.joined_unproven |= !(known.is_strong() && seen.is_strong());
+            }
+            _ => self.validator = Some(seen),
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: reqwest::Error) -> Interruption {
+        // The library's text would hold the address with its query.
+        let source = error.without_url();
+        if source.is_builder() {
+            return FetchError::Address { url: self.shown.clone() }.into();
+        }
+        if source.is_redirect() {
+            return FetchError::Redirect { url: self.shown.clone(), source }.into();
+        }
+        Interruption::Again(Setback::Connection { source })
+    }
+
+    fn refused(&self, status: StatusCode, headers: &HeaderMap) -> Interruption {
+        let url = self.shown.clone();
+        match status {
+            StatusCode::NOT_FOUND | StatusCode::GONE => FetchError::NotFound { url, status }.into(),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchError::Forbidden { url, status }.into(),
+            // What was there before has less bytes now.
+            StatusCode::RANGE_NOT_SATISFIABLE if self.offset > 0 => FetchError::Changed { url }.into(),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+                Interruption::Again(Setback::Status { status, after: retry_after(headers) })
+            }
+            _ if status.is_server_error() => {
+                Interruption::Again(Setback::Status { status, after: retry_after(headers) })
+            }
+            _ => FetchError::Refused { url, status }.into(),
+        }
+    }
+
+    /// Waits before the next try: exponential with full jitter, so that a fleet does not come back as one.
+    async fn pause(&mut self, setback: Setback) -> Result<(), FetchError> {
+        let Way::Http(http) = &mut self.way else { return Ok(()) };
+        http.body = None;
+        let left = self.limits.retry.saturating_sub(boot_time().saturating_sub(http.last_byte_at));
+        if left.is_zero() {
+            return Err(FetchError::Unreachable {
+                url: self.shown.clone(),
+                limit: self.limits.retry,
+                source: Box::new(setback),
+            });
+        }
+        let ceiling =
+            self.limits.first_pause.saturating_mul(1 << http.setbacks.min(16)).min(self.limits.longest_pause);
+        http.setbacks = http.setbacks.saturating_add(1);
+        let jittered = ceiling.mul_f64(fastrand::f64());
+        let asked = match &setback {
+            Setback::Status { after, .. } => after.unwrap_or_default(),
+            _ => Duration::ZERO,
+        };
+        let wait = jittered.max(asked.min(RETRY_AFTER_LIMIT)).min(left);
+        tracing::info!(url = %self.shown, reason = %super::one_line(&setback), ?wait, "download interrupted");
+        self.progress.send_modify(|p| p.phase = Phase::Waiting);
+        sleep(wait).await;
+        Ok(())
+    }
+}
+
+impl Http {
+    /// The next bytes of the present answer that were not taken before.
+    async fn chunk(&mut self, stall: Duration) -> Result<Option<Bytes>, Interruption> {
+        while let Some(body) = &mut self.body {
+            let mut bytes = match timeout(stall, body.chunk()).await {
+                Err(_) => return Err(Interruption::Again(Setback::Stalled { limit: stall })),
+                Ok(Err(error)) => {
+                    return Err(Interruption::Again(Setback::Connection { source: error.without_url() }));
+                }
+                Ok(Ok(None)) => return Ok(None),
+                Ok(Ok(Some(bytes))) => bytes,
+            };
+            // Skipped bytes count: a server without ranges must be given the time to send them again.
+            self.last_byte_at = boot_time();
+            let known = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+            self.skip -= known as u64;
+            bytes = bytes.slice(known..);
+            if !bytes.is_empty() {
+                self.setbacks = 0;
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+}
+
+async fn open_file(url: &Url, shown: &str, offset: u64) -> Result<Way, FetchError> {
+    let path = url.to_file_path().map_err(|()| FetchError::Address { url: shown.to_owned() })?;
+    let failed = |source| FetchError::File { path: path.clone(), source };
+    let mut file = tokio::fs::File::open(&path).await.map_err(failed)?;
+    if !file.metadata().await.map_err(failed)?.is_file() {
+        return Err(failed(io::Error::other("not a regular file")));
+    }
+    file.seek(io::SeekFrom::Start(offset)).await.map_err(failed)?;
+    file.set_max_buf_size(FILE_CHUNK_BYTES);
+    Ok(Way::File { path, file })
+}
+
+/// An HTTP client that trusts `ca_file`, or the system's roots.
+///
+/// # Errors
+/// When the roots cannot be read.
+pub fn client(ca_file: Option<&Path>) -> Result<Client, FetchError> {
+    let tls = tls_config(ca_file)?;
+    Client::builder()
+        .tls_backend_preconfigured(tls)
+        .http1_only()
+        .connect_timeout(Duration::from_secs(30))
+        .tcp_keepalive(Duration::from_secs(30))
+        .redirect(redirect::Policy::custom(follow))
+        .user_agent(concat!("twinboot/", env!("CARGO_PKG_VERSION")))
+        .referer(false)
+        .build()
+        .map_err(|source| FetchError::Client { source })
+}
+
+fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    let was_secure = attempt.previous().iter().any(|url| url.scheme() == "https");
+    if attempt.previous().len() > REDIRECTS {
+        attempt.error("too many redirects")
+    } else if was_secure && attempt.url().scheme() != "https" {
+        attempt.error("it leads from https to http")
+    } else {
+        attempt.follow()
+    }
+}
+
+fn tls_config(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, FetchError> {
+    let mut roots = rustls::RootCertStore::empty();
+    let path = ca_file.unwrap_or(Path::new("of the system")).to_owned();
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| FetchError::Roots { path, source };
+    match ca_file {
+        Some(file) => {
+            let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+            match read {
+                Ok(certificates) => roots.add_parsable_certificates(certificates),
+                Err(error) => return Err(failed(error.into())),
+            }
+        }
+        None => roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| failed(error.into()))?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// `Content-Range: bytes START-END/TOTAL`, as start and total (RFC 9110, 14.4).
+fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+    let value = headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
+    let (range, total) = value.split_once('/')?;
+    let (start, _) = range.split_once('-')?;
+    Some((start.trim().parse().ok()?, total.trim().parse().ok()))
+}
+
+/// `Retry-After` in seconds. A date is left alone: this device's clock may not be set.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// Time since boot, suspend included.
+pub(super) fn boot_time() -> Duration {
+    // Cannot fail: every kernel since 2.6.39 has this clock.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}

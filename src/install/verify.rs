@@ -1,0 +1,255 @@
+//! What an image must satisfy: a SHA-256 check value, or a minisign signature by a known key.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use minisign_verify::{PublicKey, Signature, StreamVerifier};
+use sha2::{Digest, Sha256};
+
+use crate::update::{Code, Sha256Digest};
+
+/// A minisign file has four lines and some 300 bytes; comments may be longer.
+pub const SIGNATURE_LIMIT_BYTES: usize = 4096;
+
+/// Why an image is not the one that was meant.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// Nothing to verify by.
+    #[error(
+        "the request has no check value and {} holds no minisign key (*.pub): give fwPackageCheckValue, or install a key",
+        keys.display()
+    )]
+    Unverifiable {
+        /// The keys directory.
+        keys: PathBuf,
+    },
+    /// The keys directory cannot be read.
+    #[error("cannot read signing keys in {}", path.display())]
+    Keys {
+        /// Directory or key file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A key file that is none.
+    #[error("{} is not a minisign public key", path.display())]
+    BadKey {
+        /// The file.
+        path: PathBuf,
+        /// The decoder's words.
+        source: minisign_verify::Error,
+    },
+    /// No signature beside the image.
+    #[error("there is no signature at {url}: sign the image with `minisign -S`, or give fwPackageCheckValue")]
+    NoSignature {
+        /// Without secrets.
+        url: String,
+    },
+    /// Something else beside the image.
+    #[error("what is at {url} is not a minisign signature")]
+    NotASignature {
+        /// Without secrets.
+        url: String,
+    },
+    /// Made with `minisign -l`.
+    #[error(
+        "the signature at {url} is of the legacy kind, which needs the whole image in memory: sign without -l"
+    )]
+    Legacy {
+        /// Without secrets.
+        url: String,
+    },
+    /// Signed by somebody else.
+    #[error("the signature at {url} is by a key that is not in {}", keys.display())]
+    UnknownKey {
+        /// Without secrets.
+        url: String,
+        /// The keys directory.
+        keys: PathBuf,
+    },
+    /// Signed, but not these bytes.
+    #[error("the signature does not belong to these bytes")]
+    BadSignature,
+    /// Other bytes than were meant.
+    #[error("the image's SHA-256 is {actual}, its check value {expected}")]
+    Digest {
+        /// The check value.
+        expected: Sha256Digest,
+        /// What the bytes give.
+        actual: Sha256Digest,
+    },
+}
+
+impl VerifyError {
+    /// The code for the twin.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Unverifiable { .. } | Self::Keys { .. } | Self::BadKey { .. } => Code::Unverifiable,
+            Self::Digest { .. } => Code::DigestMismatch,
+            _ => Code::SignatureInvalid,
+        }
+    }
+}
+
+/// What to verify an image by; decided before anything is fetched.
+#[derive(Debug)]
+pub enum Rule {
+    /// The check value.
+    Digest(Sha256Digest),
+    /// A signature by one of these keys.
+    SignedBy(Vec<PublicKey>),
+    /// Nothing: only where the configuration says that a check is not required.
+    Unchecked,
+}
+
+impl Rule {
+    /// A check value binds the request to the bytes and is enough. Without one, keys that are installed
+    /// demand a signature, also where no check is required.
+    ///
+    /// # Errors
+    /// When there is nothing to verify by, or a key cannot be read.
+    pub fn decide(
+        check_value: Option<Sha256Digest>,
+        keys: &Path,
+        check_required: bool,
+    ) -> Result<Self, VerifyError> {
+        if let Some(digest) = check_value {
+            return Ok(Self::Digest(digest));
+        }
+        match read_keys(keys)? {
+            known if !known.is_empty() => Ok(Self::SignedBy(known)),
+            _ if check_required => Err(VerifyError::Unverifiable { keys: keys.to_owned() }),
+            _ => Ok(Self::Unchecked),
+        }
+    }
+}
+
+fn read_keys(directory: &Path) -> Result<Vec<PublicKey>, VerifyError> {
+    let failed = |source| VerifyError::Keys { path: directory.to_owned(), source };
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let mut keys = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "pub") {
+            let text = fs::read_to_string(&path)
+                .map_err(|source| VerifyError::Keys { path: path.clone(), source })?;
+            keys.push(PublicKey::decode(&text).map_err(|source| VerifyError::BadKey { path, source })?);
+        }
+    }
+    Ok(keys)
+}
+
+/// A rule with everything at hand to apply it.
+#[derive(Clone)]
+pub enum Check {
+    /// SHA-256 of the source.
+    Digest(Sha256Digest),
+    /// The key and its signature of the source.
+    Signature(Box<(PublicKey, Signature)>),
+    /// Takes anything.
+    Unchecked,
+}
+
+impl Check {
+    /// By the signature in `text`, found at `url` (without secrets).
+    ///
+    /// # Errors
+    /// When it is no signature, of the legacy kind, or by none of `keys` (read from `directory`).
+    pub fn by_signature(
+        text: &[u8],
+        keys: Vec<PublicKey>,
+        url: &str,
+        directory: &Path,
+    ) -> Result<Self, VerifyError> {
+        let url = url.to_owned();
+        let decoded = std::str::from_utf8(text).ok().and_then(|text| Signature::decode(text).ok());
+        let Some(signature) = decoded else { return Err(VerifyError::NotASignature { url }) };
+        for key in keys {
+            match key.verify_stream(&signature).map(drop) {
+                Ok(()) => return Ok(Self::Signature(Box::new((key, signature)))),
+                Err(minisign_verify::Error::UnsupportedLegacyMode) => {
+                    return Err(VerifyError::Legacy { url });
+                }
+                Err(_) => {}
+            }
+        }
+        Err(VerifyError::UnknownKey { url, keys: directory.to_owned() })
+    }
+
+    /// Before the first byte. To go on later, set `sha256`; a signature has to see all bytes again.
+    ///
+    /// # Errors
+    /// When the signature cannot be verified at all.
+    pub fn start(&self) -> Result<Verifier<'_>, VerifyError> {
+        let signature = match self {
+            Self::Signature(pair) => {
+                let (key, signature) = pair.as_ref();
+                Some(key.verify_stream(signature).map_err(|_| VerifyError::BadSignature)?)
+            }
+            Self::Digest(_) | Self::Unchecked => None,
+        };
+        Ok(Verifier { check: self, sha256: Sha256::new(), signature })
+    }
+}
+
+/// Sees every byte of the source once, in order.
+#[derive(Clone)]
+pub struct Verifier<'a> {
+    check: &'a Check,
+    /// Of the bytes seen so far.
+    pub sha256: Sha256,
+    signature: Option<StreamVerifier<'a>>,
+}
+
+impl Verifier<'_> {
+    /// The next bytes of the source.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.sha256.update(bytes);
+        if let Some(signature) = &mut self.signature {
+            signature.update(bytes);
+        }
+    }
+
+    /// The source has ended; gives its SHA-256.
+    ///
+    /// # Errors
+    /// When these are not the bytes that were meant.
+    pub fn finish(self) -> Result<Sha256Digest, VerifyError> {
+        let actual = Sha256Digest(self.sha256.finalize().into());
+        match (self.check, self.signature) {
+            (Check::Digest(expected), _) if *expected != actual => {
+                Err(VerifyError::Digest { expected: *expected, actual })
+            }
+            (Check::Signature(_), Some(mut signature)) => {
+                signature.finalize().map_err(|_| VerifyError::BadSignature)?;
+                Ok(actual)
+            }
+            (Check::Signature(_), None) => Err(VerifyError::BadSignature),
+            (Check::Digest(_) | Check::Unchecked, _) => Ok(actual),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_check_value_and_keys_nothing_is_taken_unless_the_configuration_says_so() {
+        let keys = tempfile::tempdir().unwrap();
+        let missing = keys.path().join("missing");
+        for directory in [keys.path(), &missing] {
+            let refused = Rule::decide(None, directory, true).unwrap_err();
+            assert_eq!(refused.code(), Code::Unverifiable);
+            assert!(matches!(Rule::decide(None, directory, false), Ok(Rule::Unchecked)));
+        }
+        fs::File::create(keys.path().join("bad.pub")).unwrap();
+        let refused = Rule::decide(None, keys.path(), false).unwrap_err();
+        assert!(matches!(refused, VerifyError::BadKey { .. }));
+    }
+}
