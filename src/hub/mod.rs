@@ -1,24 +1,45 @@
 //! The device's session with Azure IoT Hub.
+//!
+//! [`run`] keeps one MQTT session up for as long as the device runs: connect, subscribe, read the
+//! twin, then answer methods and keep the reported section equal to the wanted one. It never waits
+//! for the agent, and the agent never waits for it.
 
 pub mod auth;
+pub mod backoff;
+pub mod outbox;
+pub mod patch;
+pub mod session;
+pub mod topic;
+pub mod twin;
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Map, Value};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::config;
+use backoff::{Backoff, Cause};
+use outbox::Outbox;
+use session::{End, Session};
 
 /// What the hub tells the agent.
 #[derive(Debug)]
 pub enum HubEvent {
     /// Connected, subscribed, and the twin is known.
     Connected,
-    /// The session ended; another attempt follows by itself.
+    /// The session ended, or could not begin; another attempt follows by itself. While one attempt
+    /// after the other fails for the same reason, that is said once.
     Disconnected {
         /// One line for a person.
         reason: String,
     },
     /// A direct method was called.
     Method(MethodCall),
-    /// The whole `desired` section, after every connect and every change.
+    /// The whole `desired` section without the service's own `$` members, after every connect and
+    /// every change.
     Desired(Map<String, Value>),
 }
 
@@ -27,7 +48,7 @@ pub enum HubEvent {
 pub struct MethodCall {
     /// Method name, percent-decoded.
     pub name: String,
-    /// JSON text, or empty.
+    /// JSON text, or empty; not checked here.
     pub payload: Bytes,
     /// Dropping it leaves the call unanswered.
     pub reply: oneshot::Sender<MethodReply>,
@@ -44,3 +65,132 @@ pub struct MethodReply {
 
 /// The reported properties this device wants its twin to have: one JSON object, `None` until known.
 pub type Reported = Option<Map<String, Value>>;
+
+/// Every wait of the session. The default is argued for at each field.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// First pause after a lost session is drawn below this. A lone device is back within seconds;
+    /// a fleet of 1000 that the hub threw out together stays at the 100 connects/s of the smallest
+    /// hub, and larger ones are spread by the next pauses.
+    pub first_pause: Duration,
+    /// Doubled pauses end here: a million devices then make at most 6600 attempts/s, and nobody waits
+    /// for minutes on end once the hub is back.
+    pub longest_pause: Duration,
+    /// No pause is shorter, whatever the draw.
+    pub shortest_pause: Duration,
+    /// The same after a refusal. Wrong credentials do not heal in seconds, but a hub that is short of
+    /// capacity refuses alike, so the first attempts still fit a trial boot's deadline.
+    pub first_refused_pause: Duration,
+    /// A disabled device asks once an hour, and is back within one when it is enabled again.
+    pub longest_refused_pause: Duration,
+    /// A session this long makes the next pause short again: longer than the longest pause of a
+    /// second client with our id, so that the two never make each other's pauses short.
+    pub stable_after: Duration,
+    /// How long a SAS token is good for: Microsoft's own choice.
+    pub token_life: Duration,
+    /// Name lookup, TCP, TLS and CONNACK together; a hub under load takes its time to authenticate.
+    pub connect_limit: Duration,
+    /// An answer to a twin request or a SUBACK: what Microsoft's clients grant.
+    pub answer_limit: Duration,
+    /// After a 429 the twin is left alone for this long at least, and up to twice as long.
+    pub throttled_pause: Duration,
+    /// The longest response timeout that a caller of a method can ask for; nobody listens after it.
+    pub call_limit: Duration,
+    /// At shutdown the last report and answers may take this long; stays well below the time that
+    /// systemd grants.
+    pub closing_limit: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            first_pause: Duration::from_secs(10),
+            longest_pause: Duration::from_secs(5 * 60),
+            shortest_pause: Duration::from_secs(1),
+            first_refused_pause: Duration::from_secs(60),
+            longest_refused_pause: Duration::from_secs(3600),
+            stable_after: Duration::from_secs(6 * 60),
+            token_life: Duration::from_secs(3600),
+            connect_limit: Duration::from_secs(30),
+            answer_limit: Duration::from_secs(60),
+            throttled_pause: Duration::from_secs(10),
+            call_limit: Duration::from_secs(300),
+            closing_limit: Duration::from_secs(3),
+        }
+    }
+}
+
+/// Keeps the session with the hub up until the sender of `reported` is dropped: then what is still to
+/// be reported and answered goes out, DISCONNECT follows, and it returns, all within
+/// [`Pace::closing_limit`] or little more. It never ends otherwise, and is safe to abort.
+///
+/// `unix_now` gives wall time in seconds: a token's expiry is a date.
+pub async fn run(
+    config: config::Hub,
+    unix_now: fn() -> u64,
+    events: mpsc::Sender<HubEvent>,
+    reported: watch::Receiver<Reported>,
+) {
+    run_at(Pace::default(), config, unix_now, events, reported).await;
+}
+
+/// [`run`] at another pace.
+pub async fn run_at(
+    pace: Pace,
+    config: config::Hub,
+    unix_now: fn() -> u64,
+    events: mpsc::Sender<HubEvent>,
+    mut reported: watch::Receiver<Reported>,
+) {
+    let mut outbox = Outbox::new(events);
+    let mut backoff = Backoff::new(pace, fastrand::Rng::new());
+    let mut told: Option<String> = None;
+    loop {
+        let renew_after = backoff.renewal(pace.token_life);
+        let mut session = Session::new(pace, &config, renew_after, &mut outbox, &mut reported);
+        let end = Box::pin(session.run(unix_now)).await;
+        let connected_at = session.connected_at();
+        let length = connected_at.map_or(Duration::ZERO, |since| since.elapsed());
+
+        let (reason, pause) = match end {
+            End::Closed => return,
+            End::Renewal => ("the token is renewed".to_owned(), Duration::ZERO),
+            End::NotReady(reason) => (reason, pace.first_pause),
+            End::Lost(reason) => (reason, backoff.pause(Cause::Lost, length)),
+            End::Refused(reason) => (reason, backoff.pause(Cause::Refused, length)),
+        };
+        if connected_at.is_some() || told.as_ref() != Some(&reason) {
+            tell(&mut outbox, &reason, pause);
+            told = Some(reason);
+        }
+        debug!(?pause, "the next attempt");
+        if !wait(pause, &mut outbox, &mut reported).await {
+            return;
+        }
+    }
+}
+
+fn tell(outbox: &mut Outbox, reason: &str, pause: Duration) {
+    if pause.is_zero() {
+        debug!("disconnected from the hub: {reason}");
+    } else {
+        warn!("disconnected from the hub: {reason}; next attempt in {} s", pause.as_secs());
+    }
+    outbox.push(HubEvent::Disconnected { reason: reason.to_owned() });
+}
+
+/// Waits for `pause` and hands events over meanwhile. `false`: no more reports will come.
+async fn wait(pause: Duration, outbox: &mut Outbox, reported: &mut watch::Receiver<Reported>) -> bool {
+    let until = Instant::now() + pause;
+    loop {
+        tokio::select! {
+            changed = reported.changed() => {
+                if changed.is_err() {
+                    return false;
+                }
+            }
+            () = outbox.deliver() => {}
+            () = tokio::time::sleep_until(until) => return true,
+        }
+    }
+}
