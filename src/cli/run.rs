@@ -46,18 +46,18 @@ impl Run {
     }
 }
 
-/// The agent, until it ends or the service manager ends it. It may be dropped at any await: it acts only on
-/// what is on disk, so a stop is no worse than a power cut.
+/// The agent, until it ends or the service manager ends it.
 async fn until_stopped(config: Config) -> Result<Exit, CliError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
-    let stopped = tokio::select! {
-        ended = agent::run(config) => return ended.map(|()| Exit::Done).map_err(CliError::Agent),
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+    let stop = async {
+        let stopped = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        info!("stopping on {stopped}");
+        // Without a service manager nobody listens.
+        let _ = sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
     };
-    info!("stopping on {stopped}");
-    // Without a service manager nobody listens.
-    let _ = sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
-    Ok(Exit::Done)
+    agent::run(config, stop).await.map(|()| Exit::Done).map_err(CliError::Agent)
 }

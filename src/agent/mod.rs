@@ -1,0 +1,816 @@
+//! The only loop: hub events, local commands, and completions become events; each is decided by
+//! [`step`], made durable, and only then acted upon.
+
+mod answer;
+mod summary;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::boot::booted::{self, BootedError, Evidence};
+use crate::boot::scheme::Scheme;
+use crate::boot::{BootControl, BootError};
+use crate::config::Config;
+use crate::control::{self, Status};
+use crate::hub::{self, HubEvent, MethodCall};
+use crate::install::{self, ImageSpec, Job};
+use crate::store::{StateStore, StoreError};
+use crate::update::report::{Facts, Phase, Progress, reported};
+use crate::update::{
+    Boot, Code, Context, Effect, Environment, Event, Failure, Moment, Outcome, Policy, Record, Slot, State,
+    Update, UpdateId, UpdateRequest, step,
+};
+use crate::{health, system};
+use answer::{Asker, MethodRequest};
+use system::message_id;
+
+/// Why the agent cannot go on. It ends then, and systemd starts it again: acting on a decision that was not
+/// saved is the one thing that it must not do.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The state cannot be kept.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The state directory is lost with the slot that it is on.
+    #[error("the state directory {} is on slot {slot}: put it on a partition of its own", path.display())]
+    StateOnSlot {
+        /// The directory.
+        path: PathBuf,
+        /// The slot.
+        slot: Slot,
+    },
+    /// Which slot runs is not known.
+    #[error("cannot tell which slot runs")]
+    Booted(#[from] BootedError),
+    /// The local command line cannot be served.
+    #[error("cannot serve the control socket")]
+    Control(#[from] control::BindError),
+    /// A thread of start-up ended.
+    #[error("start-up was interrupted")]
+    Interrupted,
+}
+
+/// Completions that may wait for the loop; each running effect has one.
+const COMPLETIONS_MAX: usize = 16;
+
+/// Events that may wait for the loop before the hub's side answers by itself.
+const HUB_EVENTS_MAX: usize = 32;
+
+/// Headway that makes an interrupted attempt count as one of its own.
+const HEADWAY_BYTES: u64 = 4 << 20;
+
+/// A twin is told of progress at each 5 % or 10 s, whichever is later.
+const REPORT_PERCENT: u64 = 5;
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// People at the device see progress each second.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Until the wall clock is right; after that nobody asks.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// A reboot takes seconds to begin; one that has not begun by then is asked for again.
+const REBOOT_AGAIN: Duration = Duration::from_secs(60);
+
+/// Then the watchdog is no longer fed, and bites.
+const REBOOTS_ASKED_MAX: usize = 5;
+
+/// An environment that could not be written on the good slot is left alone for a while.
+const ROLL_BACK_AGAIN: Duration = Duration::from_secs(60);
+
+/// What systemd grants for an orderly end is longer.
+const CLOSING_LIMIT: Duration = Duration::from_secs(5);
+
+/// Runs until `stop` is there, or something makes it impossible.
+///
+/// # Errors
+/// When the agent cannot begin, or can no longer keep its state.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
+    let (hub_sender, hub_events) = mpsc::channel(HUB_EVENTS_MAX);
+    let (call_sender, calls) = mpsc::channel(HUB_EVENTS_MAX);
+    let (done_sender, done) = mpsc::channel(COMPLETIONS_MAX);
+    let mut agent = Agent::start(config, done_sender).await?;
+
+    let socket = agent.config.system.control_socket.clone();
+    let bound = tokio::task::spawn_blocking(move || control::bind(&socket, control::GROUP)).await;
+    let listener = bound.map_err(|_| AgentError::Interrupted)??;
+    tokio::spawn(control::serve(listener, call_sender, agent.status.subscribe()));
+
+    agent.apply(Event::Started, None).await?;
+    let hub = agent.config.hub.clone().map(|config| {
+        let reported = agent.reported.subscribe();
+        tokio::spawn(hub::run(config, system::unix_now, hub_sender, reported))
+    });
+    system::notify_status(true, &agent.status.borrow().summary.clone());
+    let ended = agent.serve(Inputs { hub_events, calls, done }, stop).await;
+    agent.close(hub).await;
+    ended
+}
+
+struct Inputs {
+    hub_events: mpsc::Receiver<HubEvent>,
+    calls: mpsc::Receiver<control::Call>,
+    done: mpsc::Receiver<Completion>,
+}
+
+/// An effect came to its end. Those of installs that were aborted are late, and dropped.
+struct Completion {
+    install: Option<u64>,
+    event: Event,
+}
+
+struct Agent {
+    config: Config,
+    boot: Boot,
+    booted: Evidence,
+    record: Record,
+    store: StateStore,
+    environment: Environment,
+    image_version: Option<String>,
+    started: Moment,
+    clock_is_right: bool,
+    done: mpsc::Sender<Completion>,
+    installing: Option<Installing>,
+    installs: u64,
+    progress: watch::Sender<install::Progress>,
+    shown: Shown,
+    rebooting: Option<JoinHandle<()>>,
+    desired: Option<UpdateRequest>,
+    desired_fault: Option<Failure>,
+    state_fault: Option<Failure>,
+    connected: watch::Sender<bool>,
+    hub_detail: String,
+    reported: watch::Sender<hub::Reported>,
+    status: watch::Sender<Status>,
+}
+
+/// The running install.
+struct Installing {
+    id: UpdateId,
+    cancel: watch::Sender<bool>,
+    task: JoinHandle<()>,
+    progressed: bool,
+    downloaded: bool,
+}
+
+/// What of the progress was shown last, and where.
+#[derive(Debug, Default)]
+struct Shown {
+    phase: Option<install::Phase>,
+    reported: Option<(Instant, u64)>,
+    status: Option<(Instant, u64)>,
+    bytes_per_sec: Option<u64>,
+}
+
+impl Agent {
+    async fn start(config: Config, done: mpsc::Sender<Completion>) -> Result<Self, AgentError> {
+        let look = {
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || look_around(&config))
+        };
+        let Surroundings { booted, boot, store, loaded, image_version } =
+            look.await.map_err(|_| AgentError::Interrupted)??;
+        let state_fault = loaded.damage.map(|damage| {
+            let message = format!("{damage}; it was moved aside, and what was under way is not known");
+            error!(MESSAGE_ID = message_id::STATE_DAMAGED, "{message}");
+            Failure::new(Code::StateDamaged, message)
+        });
+        info!("{booted}; boot {}", boot.id);
+        let clock_is_right = system::clock_is_right(&config.system.clock_check_command).await;
+        let hub_detail = match &config.hub {
+            Some(hub) => format!("not yet connected to {}", hub.host_name),
+            None => "no hub is configured".to_owned(),
+        };
+        let mut agent = Self {
+            boot,
+            booted,
+            record: loaded.record,
+            store,
+            environment: Environment::Unusable("not read yet".to_owned()),
+            image_version,
+            started: system::now(boot.id, clock_is_right),
+            clock_is_right,
+            done,
+            installing: None,
+            installs: 0,
+            progress: watch::channel(install::Progress::default()).0,
+            shown: Shown::default(),
+            rebooting: None,
+            desired: None,
+            desired_fault: None,
+            state_fault,
+            connected: watch::channel(false).0,
+            hub_detail,
+            reported: watch::channel(None).0,
+            status: watch::channel(Status::default()).0,
+            config,
+        };
+        agent.read_environment().await;
+        Ok(agent)
+    }
+
+    async fn serve(&mut self, inputs: Inputs, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
+        let Inputs { mut hub_events, mut calls, mut done } = inputs;
+        let mut stop = std::pin::pin!(stop);
+        let mut progress = self.progress.subscribe();
+        let mut watchdog = system::watchdog_interval().map(tokio::time::interval);
+        let mut clock = tokio::time::interval(CLOCK_INTERVAL);
+        loop {
+            tokio::select! {
+                () = &mut stop => return Ok(()),
+                Some(completion) = done.recv() => self.on_completion(completion).await?,
+                Some(event) = hub_events.recv() => self.on_hub(event).await?,
+                Some(call) = calls.recv() => self.on_call(call).await?,
+                Ok(()) = progress.changed() => self.on_progress().await?,
+                _ = clock.tick(), if !self.clock_is_right => self.on_clock().await?,
+                Some(_) = tick(&mut watchdog) => self.on_watchdog(),
+            }
+        }
+    }
+
+    /// The last report goes out, and an install leaves its checkpoint.
+    async fn close(self, hub: Option<JoinHandle<()>>) {
+        let Self { installing, reported, .. } = self;
+        drop(reported);
+        let orderly = async {
+            if let Some(Installing { cancel, task, .. }) = installing {
+                cancel.send_replace(true);
+                let _ = task.await;
+            }
+            if let Some(hub) = hub {
+                let _ = hub.await;
+            }
+        };
+        if system::within(CLOSING_LIMIT, orderly).await.is_none() {
+            warn!("stopped before the hub session was closed");
+        }
+    }
+
+    // ---- what comes in
+
+    async fn on_completion(&mut self, completion: Completion) -> Result<(), AgentError> {
+        if completion.install.is_some_and(|number| number != self.installs) {
+            return Ok(());
+        }
+        if matches!(completion.event, Event::Installed(..)) {
+            self.installing = None;
+        }
+        self.read_environment().await;
+        self.apply(completion.event, None).await
+    }
+
+    async fn on_hub(&mut self, event: HubEvent) -> Result<(), AgentError> {
+        match event {
+            HubEvent::Connected => {
+                let name = self.config.hub.as_ref().map(|hub| hub.host_name.as_str());
+                self.hub_detail = format!("connected to {}", name.unwrap_or_default());
+                self.connected.send_replace(true);
+                self.report();
+                Ok(())
+            }
+            HubEvent::Disconnected { reason } => {
+                self.hub_detail = reason;
+                self.connected.send_replace(false);
+                self.report();
+                Ok(())
+            }
+            HubEvent::Method(call) => self.on_method(call).await,
+            HubEvent::Desired(desired) => self.on_desired(desired.get("firmware")).await,
+        }
+    }
+
+    async fn on_method(&mut self, call: MethodCall) -> Result<(), AgentError> {
+        info!("the hub calls {}", call.name.escape_default());
+        match answer::method_request(&call.name, &call.payload) {
+            Ok(MethodRequest::Event(event)) => self.apply(event, Some(Asker::Method(call.reply))).await,
+            Ok(MethodRequest::Status) => {
+                let reply = answer::status_reply(Value::Object(reported(&self.facts())));
+                drop(call.reply.send(reply));
+                Ok(())
+            }
+            Ok(MethodRequest::Reboot) => {
+                let refusal = self.reboot_refusal();
+                drop(call.reply.send(answer::reboot_reply(refusal)));
+                if refusal.is_none() {
+                    self.reboot();
+                }
+                Ok(())
+            }
+            Err(refusal) => {
+                drop(call.reply.send(refusal));
+                Ok(())
+            }
+        }
+    }
+
+    /// A reboot in a trial spends an attempt, and one in an install wastes it.
+    fn reboot_refusal(&self) -> Option<&'static str> {
+        let at_rest = matches!(self.record.state, State::Idle { .. });
+        (!at_rest || self.environment == Environment::Uncommitted)
+            .then_some("an update is under way: wait for it, or cancel it")
+    }
+
+    async fn on_desired(&mut self, firmware: Option<&Value>) -> Result<(), AgentError> {
+        let firmware = firmware.filter(|firmware| !firmware.is_null());
+        let (desired, fault) = match firmware.map(UpdateRequest::from_value) {
+            None => (None, None),
+            Some(Ok(request)) => (Some(request), None),
+            Some(Err(invalid)) => {
+                let message = format!("desired property `firmware` is not understood: {invalid}");
+                warn!("{message}");
+                (None, Some(Failure::new(Code::InvalidPayload, message)))
+            }
+        };
+        (self.desired, self.desired_fault) = (desired, fault);
+        self.report();
+        self.follow_desired().await
+    }
+
+    /// What is desired stands until it changes: it is looked at again whenever nothing is under way.
+    async fn follow_desired(&mut self) -> Result<(), AgentError> {
+        match self.desired.clone() {
+            Some(request) if self.record.desired.as_ref() != Some(&request.id) => {
+                Box::pin(self.apply(Event::Requested(request, crate::update::Origin::Desired), None)).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn on_call(&mut self, call: control::Call) -> Result<(), AgentError> {
+        match answer::local_request(call.command) {
+            Ok(event) => self.apply(event, Some(Asker::Local(call.reply))).await,
+            Err(refusal) => {
+                drop(call.reply.send(refusal));
+                Ok(())
+            }
+        }
+    }
+
+    async fn on_clock(&mut self) -> Result<(), AgentError> {
+        if !system::clock_is_right(&self.config.system.clock_check_command).await {
+            return Ok(());
+        }
+        self.clock_is_right = true;
+        self.started = self.started.resolved_by(self.now());
+        self.apply(Event::ClockSet, None).await
+    }
+
+    /// Once a reboot was asked for often enough in vain, only the watchdog can help.
+    fn on_watchdog(&self) {
+        if !self.rebooting.as_ref().is_some_and(JoinHandle::is_finished) {
+            system::feed_watchdog();
+        }
+    }
+
+    async fn on_progress(&mut self) -> Result<(), AgentError> {
+        let progress = *self.progress.borrow();
+        let Some(installing) = &mut self.installing else { return Ok(()) };
+        let mut events = Vec::new();
+        let fresh_bytes = progress.bytes.saturating_sub(progress.resumed_bytes);
+        if !installing.progressed && fresh_bytes >= HEADWAY_BYTES {
+            installing.progressed = true;
+            events.push(Event::Progressed(installing.id.clone()));
+        }
+        if !installing.downloaded && progress.phase == install::Phase::Verifying {
+            installing.downloaded = true;
+            events.push(Event::Downloaded(installing.id.clone()));
+        }
+        for event in events {
+            self.apply(event, None).await?;
+        }
+        self.show_progress(progress);
+        Ok(())
+    }
+
+    fn show_progress(&mut self, progress: install::Progress) {
+        let now = Instant::now();
+        if let Some((since, bytes)) = self.shown.status {
+            let elapsed = now.duration_since(since);
+            if elapsed < STATUS_INTERVAL && self.shown.phase == Some(progress.phase) {
+                return;
+            }
+            let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+            let gained = progress.bytes.saturating_sub(bytes);
+            self.shown.bytes_per_sec = gained.checked_mul(1000).map(|scaled| scaled / millis);
+        }
+        self.shown.status = Some((now, progress.bytes));
+        let percent = facts_progress(progress).percent().unwrap_or_default();
+        let worth_a_report = self.shown.phase != Some(progress.phase)
+            || self.shown.reported.is_none_or(|(since, shown_percent)| {
+                now.duration_since(since) >= REPORT_INTERVAL && percent >= shown_percent + REPORT_PERCENT
+            });
+        self.shown.phase = Some(progress.phase);
+        if worth_a_report {
+            self.shown.reported = Some((now, percent));
+            self.report();
+        } else {
+            self.show_status();
+        }
+    }
+
+    // ---- decide, save, act
+
+    /// The only writer of `self.record`.
+    async fn apply(&mut self, event: Event, mut asker: Option<Asker>) -> Result<(), AgentError> {
+        let context = self.context().await;
+        let next = step(&context, self.record.clone(), event);
+        let mut came_to_rest = false;
+        if next.record != self.record {
+            let (store, record) = (self.store.clone(), next.record.clone());
+            let saved = tokio::task::spawn_blocking(move || store.save(&record)).await;
+            saved.map_err(|_| StoreError::Interrupted)??;
+            let before = std::mem::replace(&mut self.record, next.record);
+            if before.state != self.record.state {
+                self.tell_milestone(&before.state);
+                came_to_rest = matches!(self.record.state, State::Idle { .. });
+            }
+        }
+        // Whoever asks and then looks at the status must find the answer's truth there.
+        self.show_status();
+        for effect in next.effects {
+            self.run_effect(effect, &mut asker);
+        }
+        if came_to_rest {
+            self.state_fault = None;
+            self.follow_desired().await?;
+        }
+        Ok(())
+    }
+
+    async fn context(&self) -> Context {
+        Context {
+            boot: self.boot,
+            now: self.now(),
+            policy: Policy {
+                check_required: self.config.install.check_required,
+                has_keys: has_keys(self.config.install.keys.clone()).await,
+                allow_downgrade: self.config.install.allow_downgrade,
+            },
+            environment: self.environment.clone(),
+            online: *self.connected.borrow(),
+            running_version: self.image_version.clone(),
+        }
+    }
+
+    fn now(&self) -> Moment {
+        system::now(self.boot.id, self.clock_is_right)
+    }
+
+    fn run_effect(&mut self, effect: Effect, asker: &mut Option<Asker>) {
+        match effect {
+            Effect::Respond(response) => {
+                if let Some(asker) = asker.take() {
+                    asker.answer(&response);
+                }
+            }
+            Effect::Report => self.report(),
+            Effect::Install(update) => self.install(update),
+            Effect::AbortInstall => {
+                self.installs += 1;
+                if let Some(installing) = &self.installing {
+                    installing.cancel.send_replace(true);
+                }
+            }
+            Effect::Activate(update) => {
+                let target = update.target;
+                self.decide(Code::ActivateFailed, move |boot| boot.activate(target), move |result| {
+                    Event::Activated(update.request.id, result)
+                });
+            }
+            Effect::Reboot => self.reboot(),
+            Effect::CheckHealth(update) => self.check_health(update),
+            Effect::Commit(update) => {
+                let target = update.target;
+                self.decide(Code::CommitFailed, move |boot| boot.commit(target), move |result| {
+                    Event::Committed(update.request.id, result)
+                });
+            }
+            Effect::RollBack { id, to, again } => self.roll_back(id, to, again),
+            Effect::ConfirmBoot => self.confirm_boot(),
+        }
+    }
+
+    /// Runs one environment transaction on a thread of its own, and feeds what came of it.
+    fn decide<T: Send + 'static>(
+        &self,
+        code: Code,
+        decision: impl FnOnce(&mut BootControl) -> Result<T, BootError> + Send + 'static,
+        event: impl FnOnce(Result<(), Failure>) -> Event + Send + 'static,
+    ) {
+        let (config, done) = (self.config.boot.clone(), self.done.clone());
+        tokio::spawn(async move {
+            let result = on_environment(config, decision).await.map(drop);
+            if let Err(reason) = &result {
+                error!("{reason}");
+            }
+            let event = event(result.map_err(|reason| Failure::new(code, reason)));
+            // A receiver that is gone means that the daemon ends.
+            let _ = done.send(Completion { install: None, event }).await;
+        });
+    }
+
+    fn install(&mut self, update: Update) {
+        self.installs += 1;
+        let (number, done) = (self.installs, self.done.clone());
+        let (cancel, cancelled) = watch::channel(false);
+        let earlier = self.installing.take();
+        let id = update.request.id.clone();
+        let (job, boot, progress) = (self.job(&update), self.config.boot.clone(), self.progress.clone());
+        self.progress.send_replace(install::Progress::default());
+        self.shown = Shown::default();
+        let task = tokio::spawn(async move {
+            // Two writers on one slot would be one too many.
+            if let Some(earlier) = earlier {
+                earlier.cancel.send_replace(true);
+                let _ = earlier.task.await;
+            }
+            let target = update.target;
+            let disabled = on_environment(boot, move |boot| boot.disable(target)).await;
+            let result = match disabled {
+                Ok(_) => install::install(&job, &progress, cancelled.clone()).await,
+                Err(reason) => Err(Failure::new(Code::EnvironmentUnusable, reason)),
+            };
+            if !*cancelled.borrow() {
+                let event = Event::Installed(update.request.id, result);
+                let _ = done.send(Completion { install: Some(number), event }).await;
+            }
+        });
+        self.installing = Some(Installing { id, cancel, task, progressed: false, downloaded: false });
+    }
+
+    fn job(&self, update: &Update) -> Job {
+        let request = &update.request;
+        Job {
+            spec: ImageSpec {
+                uri: request.uri.clone(),
+                check_value: request.check_value,
+                size_bytes: request.size_bytes,
+            },
+            target: self.config.slots.device(update.target).clone(),
+            running: Some(self.config.slots.device(self.boot.slot).clone()),
+            proc: self.config.system.proc.clone(),
+            check_required: self.config.install.check_required,
+            keys: self.config.install.keys.clone(),
+            ca_file: self.config.install.ca_file.clone(),
+            checkpoint: self.store.checkpoint(),
+            limits: install::Limits::new(self.config.install.retry_limit),
+        }
+    }
+
+    fn check_health(&self, update: Update) {
+        let (config, done) = (self.config.health.clone(), self.done.clone());
+        let connected = self.connected.subscribe();
+        tokio::spawn(async move {
+            let result = health::check(&config, update.online_before, connected).await;
+            let event = Event::HealthChecked(update.request.id, result.map_err(Failure::from));
+            let _ = done.send(Completion { install: None, event }).await;
+        });
+    }
+
+    fn roll_back(&self, id: UpdateId, to: Slot, again: bool) {
+        if !again {
+            let decision = move |boot: &mut BootControl| boot.roll_back(to);
+            self.decide(Code::EnvironmentUnusable, decision, move |result| Event::RolledBack(id, result));
+            return;
+        }
+        let (config, done) = (self.config.boot.clone(), self.done.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(ROLL_BACK_AGAIN).await;
+            let result = on_environment(config, move |boot| boot.roll_back(to)).await.map(drop);
+            let result = result.map_err(|reason| Failure::new(Code::EnvironmentUnusable, reason));
+            let event = Event::RolledBack(id, result);
+            let _ = done.send(Completion { install: None, event }).await;
+        });
+    }
+
+    /// RAUC's boot script spends an attempt on each boot, the committed slot's too: a healthy one gets them
+    /// back. An unhealthy one is left to the boot loader.
+    fn confirm_boot(&self) {
+        if self.config.boot.scheme != Scheme::Rauc {
+            return;
+        }
+        let (health, boot, slot) = (self.config.health.clone(), self.config.boot.clone(), self.boot.slot);
+        let connected = self.connected.subscribe();
+        tokio::spawn(async move {
+            match health::check(&health, false, connected).await {
+                Ok(()) => match on_environment(boot, move |boot| boot.confirm(slot)).await {
+                    Ok(_) => info!("slot {slot} is healthy, and has all its boot attempts again"),
+                    Err(reason) => error!("{reason}"),
+                },
+                Err(unhealthy) => warn!("slot {slot} keeps a boot attempt less: {unhealthy}"),
+            }
+        });
+    }
+
+    /// Asks, and asks again; what does not help in the end is the watchdog's business.
+    fn reboot(&mut self) {
+        if self.rebooting.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let command = self.config.system.reboot_command.clone();
+        self.rebooting = Some(tokio::spawn(async move {
+            for _ in 0..REBOOTS_ASKED_MAX {
+                info!("asking for the reboot");
+                if let Err(failed) = system::reboot(&command).await {
+                    error!("cannot ask for the reboot: {failed}");
+                }
+                tokio::time::sleep(REBOOT_AGAIN).await;
+            }
+            error!("the machine does not reboot; leaving it to the watchdog");
+        }));
+    }
+
+    // ---- what goes out
+
+    async fn read_environment(&mut self) {
+        let booted = self.booted.clone();
+        let view = on_environment(self.config.boot.clone(), BootControl::view).await;
+        let environment = match view {
+            Err(reason) => Environment::Unusable(reason),
+            Ok(view) => match booted::agreement(&view, &booted) {
+                Err(disagreement) => Environment::Unusable(disagreement.to_string()),
+                Ok(()) if view.trial => Environment::Uncommitted,
+                Ok(()) => Environment::Committed,
+            },
+        };
+        if environment != self.environment {
+            if let Environment::Unusable(why) = &environment {
+                warn!("no update is taken: {why}");
+            }
+            self.environment = environment;
+        }
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        let installing = matches!(self.record.state, State::Installing { .. });
+        Facts {
+            boot: self.boot,
+            record: &self.record,
+            progress: installing.then(|| facts_progress(*self.progress.borrow())),
+            environment: &self.environment,
+            running_version: self.image_version.as_deref(),
+            started: self.started,
+            fault: self.desired_fault.as_ref().or(self.state_fault.as_ref()),
+        }
+    }
+
+    /// Level-triggered: the twin and the people at the device get the present state.
+    fn report(&self) {
+        let reported = reported(&self.facts());
+        self.reported.send_if_modified(|shown| {
+            let changed = shown.as_ref() != Some(&reported);
+            *shown = Some(reported);
+            changed
+        });
+        self.show_status();
+    }
+
+    fn show_status(&self) {
+        let facts = self.facts();
+        let summary = summary::summary(&facts, self.shown.bytes_per_sec);
+        let slots = &self.config.slots;
+        let status = Status {
+            summary,
+            reported: reported(&facts),
+            hub_connected: *self.connected.borrow(),
+            hub_detail: self.hub_detail.clone(),
+            bytes_per_sec: self.shown.bytes_per_sec.filter(|_| facts.progress.is_some()),
+            slot_devices: [Slot::A, Slot::B]
+                .map(|slot| (slot.to_string(), json!(slots.device(slot))))
+                .into_iter()
+                .collect(),
+        };
+        self.status.send_if_modified(|shown| {
+            if shown.summary != status.summary {
+                system::notify_status(false, &status.summary);
+            }
+            let changed = *shown != status;
+            *shown = status;
+            changed
+        });
+    }
+
+    /// The few lines that an operator searches for.
+    fn tell_milestone(&self, before: &State) {
+        let Some(update) = self.record.state.update().or(before.update()) else { return };
+        let (id, slot) = (update.request.id.as_str(), update.target);
+        let tell = |message_id: &str, text: &str| {
+            info!(MESSAGE_ID = message_id, UPDATE_ID = id, SLOT = %slot, "update {id}: {text}");
+        };
+        match &self.record.state {
+            State::Installing { attempt: 1, .. } => tell(message_id::ACCEPTED, "accepted"),
+            State::Installing { attempt, .. } => tell(message_id::ACCEPTED, &format!("attempt {attempt}")),
+            State::Installed { .. } => {
+                tell(message_id::INSTALLED, &format!("in slot {slot}, and read back"));
+            }
+            State::Rebooting { .. } => tell(message_id::ACTIVATED, &format!("slot {slot} boots next")),
+            State::Trial { .. } => tell(message_id::TRIAL, &format!("slot {slot} runs on trial")),
+            State::RollingBack { failure, .. } => {
+                warn!(UPDATE_ID = id, "update {id}: giving up slot {slot}: {failure}");
+            }
+            State::Idle { last } => match last.as_deref().map(|last| &last.outcome) {
+                None => {}
+                Some(Outcome::Succeeded) => {
+                    tell(message_id::COMMITTED, &format!("completed; slot {slot} is committed"));
+                }
+                Some(Outcome::Failed(failure)) => {
+                    error!(MESSAGE_ID = message_id::FAILED, UPDATE_ID = id, "update {id} failed: {failure}");
+                }
+                Some(Outcome::RolledBack(failure)) => {
+                    error!(MESSAGE_ID = message_id::ROLLED_BACK, UPDATE_ID = id, SLOT = %self.boot.slot,
+                        "update {id} rolled back to slot {}: {failure}", self.boot.slot);
+                }
+            },
+        }
+    }
+}
+
+/// What the agent finds when it starts.
+struct Surroundings {
+    booted: Evidence,
+    boot: Boot,
+    store: StateStore,
+    loaded: crate::store::Loaded,
+    image_version: Option<String>,
+}
+
+fn look_around(config: &Config) -> Result<Surroundings, AgentError> {
+    let proc = &config.system.proc;
+    let booted = booted::booted_slot(proc, &config.slots)?;
+    let boot = Boot { id: booted::boot_id(proc)?, slot: booted.slot };
+    let store = StateStore::open(&config.state_directory)?;
+    if let Some(slot) = slot_below(config) {
+        return Err(AgentError::StateOnSlot { path: config.state_directory.clone(), slot });
+    }
+    let loaded = store.load()?;
+    let image_version = system::image_version(&config.system.os_release);
+    Ok(Surroundings { booted, boot, store, loaded, image_version })
+}
+
+/// The slot that the state directory is on.
+fn slot_below(config: &Config) -> Option<Slot> {
+    use std::os::unix::fs::MetadataExt as _;
+    let directory = std::fs::metadata(&config.state_directory).ok()?;
+    [Slot::A, Slot::B].into_iter().find(|slot| {
+        let device = std::fs::metadata(config.slots.device(*slot));
+        device.is_ok_and(|device| device.rdev() != 0 && device.rdev() == directory.dev())
+    })
+}
+
+/// Opens the environment and makes one decision, off the async threads. The error is one line for a person.
+async fn on_environment<T: Send + 'static>(
+    config: crate::config::Boot,
+    decision: impl FnOnce(&mut BootControl) -> Result<T, BootError> + Send + 'static,
+) -> Result<T, String> {
+    let blocking = move || {
+        let mut boot = BootControl::open(&config).map_err(|error| one_line(&error))?;
+        decision(&mut boot).map_err(|error| one_line(&error))
+    };
+    tokio::task::spawn_blocking(blocking).await.unwrap_or_else(|_| Err("interrupted".to_owned()))
+}
+
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
+}
+
+/// Keys may be added at any time, so each request looks.
+async fn has_keys(directory: PathBuf) -> bool {
+    let look = move || {
+        std::fs::read_dir(directory).is_ok_and(|mut entries| {
+            entries.any(|entry| entry.is_ok_and(|entry| entry.path().extension().is_some_and(|e| e == "pub")))
+        })
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
+}
+
+fn facts_progress(progress: install::Progress) -> Progress {
+    Progress {
+        phase: match progress.phase {
+            install::Phase::Downloading => Phase::Downloading,
+            install::Phase::Waiting => Phase::Waiting,
+            install::Phase::Verifying => Phase::Verifying,
+        },
+        bytes: progress.bytes,
+        total_bytes: progress.total_bytes,
+    }
+}
+
+async fn tick(interval: &mut Option<tokio::time::Interval>) -> Option<Instant> {
+    match interval {
+        Some(interval) => Some(interval.tick().await),
+        None => None,
+    }
+}
