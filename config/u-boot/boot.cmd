@@ -6,8 +6,8 @@
 # (CONFIG_ENV_REDUNDANT, older: CONFIG_SYS_REDUNDAND_ENVIRONMENT), and with the command `part`.
 # Its stored environment has the variables of twinboot.env.
 #
-# What happens in a trial: twinboot writes boot_slot=b upgrade_available=1 bootcount=0 in one transaction. While
-# upgrade_available is 1, U-Boot counts each boot in bootcount, and saves it. A boot above bootlimit runs
+# What happens in a trial: twinboot writes boot_slot=b upgrade_available=1 bootcount=0 and bootlimit in one
+# transaction. While upgrade_available is 1, U-Boot counts each boot in bootcount, and saves it. A boot above bootlimit runs
 # altbootcmd instead of bootcmd: back to the other slot, for good. twinboot commits with upgrade_available=0
 # bootcount=0. The script itself writes nothing: the environment is saved only by the counter and by altbootcmd.
 

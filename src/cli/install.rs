@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
-use super::progress::{Progress, uptime};
+use super::progress::{Progress, percent, uptime};
 use super::view::{Amount, Stage, View};
 use super::{CliError, Exit, Socket};
 use crate::control::{Client, ClientError, Command};
@@ -140,6 +140,7 @@ fn parse_url(text: &str) -> Result<Url, CliError> {
 fn digest(path: &PathBuf, size_bytes: u64) -> io::Result<Sha256Digest> {
     let mut file = File::open(path)?;
     let mut progress = Progress::new(io::stderr());
+    progress.title(&format!("computing the check value of {}", path.display()));
     let mut hasher = Sha256::new();
     let mut block = vec![0; BLOCK_BYTES];
     let mut bytes = 0_u64;
@@ -155,11 +156,8 @@ fn digest(path: &PathBuf, size_bytes: u64) -> io::Result<Sha256Digest> {
         bytes = bytes.saturating_add(u64::try_from(filled).unwrap_or(u64::MAX));
         let millis = u64::try_from(uptime().saturating_sub(start).as_millis()).unwrap_or(u64::MAX);
         let rate = bytes.saturating_mul(1000).checked_div(millis);
-        progress.show(
-            "computing the check value",
-            Some(Amount { bytes, total_bytes: Some(size_bytes) }),
-            rate,
-        );
+        let amount = Amount { bytes, total_bytes: Some(size_bytes) };
+        progress.show(&format!("check value: {} %", percent(amount).unwrap_or(100)), Some(amount), rate);
     }
     progress.finish();
     Ok(Sha256Digest(hasher.finalize().into()))

@@ -3,12 +3,14 @@
 use std::io::{self, IsTerminal};
 
 use nix::sys::stat::fstat;
-use tracing::Level;
+use tracing::{Level, Subscriber};
 use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use super::environment;
@@ -32,22 +34,29 @@ pub(super) fn init(level: Level) -> Result<(), TryInitError> {
             });
         return registry.with(journal).try_init();
     }
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
-        .with_ansi(Paint::on(&io::stderr()).is_on())
+    let ansi = Paint::on(&io::stderr()).is_on();
+    registry.with(lines(io::stderr, ansi)).try_init()
+}
+
+/// Level, sentence, fields.
+fn lines<S, W>(writer: W, ansi: bool) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + 'static,
+{
+    let fields = debug_fn(|writer, field, value| match field.name() {
+        "message" => write!(writer, "{value:?}"),
+        // For machines that search the journal.
+        "MESSAGE_ID" => Ok(()),
+        name => write!(writer, " {name}={value:?}"),
+    });
+    tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .with_ansi(ansi)
         .without_time()
         .with_target(false)
-        .fmt_fields(
-            debug_fn(|writer, field, value| match field.name() {
-                "message" => write!(writer, "{value:?}"),
-                // For machines that search the journal.
-                "MESSAGE_ID" => Ok(()),
-                name => write!(writer, "{name}={value:?}"),
-            })
-            .delimited(" "),
-        )
-        .compact();
-    registry.with(lines).try_init()
+        .fmt_fields(fields)
+        .compact()
 }
 
 /// As systemd documents it: `JOURNAL_STREAM` names device and inode of the stream that it connected.
@@ -57,4 +66,37 @@ fn stderr_is_journal() -> bool {
     let is_same =
         |named: String| fstat(&stderr).is_ok_and(|stat| named == format!("{}:{}", stat.st_dev, stat.st_ino));
     !stderr.is_terminal() && named.is_some_and(is_same)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_has_level_sentence_and_fields_but_nothing_for_machines() {
+        let written = Lines::default();
+        let writer = written.clone();
+        let subscriber = tracing_subscriber::registry().with(lines(move || writer.clone(), false));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!(MESSAGE_ID = "0c0d", UPDATE_ID = %"u-1", SLOT = "b", "rolled back");
+        });
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text, " WARN rolled back UPDATE_ID=u-1 SLOT=\"b\"\n");
+    }
 }

@@ -50,6 +50,11 @@ impl<W: Write> Progress<W> {
         }
     }
 
+    /// A line above the bar: what it is about.
+    pub(super) fn title(&mut self, text: &str) {
+        let _ = writeln!(self.stream, "{text}");
+    }
+
     /// Leaves the last line standing.
     pub(super) fn finish(&mut self) {
         if let Some(line) = self.pending_line.take() {
@@ -64,7 +69,7 @@ impl<W: Write> Progress<W> {
     fn redraw(&mut self, line: String, text: &str) {
         let now = uptime();
         let too_soon = self.drawn_at.is_some_and(|at| now.saturating_sub(at) < REDRAW_INTERVAL);
-        if too_soon && text == self.last_text {
+        if too_soon && job(text) == job(&self.last_text) {
             self.pending_line = Some(line);
             return;
         }
@@ -80,16 +85,20 @@ impl<W: Write> Progress<W> {
         let _ = self.stream.flush();
     }
 
-    /// A line where the job or the tenth has changed. Numbers in a sentence do not make it another.
+    /// A line where the job or the tenth has changed.
     fn print_step(&mut self, text: &str, amount: Option<Amount>) {
         let step = amount.and_then(percent).map(|percent| percent / LINE_STEP_PERCENT);
-        let job = |text: &str| text.split(':').next().unwrap_or_default().to_owned();
         if job(text) != job(&self.last_text) || (step.is_some() && step != self.last_step) {
             let _ = writeln!(self.stream, "{text}");
             text.clone_into(&mut self.last_text);
             self.last_step = step;
         }
     }
+}
+
+/// What is done, without how far: `downloading 1.4.2` of `downloading 1.4.2: 42 %, 3.1 MB/s`.
+fn job(text: &str) -> &str {
+    text.split_once(':').map_or(text, |(job, _)| job)
 }
 
 /// `[########------------]  42 %  215.0 of 512.0 MiB  3.1 MiB/s  1m 36s left`

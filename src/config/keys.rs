@@ -12,7 +12,7 @@ use super::{
     Boot, Config, Credentials, DEFAULT_CONTROL_SOCKET, Health, Hub, HubCheck, Install, Loaded, Slots, System,
 };
 use crate::boot::scheme::Scheme;
-use crate::hub::auth::ConnectionString;
+use crate::hub::auth::{ConnectionString, Proof, check_device_id};
 
 /// Below it, a time limit is a typing mistake.
 const SECOND: Duration = Duration::from_secs(1);
@@ -184,7 +184,7 @@ fn from_connection_string(
         text.parse::<ConnectionString>().map_err(|error| {
             section::wrong(
                 format!("{}: {error}", file.display()),
-                "copy it whole from the hub: `az iot hub device-identity connection-string show`",
+                "`az iot hub device-identity connection-string show` prints the right one",
             )
         })
     });
@@ -195,13 +195,13 @@ fn from_connection_string(
             return None;
         }
     };
-    let credentials = match (string.shared_access_key, certified) {
-        (Some(key), false) => Credentials::SharedAccessKey(key),
-        (Some(_), true) => {
+    let credentials = match (string.proof, certified) {
+        (Proof::SharedAccessKey(key), false) => Credentials::SharedAccessKey(key),
+        (Proof::SharedAccessKey(_), true) => {
             hub.fault_at(place, KEY, "brings a key, and `certificate_file` stands beside it", "remove one");
             return None;
         }
-        (None, _) => {
+        (Proof::Certificate, _) => {
             for key in ["certificate_file", "key_file"] {
                 hub.expect(key, "the connection string says `x509=true`");
             }
@@ -390,11 +390,8 @@ fn host_name(value: &Value) -> Result<String, Wrong> {
 /// As IoT Hub's registry has it.
 fn device_id(value: &Value) -> Result<String, Wrong> {
     let id = text(value)?;
-    let legal = |c: char| c.is_ascii_alphanumeric() || "-:.+%_#*?!(),=@$'".contains(c);
-    if id.len() <= 128 && id.chars().all(legal) {
-        Ok(id)
-    } else {
-        let hint = "1 to 128 letters, digits and -:.+%_#*?!(),=@$' as in the hub's registry";
-        Err(section::wrong(format!("{} is no device id", value.to_toml()), hint))
+    match check_device_id(&id) {
+        Ok(()) => Ok(id),
+        Err(error) => Err(section::wrong(format!("{} is no device id", value.to_toml()), error.to_string())),
     }
 }

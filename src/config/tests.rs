@@ -351,3 +351,38 @@ fn what_is_in_force_is_shown_with_its_origin() {
     assert_eq!(shown("boot", "environment"), ("\"/etc/fw_env.config\"".to_owned(), None));
     assert_eq!(shown("slot \"b\"", "device"), ("\"/dev/b\"".to_owned(), Some(9)));
 }
+
+#[test]
+fn the_example_loads_as_it_is_and_shows_every_default() {
+    const EXAMPLE: &str = include_str!("../../config/config.toml");
+    let config = Files::new(EXAMPLE).config();
+    assert_eq!(config.slots.a, PathBuf::from("/dev/disk/by-partlabel/rootfs_a"));
+    assert!(config.hub.is_none());
+
+    let effective = with_connection_string("").load().unwrap_or_else(|faults| panic!("{faults}")).effective;
+    for setting in effective.iter().filter(|setting| setting.place.is_none()) {
+        let line = format!("#{} = {}", setting.key, setting.value);
+        assert!(EXAMPLE.lines().any(|shown| shown == line), "{line} is not in the example");
+    }
+}
+
+#[test]
+fn every_line_of_the_example_is_a_key() {
+    const EXAMPLE: &str = include_str!("../../config/config.toml");
+    let is_setting = |line: &str| {
+        line.starts_with("#[") || line.split_once(" = ").is_some_and(|(key, _)| !key.contains("# "))
+    };
+    let all: String = EXAMPLE
+        .lines()
+        .map(|line| if is_setting(line) { line.trim_start_matches('#') } else { line })
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let faults = Files::new(&all).faults();
+    assert!(
+        !faults.iter().any(|fault| fault.contains("unknown") || fault.contains("is not TOML")),
+        "{faults:#?}"
+    );
+    // Both ways of naming the device are shown, and `mender` has its own key.
+    assert!(faults.iter().any(|fault| fault.contains("hub.host_name: stands beside")), "{faults:#?}");
+    assert!(faults.iter().any(|fault| fault.contains("partition: is for")), "{faults:#?}");
+}
