@@ -2,6 +2,8 @@
 //! cut allowed between any two instructions of the shell, writes that fail, and writes that land although
 //! the call failed.
 
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail where it stands")]
+
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use twinboot::update::step::{INSTALL_ATTEMPTS_MAX, ROLL_BACK_REBOOTS_MAX};
@@ -159,7 +161,7 @@ impl World {
     }
 
     /// Everything that others may do at any moment.
-    fn from_outside(&self) -> Vec<Self> {
+    fn outside(&self) -> Vec<Self> {
         let mut out = vec![self.restart_daemon(), self.power_cycle()];
         if self.requests_left > 0 {
             for name in ["one", "two"] {
@@ -222,7 +224,7 @@ impl World {
 
     /// Every way the next effect can go, the crash cases included.
     fn next(&self) -> Vec<Self> {
-        let mut out = self.from_outside();
+        let mut out = self.outside();
         let Some((effect, rest)) = self.todo.split_first() else { return out };
         let mut world = self.clone();
         world.todo = rest.to_vec();
