@@ -23,7 +23,7 @@ use tracing::{debug, warn};
 use crate::config;
 use backoff::{Backoff, Cause};
 use outbox::Outbox;
-use session::{End, Session};
+use session::{End, Ended, Session};
 
 /// What the hub tells the agent.
 #[derive(Debug)]
@@ -147,19 +147,18 @@ pub async fn run_at(
     let mut told: Option<String> = None;
     loop {
         let renew_after = backoff.renewal(pace.token_life);
-        let mut session = Session::new(pace, &config, renew_after, &mut outbox, &mut reported);
-        let end = Box::pin(session.run(unix_now)).await;
-        let connected_at = session.connected_at();
-        let length = connected_at.map_or(Duration::ZERO, |since| since.elapsed());
+        let session = Session::new(pace, &config, renew_after, &mut outbox, &mut reported);
+        let Ended { why, length } = Box::pin(session.run(unix_now)).await;
+        let lasted = length.unwrap_or_default();
 
-        let (reason, pause) = match end {
+        let (reason, pause) = match why {
             End::Closed => return,
             End::Renewal => ("the token is renewed".to_owned(), Duration::ZERO),
             End::NotReady(reason) => (reason, pace.first_pause),
-            End::Lost(reason) => (reason, backoff.pause(Cause::Lost, length)),
-            End::Refused(reason) => (reason, backoff.pause(Cause::Refused, length)),
+            End::Lost(reason) => (reason, backoff.pause(Cause::Lost, lasted)),
+            End::Refused(reason) => (reason, backoff.pause(Cause::Refused, lasted)),
         };
-        if connected_at.is_some() || told.as_ref() != Some(&reason) {
+        if length.is_some() || told.as_ref() != Some(&reason) {
             tell(&mut outbox, &reason, pause);
             told = Some(reason);
         }

@@ -71,6 +71,15 @@ pub enum End {
     Closed,
 }
 
+/// A session that is over.
+#[derive(Debug)]
+pub struct Ended {
+    /// Why.
+    pub why: End,
+    /// How long after CONNACK; `None` if there was none.
+    pub length: Option<Duration>,
+}
+
 /// The way from CONNECT to the working session.
 #[derive(Clone, Copy, Debug)]
 enum Phase {
@@ -127,14 +136,14 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// When the hub accepted us, if it did.
-    #[must_use]
-    pub fn connected_at(&self) -> Option<Instant> {
-        self.connected_at
+    /// Connects, and stays until something ends it. Calls that wait for the agent end with it: on
+    /// another connection their ids mean nothing.
+    pub async fn run(mut self, unix_now: fn() -> u64) -> Ended {
+        let why = self.connect_and_hold(unix_now).await;
+        Ended { why, length: self.connected_at.map(|since| since.elapsed()) }
     }
 
-    /// Connects, and stays until something ends it.
-    pub async fn run(&mut self, unix_now: fn() -> u64) -> End {
+    async fn connect_and_hold(&mut self, unix_now: fn() -> u64) -> End {
         let options = match options(self.config, self.pace, unix_now()).await {
             Ok(options) => options,
             Err(end) => return end,
