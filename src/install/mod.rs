@@ -259,6 +259,13 @@ pub async fn install_to(
     Ok(result?)
 }
 
+/// The threads of an attempt, and what feeds them.
+struct Stages {
+    chunks: mpsc::Sender<Feed>,
+    unpacking: JoinHandle<Result<(), InstallError>>,
+    writing: JoinHandle<Result<Image, InstallError>>,
+}
+
 struct Run<'a> {
     device: Arc<dyn SlotDevice>,
     job: &'a Job,
@@ -338,12 +345,12 @@ impl Run<'_> {
         let (uri, size) = (&self.job.spec.uri, self.job.spec.size_bytes);
         let open = Source::open(uri, size, resume, client, self.job.limits, self.progress.clone());
         let mut source = self.or_cancelled(async { Ok(open.await?) }).await?;
-        let (chunks, unpacking, writing) = self.spawn_stages(start, &source, check);
-        let fetched = self.or_cancelled(pump(&mut source, chunks)).await;
+        let stages = self.spawn_stages(start, &source, check);
+        let fetched = self.or_cancelled(pump(&mut source, stages.chunks)).await;
         *suspect |= source.joined_unproven();
         // The stage nearest to the medium knows best; one that was cut off by its neighbour knows nothing.
-        let written = joined(writing).await;
-        let unpacked = joined(unpacking).await;
+        let written = joined(stages.writing).await;
+        let unpacked = joined(stages.unpacking).await;
         let first = [fetched.err(), unpacked.err()];
         match written {
             Err(InstallError::Interrupted) => {
@@ -362,13 +369,7 @@ impl Run<'_> {
         tokio::task::spawn_blocking(prove).await.map_err(|_| InstallError::Interrupted)?
     }
 
-    fn spawn_stages(
-        &self,
-        start: Start,
-        source: &Source,
-        check: &Arc<Check>,
-    ) -> (mpsc::Sender<Feed>, JoinHandle<Result<(), InstallError>>, JoinHandle<Result<Image, InstallError>>)
-    {
+    fn spawn_stages(&self, start: Start, source: &Source, check: &Arc<Check>) -> Stages {
         let (chunk_sender, chunks) = mpsc::channel(CHUNKS);
         let (filled_sender, filled) = blocking::sync_channel(BLOCKS);
         let (empty_sender, empty) = blocking::sync_channel(BLOCKS);
@@ -394,7 +395,7 @@ impl Run<'_> {
         let unpacking = tokio::task::spawn_blocking(move || {
             unpack::run(start, &check, room, chunks, &empty, &filled_sender)
         });
-        (chunk_sender, unpacking, writing)
+        Stages { chunks: chunk_sender, unpacking, writing }
     }
 
     /// `work`, unless cancelled before it is done.
