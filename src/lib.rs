@@ -29,4 +29,5 @@ pub mod install;
 pub mod redact;
 pub mod store;
 pub mod system;
+pub mod tls;
 pub mod update;

@@ -1,5 +1,7 @@
 //! The device's session with Azure IoT Hub.
 
+pub mod auth;
+
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use tokio::sync::oneshot;
