@@ -279,7 +279,9 @@ impl Run<'_> {
         if self.job.spec.size_bytes.is_some_and(|size| size > capacity_bytes) {
             return Err(InstallError::TooLarge { size_bytes: self.job.spec.size_bytes, capacity_bytes });
         }
-        let client = fetch::client(self.job.ca_file.as_deref())?;
+        let (uri, ca_file) = (self.job.spec.uri.clone(), self.job.ca_file.clone());
+        let client = tokio::task::spawn_blocking(move || fetch::client(&uri, ca_file.as_deref()));
+        let client = client.await.map_err(|_| InstallError::Interrupted)??;
         let check = Arc::new(self.or_cancelled(self.check(&client)).await?);
         let (mut resume, mut changes, mut second_chance) = (true, 0, true);
         loop {
