@@ -11,8 +11,7 @@ use reqwest::header::{
     ACCEPT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LAST_MODIFIED, RANGE, RETRY_AFTER,
 };
 use reqwest::{Client, Response, StatusCode, redirect};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::watch;
@@ -21,6 +20,7 @@ use url::Url;
 
 use super::{Limits, Phase, Progress};
 use crate::redact::display_url;
+use crate::tls::{self, Roots, TlsError};
 use crate::update::Code;
 
 /// More hops than any file host needs.
@@ -48,13 +48,8 @@ pub enum FetchError {
         source: reqwest::Error,
     },
     /// The roots to trust cannot be read.
-    #[error("cannot read trusted roots {}", path.display())]
-    Roots {
-        /// The PEM file, or what stands for the system's.
-        path: PathBuf,
-        /// The library's words.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A local file.
     #[error("cannot read {}", path.display())]
     File {
@@ -139,7 +134,7 @@ impl FetchError {
             Self::Size { .. } => Code::SizeMismatch,
             Self::Address { .. }
             | Self::Client { .. }
-            | Self::Roots { .. }
+            | Self::Tls(_)
             | Self::File { .. }
             | Self::Refused { .. }
             | Self::Redirect { .. } => Code::ServerRefused,
@@ -580,12 +575,22 @@ async fn open_file(url: &Url, shown: &str, offset: u64) -> Result<Way, FetchErro
     Ok(Way::File { path, file })
 }
 
-/// An HTTP client that trusts `ca_file`, or the system's roots.
+/// An HTTP client for `uri` that trusts `ca_file`, or the system's roots. Reads files: not for an async thread.
 ///
 /// # Errors
-/// When the roots cannot be read.
-pub fn client(ca_file: Option<&Path>) -> Result<Client, FetchError> {
-    let tls = tls_config(ca_file)?;
+/// When the roots cannot be read; without TLS in the address they may be missing.
+pub fn client(uri: &str, ca_file: Option<&Path>) -> Result<Client, FetchError> {
+    let tls = match tls::client_config(Roots::from(ca_file), None) {
+        // Trusts nobody: enough for plain HTTP, unless it is redirected.
+        Err(_) if ca_file.is_none() && !uri.starts_with("https:") => {
+            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(TlsError::Versions)?
+                .with_root_certificates(RootCertStore::empty())
+                .with_no_client_auth()
+        }
+        config => config?,
+    };
     Client::builder()
         .tls_backend_preconfigured(tls)
         .http1_only()
@@ -607,27 +612,6 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
     } else {
         attempt.follow()
     }
-}
-
-fn tls_config(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, FetchError> {
-    let mut roots = rustls::RootCertStore::empty();
-    let path = ca_file.unwrap_or(Path::new("of the system")).to_owned();
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| FetchError::Roots { path, source };
-    match ca_file {
-        Some(file) => {
-            let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-            match read {
-                Ok(certificates) => roots.add_parsable_certificates(certificates),
-                Err(error) => return Err(failed(error.into())),
-            }
-        }
-        None => roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
-    };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| failed(error.into()))?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// `Content-Range: bytes START-END/TOTAL`, as start and total (RFC 9110, 14.4).

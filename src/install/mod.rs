@@ -259,6 +259,13 @@ pub async fn install_to(
     Ok(result?)
 }
 
+/// The threads of an attempt, and what feeds them.
+struct Stages {
+    chunks: mpsc::Sender<Feed>,
+    unpacking: JoinHandle<Result<(), InstallError>>,
+    writing: JoinHandle<Result<Image, InstallError>>,
+}
+
 struct Run<'a> {
     device: Arc<dyn SlotDevice>,
     job: &'a Job,
@@ -272,7 +279,9 @@ impl Run<'_> {
         if self.job.spec.size_bytes.is_some_and(|size| size > capacity_bytes) {
             return Err(InstallError::TooLarge { size_bytes: self.job.spec.size_bytes, capacity_bytes });
         }
-        let client = fetch::client(self.job.ca_file.as_deref())?;
+        let (uri, ca_file) = (self.job.spec.uri.clone(), self.job.ca_file.clone());
+        let client = tokio::task::spawn_blocking(move || fetch::client(&uri, ca_file.as_deref()));
+        let client = client.await.map_err(|_| InstallError::Interrupted)??;
         let check = Arc::new(self.or_cancelled(self.check(&client)).await?);
         let (mut resume, mut changes, mut second_chance) = (true, 0, true);
         loop {
@@ -338,12 +347,12 @@ impl Run<'_> {
         let (uri, size) = (&self.job.spec.uri, self.job.spec.size_bytes);
         let open = Source::open(uri, size, resume, client, self.job.limits, self.progress.clone());
         let mut source = self.or_cancelled(async { Ok(open.await?) }).await?;
-        let (chunks, unpacking, writing) = self.spawn_stages(start, &source, check);
-        let fetched = self.or_cancelled(pump(&mut source, chunks)).await;
+        let stages = self.spawn_stages(start, &source, check);
+        let fetched = self.or_cancelled(pump(&mut source, stages.chunks)).await;
         *suspect |= source.joined_unproven();
         // The stage nearest to the medium knows best; one that was cut off by its neighbour knows nothing.
-        let written = joined(writing).await;
-        let unpacked = joined(unpacking).await;
+        let written = joined(stages.writing).await;
+        let unpacked = joined(stages.unpacking).await;
         let first = [fetched.err(), unpacked.err()];
         match written {
             Err(InstallError::Interrupted) => {
@@ -362,13 +371,7 @@ impl Run<'_> {
         tokio::task::spawn_blocking(prove).await.map_err(|_| InstallError::Interrupted)?
     }
 
-    fn spawn_stages(
-        &self,
-        start: Start,
-        source: &Source,
-        check: &Arc<Check>,
-    ) -> (mpsc::Sender<Feed>, JoinHandle<Result<(), InstallError>>, JoinHandle<Result<Image, InstallError>>)
-    {
+    fn spawn_stages(&self, start: Start, source: &Source, check: &Arc<Check>) -> Stages {
         let (chunk_sender, chunks) = mpsc::channel(CHUNKS);
         let (filled_sender, filled) = blocking::sync_channel(BLOCKS);
         let (empty_sender, empty) = blocking::sync_channel(BLOCKS);
@@ -394,7 +397,7 @@ impl Run<'_> {
         let unpacking = tokio::task::spawn_blocking(move || {
             unpack::run(start, &check, room, chunks, &empty, &filled_sender)
         });
-        (chunk_sender, unpacking, writing)
+        Stages { chunks: chunk_sender, unpacking, writing }
     }
 
     /// `work`, unless cancelled before it is done.

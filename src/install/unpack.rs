@@ -259,11 +259,11 @@ impl<'a> Unpacker<'a> {
 
     fn decode(&mut self, mut input: &[u8]) -> Result<(), InstallError> {
         loop {
+            let (step, offered) = self.step(input)?;
+            input = input.split_at(step.consumed).1;
             if self.len == BLOCK_BYTES {
                 self.hand_over()?;
             }
-            let (step, offered) = self.step(input)?;
-            input = input.split_at(step.consumed).1;
             let at_boundary = self.decoder.as_ref().is_some_and(Decoder::at_boundary);
             if input.is_empty() && (step.produced < offered || at_boundary) {
                 return Ok(());

@@ -153,12 +153,13 @@ impl Writer {
                     // All blocks have room in the channel; if nobody wants them, the source has ended.
                     let _ = empty.try_send(block);
                     if boot_time().saturating_sub(state.saved_at) >= self.checkpoint.every {
-                        self.save(&mut state)?;
+                        self.save(&mut state, CHECKPOINT_BYTES)?;
                     }
                 }
                 Ok(Filled::Verified(source_digest)) => return self.complete(state, source_digest),
                 Err(_) => {
-                    self.save(&mut state)?;
+                    // The last chance: whatever is new is worth it.
+                    self.save(&mut state, 1)?;
                     return Err(InstallError::Interrupted);
                 }
             }
@@ -212,10 +213,10 @@ impl Writer {
         Ok(old == bytes)
     }
 
-    /// Remembers how far it came, once what is remembered is on the medium.
-    fn save(&self, state: &mut State) -> Result<(), WriteError> {
-        let worth = state.saved_offset + CHECKPOINT_BYTES;
-        let Some(reached) = state.reached.take_if(|reached| reached.image_offset >= worth) else {
+    /// Remembers how far it came, if that is `least_bytes` further than before, once those are on the medium.
+    fn save(&self, state: &mut State, least_bytes: u64) -> Result<(), WriteError> {
+        let least_offset = state.saved_offset + least_bytes;
+        let Some(reached) = state.reached.take_if(|reached| reached.image_offset >= least_offset) else {
             return Ok(());
         };
         self.device.sync().map_err(|source| WriteError::Sync { source })?;
@@ -239,7 +240,7 @@ impl Writer {
     fn complete(&self, mut state: State, source_digest: Sha256Digest) -> Result<Image, InstallError> {
         self.progress.send_modify(|p| p.phase = Phase::Verifying);
         if boot_time().saturating_sub(state.saved_at) >= self.checkpoint.every {
-            self.save(&mut state)?;
+            self.save(&mut state, CHECKPOINT_BYTES)?;
         }
         self.device.sync().map_err(|source| WriteError::Sync { source })?;
         let State { so_far, raw, scratch, .. } = state;
