@@ -286,6 +286,9 @@ fn accept(context: &Context, mut record: Record, request: UpdateRequest, origin:
     if origin == Origin::Desired {
         record.desired = Some(request.id.clone());
     }
+    // Later this slot is the other one, and can no longer say it by itself.
+    let running_version = context.running_version(&record).map(str::to_owned);
+    record.versions.set(context.boot.slot, running_version);
     record.versions.set(target, None);
     record.fallback = record.fallback.filter(|slot| *slot != target);
     record.times.accepted = Some(context.now);

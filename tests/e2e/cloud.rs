@@ -1,0 +1,1 @@
+//! Updates started by the cloud.

@@ -1,0 +1,166 @@
+//! Updates started at the device, without a cloud.
+
+use hub_emulator::board::{Scheme, Slot, Traits};
+
+use crate::rig::{Choice, LIMIT, Rig};
+
+async fn a_good_image_is_committed(scheme: Scheme) {
+    let rig = Rig::running(Choice { scheme, ..Choice::default() }).await;
+    rig.install("2.0", Traits::default()).await;
+    let report = rig.outcome().await;
+    assert_eq!(report["firmwareStatus"], "completed", "{report:#}");
+    assert!(report["lastFirmwareUpdate"].as_str().is_some_and(|time| time.ends_with('Z')));
+    let firmware = &report["firmware"];
+    assert_eq!(firmware["currentFwVersion"], "2.0");
+    assert_eq!(firmware["slots"]["booted"], "b");
+    assert_eq!(firmware["slots"]["b"]["state"], "committed");
+    assert_eq!(firmware["slots"]["a"]["state"], "fallback");
+    assert_eq!(firmware["slots"]["a"]["version"], "1.0");
+    assert_eq!(rig.board.booted(), Some(Slot::B));
+
+    // The way back is the same way.
+    rig.install("3.0", Traits::default()).await;
+    rig.wait(|status| status["reported"]["firmware"]["currentFwVersion"] == "3.0").await;
+    assert_eq!(rig.outcome().await["firmwareStatus"], "completed");
+    assert_eq!(rig.board.booted(), Some(Slot::A));
+}
+
+#[tokio::test]
+async fn a_good_image_is_committed_under_bootcount() {
+    a_good_image_is_committed(Scheme::Bootcount).await;
+}
+
+#[tokio::test]
+async fn a_good_image_is_committed_under_rauc() {
+    a_good_image_is_committed(Scheme::Rauc).await;
+}
+
+#[tokio::test]
+async fn a_good_image_is_committed_under_mender() {
+    a_good_image_is_committed(Scheme::Mender).await;
+}
+
+async fn an_image_is_rolled_back(scheme: Scheme, traits: Traits, code: &str) {
+    let rig = Rig::running(Choice { scheme, ..Choice::default() }).await;
+    rig.install("2.0", traits).await;
+    let report = rig.outcome().await;
+    assert_eq!(report["firmwareStatus"], "rolledBack", "{report:#}");
+    let firmware = &report["firmware"];
+    assert_eq!(firmware["fwUpdateStatus"], "rolledback");
+    assert_eq!(firmware["error"]["code"], code);
+    assert_eq!(firmware["currentFwVersion"], "1.0");
+    assert_eq!(firmware["slots"]["booted"], "a");
+    assert_eq!(rig.board.booted(), Some(Slot::A));
+
+    // The same image is not tried a second time, by whatever name.
+    let image = rig.image("2.0", traits);
+    let again = rig.twinboot(&["install", image.to_str().unwrap(), "--version", "2.0.1"]).await;
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("rolled back on this device"));
+}
+
+#[tokio::test]
+async fn a_sick_image_is_rolled_back_under_bootcount() {
+    an_image_is_rolled_back(Scheme::Bootcount, Traits::SICK, "HealthCheckFailed").await;
+}
+
+#[tokio::test]
+async fn a_sick_image_is_rolled_back_under_rauc() {
+    an_image_is_rolled_back(Scheme::Rauc, Traits::SICK, "HealthCheckFailed").await;
+}
+
+#[tokio::test]
+async fn a_sick_image_is_rolled_back_under_mender() {
+    an_image_is_rolled_back(Scheme::Mender, Traits::SICK, "HealthCheckFailed").await;
+}
+
+#[tokio::test]
+async fn an_image_that_panics_is_rolled_back_under_bootcount() {
+    an_image_is_rolled_back(Scheme::Bootcount, Traits::PANICS, "BootFailed").await;
+}
+
+#[tokio::test]
+async fn an_image_that_panics_is_rolled_back_under_rauc() {
+    an_image_is_rolled_back(Scheme::Rauc, Traits::PANICS, "BootFailed").await;
+}
+
+#[tokio::test]
+async fn an_image_that_panics_is_rolled_back_under_mender() {
+    an_image_is_rolled_back(Scheme::Mender, Traits::PANICS, "BootFailed").await;
+}
+
+#[tokio::test]
+async fn an_image_without_the_daemon_is_left_to_the_boot_loader() {
+    let mut rig = Rig::running(Choice::default()).await;
+    rig.install("2.0", Traits::WITHOUT_DAEMON).await;
+    for boots in 2..=4 {
+        rig.board.wait_boots(boots, LIMIT).await.unwrap();
+        assert_eq!(rig.board.booted(), Some(Slot::B));
+        rig.board.cut().await;
+        rig.board.power_on().await.unwrap();
+    }
+    let report = rig.outcome().await;
+    assert_eq!(report["firmware"]["error"]["code"], "BootFailed", "{report:#}");
+    assert_eq!(rig.board.booted(), Some(Slot::A));
+}
+
+#[tokio::test]
+async fn a_wrong_check_value_leaves_the_environment_alone() {
+    let rig = Rig::running(Choice::default()).await;
+    let before = rig.board.environment().unwrap();
+    let image = rig.image("2.0", Traits::default());
+    let wrong = "00".repeat(32);
+    let output = rig.twinboot(&["install", image.to_str().unwrap(), "--check-value", &wrong]).await;
+    assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
+    let report = rig.outcome().await;
+    assert_eq!(report["firmware"]["error"]["code"], "DigestMismatch");
+    assert_eq!(rig.board.environment().unwrap(), before);
+    assert_eq!(rig.board.boots().len(), 1);
+}
+
+#[tokio::test]
+async fn an_operator_at_the_device_can_go_back() {
+    let rig = Rig::running(Choice::default()).await;
+    rig.install("2.0", Traits::default()).await;
+    assert_eq!(rig.outcome().await["firmwareStatus"], "completed");
+    assert!(rig.twinboot(&["rollback"]).await.status.success());
+    rig.wait(|status| status["reported"]["firmwareStatus"] == "rolledBack").await;
+    assert_eq!(rig.board.booted(), Some(Slot::A));
+    let again = rig.twinboot(&["rollback"]).await;
+    assert_eq!(again.status.code(), Some(1), "there is nothing left to go back to");
+}
+
+#[tokio::test]
+async fn a_damaged_state_file_is_set_aside_and_told() {
+    let mut rig = Rig::running(Choice::default()).await;
+    rig.board.cut().await;
+    let state = rig.board.dir().join("state/state");
+    std::fs::write(&state, b"twinboot-state 1 00000000 5\nhello\n").unwrap();
+    rig.board.power_on().await.unwrap();
+    let status = rig.wait(|status| !status["reported"]["firmware"]["error"].is_null()).await;
+    assert_eq!(status["reported"]["firmware"]["error"]["code"], "StateDamaged");
+    assert!(state.with_extension("damaged").exists());
+    // The device is none the worse for it.
+    rig.install("2.0", Traits::default()).await;
+    assert_eq!(rig.outcome().await["firmwareStatus"], "completed");
+}
+
+#[tokio::test]
+async fn an_environment_without_a_good_copy_is_not_written() {
+    let mut rig = Rig::running(Choice::default()).await;
+    rig.board.cut().await;
+    for name in ["uboot.env", "uboot-redund.env"] {
+        let path = rig.board.dir().join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[100] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let damaged = std::fs::read(rig.board.dir().join("uboot.env")).unwrap();
+    rig.board.power_on().await.unwrap();
+    rig.wait(|status| status["reported"]["firmware"]["fwUpdateStatus"] == "error").await;
+    let image = rig.image("2.0", Traits::default());
+    let refused = rig.twinboot(&["install", image.to_str().unwrap()]).await;
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(std::fs::read(rig.board.dir().join("uboot.env")).unwrap(), damaged);
+    assert_eq!(rig.board.booted(), Some(Slot::A));
+}

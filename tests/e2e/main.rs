@@ -1,0 +1,8 @@
+//! The built daemon on a board: two slots, a real U-Boot environment, a boot loader, and power to cut.
+
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod cloud;
+mod cuts;
+mod local;
+mod rig;
