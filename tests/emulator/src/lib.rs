@@ -1,1 +1,3 @@
 //! An IoT Hub, an image server and a board, for trying twinboot on one machine.
+
+pub mod ca;
