@@ -145,11 +145,8 @@ pub fn image_version(os_release: &Path) -> Option<String> {
 pub fn notify_status(ready: bool, summary: &str) {
     let status = NotifyState::Status(summary);
     // Without a service manager nobody listens.
-    let _ = if ready {
-        sd_notify::notify(&[NotifyState::Ready, status])
-    } else {
-        sd_notify::notify(&[status])
-    };
+    let _ =
+        if ready { sd_notify::notify(&[NotifyState::Ready, status]) } else { sd_notify::notify(&[status]) };
 }
 
 /// How often systemd wants to hear from the loop: twice as often as its limit.

@@ -46,7 +46,8 @@ pub enum MethodRequest {
 pub fn method_request(name: &str, payload: &[u8]) -> Result<MethodRequest, MethodReply> {
     match name {
         "firmwareUpdate" => {
-            let request = UpdateRequest::from_payload(payload).map_err(|invalid| invalid_payload(&invalid))?;
+            let request =
+                UpdateRequest::from_payload(payload).map_err(|invalid| invalid_payload(&invalid))?;
             Ok(MethodRequest::Event(Event::Requested(request, Origin::Method)))
         }
         "firmwareUpdateStatus" => Ok(MethodRequest::Status),
@@ -89,9 +90,7 @@ fn cancel_payload(payload: &[u8]) -> Result<Option<UpdateId>, InvalidPayload> {
 pub fn local_request(command: Command) -> Result<Event, Answer> {
     match command {
         Command::Install { payload, force } => match UpdateRequest::from_value(&payload) {
-            Ok(request) => {
-                Ok(Event::Requested(UpdateRequest { force, ..request }, Origin::Local))
-            }
+            Ok(request) => Ok(Event::Requested(UpdateRequest { force, ..request }, Origin::Local)),
             Err(invalid) => Err(Answer::Refused(Failure::new(Code::InvalidPayload, invalid.message))),
         },
         Command::Cancel { update_id } => Ok(Event::CancelRequested(update_id)),

@@ -480,17 +480,21 @@ impl Agent {
             }
             Effect::Activate(update) => {
                 let target = update.target;
-                self.decide(Code::ActivateFailed, move |boot| boot.activate(target), move |result| {
-                    Event::Activated(update.request.id, result)
-                });
+                self.decide(
+                    Code::ActivateFailed,
+                    move |boot| boot.activate(target),
+                    move |result| Event::Activated(update.request.id, result),
+                );
             }
             Effect::Reboot => self.reboot(),
             Effect::CheckHealth(update) => self.check_health(update),
             Effect::Commit(update) => {
                 let target = update.target;
-                self.decide(Code::CommitFailed, move |boot| boot.commit(target), move |result| {
-                    Event::Committed(update.request.id, result)
-                });
+                self.decide(
+                    Code::CommitFailed,
+                    move |boot| boot.commit(target),
+                    move |result| Event::Committed(update.request.id, result),
+                );
             }
             Effect::RollBack { id, to, again } => self.roll_back(id, to, again),
             Effect::ConfirmBoot => self.confirm_boot(),

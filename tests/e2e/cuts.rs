@@ -1,27 +1,43 @@
 //! Killed, or without power, at each durable write of one update.
 //!
-//! `strace` ends the daemon at its n-th sync: a cut at a known point, without a hook in the daemon.
+//! `strace` ends the daemon at the n-th sync, rename or slot write of any of its threads: cuts at known
+//! points, without a hook in the daemon.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use hub_emulator::board::{Slot, Traits};
+use serde_json::Value;
 
 use crate::rig::{Choice, DAEMON, LIMIT, Rig};
 
-/// More than one update has; the test notices when the last is passed.
-const SYNCS_MAX: usize = 60;
+/// What makes bytes durable, or takes their place.
+const CALLS: [&str; 5] = ["fsync", "fdatasync", "rename", "pwrite64", "unlink"];
 
-/// A daemon that dies at its sync number `n`, once. `then` is what the script does after that.
-fn mortal_daemon(rig_dir: &std::path::Path, n: usize, then: &str) -> (PathBuf, PathBuf) {
+/// A point in the life of a daemon.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    /// In this process of the board's life: 0 installs, 1 runs the trial.
+    process: usize,
+    /// At this system call,
+    call: &'static str,
+    /// when a thread makes it for the n-th time.
+    n: usize,
+}
+
+/// A daemon that dies at `cut`, once. `then` is what the script does after that.
+fn mortal_daemon(rig_dir: &std::path::Path, cut: Cut, then: &str) -> (PathBuf, PathBuf) {
+    let Cut { process, call, n } = cut;
     let (script, died) = (rig_dir.join("daemon"), rig_dir.join("died"));
     let text = format!(
         "#!/bin/sh\n\
-         if [ -e {armed} ]; then rm {armed}; else exec {DAEMON} \"$@\"; fi\n\
-         strace -f -qq -o /dev/null -e trace=fsync,fdatasync \
-         -e inject=fsync,fdatasync:signal=SIGKILL:when={n} {DAEMON} \"$@\"\n\
+         echo >>{starts}\n\
+         if [ $(wc -l <{starts}) -ne {number} ]; then exec {DAEMON} \"$@\"; fi\n\
+         strace -f -qq -o /dev/null -e trace={call} \
+         -e inject={call}:signal=SIGKILL:when={n} {DAEMON} \"$@\"\n\
          if [ $? -eq 137 ]; then touch {died}; {then}; fi\n",
-        armed = rig_dir.join("armed").display(),
+        starts = rig_dir.join("starts").display(),
+        number = process + 1,
         died = died.display(),
     );
     std::fs::write(&script, text).unwrap();
@@ -29,75 +45,73 @@ fn mortal_daemon(rig_dir: &std::path::Path, n: usize, then: &str) -> (PathBuf, P
     (script, died)
 }
 
-/// One update with a cut at sync number `n`. Whether there was such a sync.
-async fn update_with_cut(n: usize, power: bool, traits: Traits) -> bool {
+/// One update with a cut. Whether its moment came.
+async fn update_with_cut(cut: Cut, power: bool, traits: Traits) -> bool {
     let scripts = tempfile::tempdir().unwrap();
-    let (daemon, died) = mortal_daemon(scripts.path(), n, if power { "exec sleep 1000" } else { "true" });
-    std::fs::write(scripts.path().join("armed"), b"").unwrap();
+    let (daemon, died) = mortal_daemon(scripts.path(), cut, if power { "exec sleep 1000" } else { "true" });
     let mut rig = Rig::running(Choice { daemon: &daemon, ..Choice::default() }).await;
     let image = rig.image("2.0", traits);
     let start = ["install", image.to_str().unwrap(), "--version", "2.0", "--no-wait"];
     rig.twinboot(&start).await;
     if power {
-        // The cut, or the end of an update that was over before.
-        let end = async {
-            loop {
-                if died.exists() || rig.board.booted() == Some(Slot::B) {
-                    return;
-                }
+        let limit = async {
+            while !died.exists() && !rig.peek().await.is_some_and(|status| is_over(&status)) {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(LIMIT, end).await.unwrap();
+        tokio::time::timeout(LIMIT, limit).await.unwrap();
         if died.exists() {
             rig.board.cut().await;
             rig.board.power_on().await.unwrap();
         }
     }
-    rig.wait(|status| status["reported"]["firmware"].is_object()).await;
-    let status = rig.wait(|status| {
-        let word = &status["reported"]["firmwareStatus"];
-        word == "standBy" || word == "completed" || word == "rolledBack" || word == "failed"
-    });
-    if status.await["reported"]["firmwareStatus"] == "standBy" {
+    let at_rest = |status: &Value| is_over(status) || status["reported"]["firmwareStatus"] == "standBy";
+    if rig.wait(at_rest).await["reported"]["firmwareStatus"] == "standBy" {
         // Cut before the request was durable: nobody was told that it began, and the caller asks again.
         assert!(rig.twinboot(&start).await.status.success());
     }
     let report = rig.outcome().await;
     let (word, slot) = if traits == Traits::SICK { ("rolledBack", Slot::A) } else { ("completed", Slot::B) };
-    assert_eq!(report["firmwareStatus"], word, "cut at sync {n}: {report:#}\n{}", rig.board.log());
-    assert_eq!(rig.board.booted(), Some(slot), "cut at sync {n}");
+    assert_eq!(report["firmwareStatus"], word, "{cut:?}: {report:#}\n{}", rig.board.log());
+    assert_eq!(rig.board.booted(), Some(slot), "{cut:?}");
     assert_eq!(report["firmware"]["slots"]["booted"], slot.letter());
-    assert_eq!(rig.variable("upgrade_available"), "0", "cut at sync {n}");
-    assert_eq!(rig.variable("boot_slot"), slot.letter(), "cut at sync {n}");
+    assert_eq!(rig.variable("upgrade_available"), "0", "{cut:?}");
+    assert_eq!(rig.variable("boot_slot"), slot.letter(), "{cut:?}");
     died.exists()
 }
 
-async fn cut_at_every_sync(power: bool, traits: Traits) {
-    let mut passed = 0;
-    for n in 1..SYNCS_MAX {
-        if !update_with_cut(n, power, traits).await {
-            break;
+fn is_over(status: &Value) -> bool {
+    let word = &status["reported"]["firmwareStatus"];
+    word == "completed" || word == "rolledBack" || word == "failed"
+}
+
+async fn cut_everywhere(power: bool, traits: Traits) {
+    for process in [0, 1] {
+        let mut cuts = 0;
+        for call in CALLS {
+            let mut n = 1;
+            while update_with_cut(Cut { process, call, n }, power, traits).await {
+                n += 1;
+            }
+            cuts += n - 1;
         }
-        passed = n;
+        eprintln!("{cuts} cuts in process {process}");
+        // State, slot and environment, each at least once: with fewer, the cuts did not happen.
+        assert!(cuts >= 4, "only {cuts} cuts in process {process}");
     }
-    // State and slot and environment are synced several times before the reboot: fewer would mean that the
-    // cuts did not happen.
-    assert!(passed >= 5, "only {passed} syncs were cut");
-    eprintln!("{passed} cuts");
 }
 
 #[tokio::test]
-async fn a_daemon_killed_at_any_sync_finishes_the_update() {
-    cut_at_every_sync(false, Traits::default()).await;
+async fn a_daemon_killed_at_any_durable_write_finishes_the_update() {
+    cut_everywhere(false, Traits::default()).await;
 }
 
 #[tokio::test]
-async fn a_power_cut_at_any_sync_ends_on_a_good_slot() {
-    cut_at_every_sync(true, Traits::default()).await;
+async fn a_power_cut_at_any_durable_write_ends_on_a_good_slot() {
+    cut_everywhere(true, Traits::default()).await;
 }
 
 #[tokio::test]
-async fn a_power_cut_at_any_sync_does_not_save_a_sick_image() {
-    cut_at_every_sync(true, Traits::SICK).await;
+async fn a_power_cut_at_any_durable_write_does_not_save_a_sick_image() {
+    cut_everywhere(true, Traits::SICK).await;
 }

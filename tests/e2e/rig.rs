@@ -34,7 +34,13 @@ pub struct Choice<'a> {
 
 impl Default for Choice<'_> {
     fn default() -> Self {
-        Self { scheme: Scheme::Bootcount, daemon: Path::new(DAEMON), hub: None, ca_pem: None, extra_config: "" }
+        Self {
+            scheme: Scheme::Bootcount,
+            daemon: Path::new(DAEMON),
+            hub: None,
+            ca_pem: None,
+            extra_config: "",
+        }
     }
 }
 
@@ -87,13 +93,17 @@ impl Rig {
         assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stderr), self.board.log());
     }
 
+    /// The daemon's status, if it answers.
+    pub async fn peek(&self) -> Option<Value> {
+        serde_json::from_slice(&self.twinboot(&["status", "--json"]).await.stdout).ok()
+    }
+
     /// The daemon's status, once there is one that satisfies `condition`.
     pub async fn wait(&self, condition: impl Fn(&Value) -> bool) -> Value {
         let mut last = Value::Null;
         let satisfied = async {
             loop {
-                let output = self.twinboot(&["status", "--json"]).await;
-                if let Ok(status) = serde_json::from_slice(&output.stdout) {
+                if let Some(status) = self.peek().await {
                     last = status;
                     if condition(&last) {
                         return;
