@@ -1,3 +1,4 @@
 //! An IoT Hub, an image server and a board, for trying twinboot on one machine.
 
 pub mod ca;
+pub mod hub;
