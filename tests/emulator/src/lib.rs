@@ -3,3 +3,4 @@
 pub mod board;
 pub mod ca;
 pub mod hub;
+pub mod images;

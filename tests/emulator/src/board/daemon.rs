@@ -1,17 +1,26 @@
 //! The daemon's process, with systemd's part: its own process group, restarted when it ends, killed as one.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
+use super::processes;
+
 /// `TimeoutStopSec`: a daemon that takes longer to stop is killed.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// The kernel tells only parents of an end, and these are not our children.
+const DEATH_POLL: Duration = Duration::from_millis(1);
+
+/// A process that takes longer to die hangs in the kernel.
+const DEATH_LIMIT: Duration = Duration::from_secs(10);
 
 /// One run of the daemon. Dropped, it is killed.
 #[derive(Debug)]
@@ -49,19 +58,38 @@ impl Daemon {
         status
     }
 
-    /// As `systemctl stop` does.
-    pub(super) async fn stop(&mut self) -> io::Result<ExitStatus> {
+    /// As a shutdown does: asked first, and killed at the limit.
+    pub(super) async fn stop(&mut self) -> io::Result<()> {
+        let family = processes::family(self.group.as_raw());
         self.signal(Signal::SIGTERM);
-        match tokio::time::timeout(STOP_LIMIT, self.ended()).await {
-            Ok(status) => status,
-            Err(_) => self.kill().await,
-        }
+        // At the limit as at its end, what is left is killed.
+        let _ = tokio::time::timeout(STOP_LIMIT, self.child.wait()).await;
+        self.finish(family).await
     }
 
     /// As a power cut does.
-    pub(super) async fn kill(&mut self) -> io::Result<ExitStatus> {
-        self.signal(Signal::SIGKILL);
-        self.ended().await
+    pub(super) async fn kill(&mut self) -> io::Result<()> {
+        // Stopped first: what forks while it is being counted would be missed.
+        self.signal(Signal::SIGSTOP);
+        let family = processes::family(self.group.as_raw());
+        self.finish(family).await
+    }
+
+    /// When it returns, nothing runs that the daemon had started.
+    async fn finish(&mut self, family: BTreeSet<i32>) -> io::Result<()> {
+        for pid in &family {
+            // Already gone where this fails.
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+        }
+        self.ended().await?;
+        let gone = async {
+            while processes::any_runs(&family) {
+                tokio::time::sleep(DEATH_POLL).await;
+            }
+        };
+        tokio::time::timeout(DEATH_LIMIT, gone)
+            .await
+            .map_err(|_| io::Error::other(format!("some of the processes {family:?} outlive SIGKILL")))
     }
 
     fn signal(&self, signal: Signal) {

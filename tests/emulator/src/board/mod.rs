@@ -4,6 +4,7 @@ mod boot_loader;
 mod daemon;
 mod layout;
 mod power;
+mod processes;
 mod slot_content;
 pub mod uboot_env;
 
@@ -206,7 +207,7 @@ impl Board {
     /// # Errors
     /// When nothing boots.
     pub async fn power_on(&mut self) -> Result<(), BoardError> {
-        if !self.switch.as_ref().is_some_and(|(_, task)| !task.is_finished()) {
+        if self.switch.as_ref().is_none_or(|(_, task)| task.is_finished()) {
             self.seen.send_modify(|seen| seen.power = Power::Booting);
             let (cut, cut_receiver) = oneshot::channel();
             let task = tokio::spawn(power::run(self.machine.clone(), self.seen.clone(), cut_receiver));

@@ -63,8 +63,10 @@ pub(super) async fn run(machine: Machine, seen: watch::Sender<Seen>, mut cut: on
                 Err(error) => Some(Power::Failed(error)),
             },
         };
-        if let Some(mut daemon) = daemon {
-            let _ = daemon.kill().await;
+        if let Some(mut daemon) = daemon
+            && let Err(error) = daemon.kill().await
+        {
+            machine.console(&format!("kill: {error}"));
         }
         seen.send_modify(|seen| seen.daemon_pid = None);
         match end {
@@ -143,6 +145,7 @@ impl Machine {
                     asked.map_err(|error| self.fault(&self.layout.reboot_pipe(), error))?;
                     self.console("reboot");
                     daemon.stop().await.map_err(|error| self.fault(&self.program, error))?;
+                    *running = None;
                     return Ok(());
                 }
                 ended = daemon.ended() => ended.map_err(|error| self.fault(&self.program, error))?,

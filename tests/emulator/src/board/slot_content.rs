@@ -1,10 +1,10 @@
 //! What a slot holds, as far as a machine that boots it would notice.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write as _};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 /// First line of an image that is no file system but a description of one.
@@ -188,16 +188,14 @@ fn boot_ext4(slot: &Path, os_release: &Path, health: &Path) -> Result<System, St
     Ok(System { has_daemon: traits.has_daemon })
 }
 
-/// `rdump` makes a directory of the same name in its target.
+/// `rdump` makes the directory, and refuses to where there is one.
 fn extract_health(slot: &Path, health: &Path) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot write {}: {error}", health.display());
     let parent = health.parent().unwrap_or(Path::new("."));
+    fs::remove_dir(health).map_err(failed)?;
     debugfs(slot, &format!("rdump {HEALTH_DIRECTORY} \"{}\"", parent.display()))?;
-    let extracted: PathBuf = parent.join("health.d");
-    if extracted.as_path() == health {
-        Ok(())
-    } else {
-        Err(format!("{} is not named health.d", health.display()))
-    }
+    // An image without the directory left none.
+    DirBuilder::new().recursive(true).create(health).map_err(failed)
 }
 
 /// A script that says the health the image was made with.
