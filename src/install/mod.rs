@@ -1,8 +1,9 @@
 //! From an address to a verified slot.
 //!
 //! ```text
-//! fetch (async) --chunks--> unpack (thread) --blocks--> write (thread)
-//!  Range, retries            SHA-256, decode             compare, write, sync, read back
+//! fetch --chunks--> verify --chunks--> unpack --blocks--> write
+//! async             thread             thread             thread
+//! Range, retries    SHA-256            decode             compare, write, sync, read back
 //! ```
 //!
 //! Every arrow is a bounded channel and every buffer is used again, so memory does not grow with the image.
@@ -10,6 +11,7 @@
 pub mod checkpoint;
 pub mod decode;
 pub mod fetch;
+pub mod resume;
 pub mod slot;
 pub mod unpack;
 pub mod verify;
@@ -27,8 +29,8 @@ use tokio::task::JoinHandle;
 use self::checkpoint::Key;
 use self::decode::DecodeError;
 use self::fetch::{FetchError, Source};
+use self::resume::Start;
 use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
-use self::unpack::Start;
 use self::verify::{Check, Rule, SIGNATURE_LIMIT_BYTES, VerifyError};
 use self::write::WriteError;
 use crate::redact::display_url;
@@ -78,7 +80,7 @@ pub type Outcome = Result<Image, Failure>;
 /// How often a file may change under our hands before it is given up.
 const CHANGES: u32 = 3;
 
-/// Chunks between network and decoder. Each has up to some 400 KiB, which is what the HTTP client reads at
+/// Chunks that wait for a stage. Each has up to some 400 KiB, which is what the HTTP client reads at
 /// once: enough to keep both sides busy, and little beside the memory limit.
 const CHUNKS: usize = 3;
 
@@ -262,6 +264,7 @@ pub async fn install_to(
 /// The threads of an attempt, and what feeds them.
 struct Stages {
     chunks: mpsc::Sender<Feed>,
+    verifying: JoinHandle<Result<(), InstallError>>,
     unpacking: JoinHandle<Result<(), InstallError>>,
     writing: JoinHandle<Result<Image, InstallError>>,
 }
@@ -353,7 +356,8 @@ impl Run<'_> {
         // The stage nearest to the medium knows best; one that was cut off by its neighbour knows nothing.
         let written = joined(stages.writing).await;
         let unpacked = joined(stages.unpacking).await;
-        let first = [fetched.err(), unpacked.err()];
+        let verified = joined(stages.verifying).await;
+        let first = [fetched.err(), verified.err(), unpacked.err()];
         match written {
             Err(InstallError::Interrupted) => {
                 let told = first.into_iter().flatten().find(|e| !matches!(e, InstallError::Interrupted));
@@ -372,13 +376,19 @@ impl Run<'_> {
     }
 
     fn spawn_stages(&self, start: Start, source: &Source, check: &Arc<Check>) -> Stages {
-        let (chunk_sender, chunks) = mpsc::channel(CHUNKS);
+        let (chunk_sender, mut chunks) = mpsc::channel(CHUNKS);
+        let (seen_sender, seen) = blocking::sync_channel(CHUNKS);
         let (filled_sender, filled) = blocking::sync_channel(BLOCKS);
         let (empty_sender, empty) = blocking::sync_channel(BLOCKS);
         for _ in 0..BLOCKS {
             // Cannot fail: there is room, and the receiver is at hand.
             let _ = empty_sender.try_send(Block::new());
         }
+        let resumed = (start.source_sha256.clone(), start.image_offset);
+        let (checked, device) = (check.clone(), self.device.clone());
+        let verifying = tokio::task::spawn_blocking(move || {
+            verify::run(&checked, resumed, device.as_ref(), &mut chunks, &seen_sender)
+        });
         let writer = write::Writer {
             device: self.device.clone(),
             checkpoint: write::Checkpoints {
@@ -392,12 +402,15 @@ impl Run<'_> {
         };
         let so_far = start.so_far();
         let writing = tokio::task::spawn_blocking(move || writer.run(so_far, &filled, &empty_sender));
-        let room = unpack::Room { device: self.device.clone(), source_bytes: source.total_bytes() };
-        let check = check.clone();
-        let unpacking = tokio::task::spawn_blocking(move || {
-            unpack::run(start, &check, room, chunks, &empty, &filled_sender)
-        });
-        Stages { chunks: chunk_sender, unpacking, writing }
+        let room = unpack::Room {
+            capacity_bytes: self.device.capacity_bytes(),
+            source_bytes: source.total_bytes(),
+            // A signature must see all of the source again, and the slot holds only what was made of it.
+            may_mark_packed: !matches!(check.as_ref(), Check::Signature(_)),
+        };
+        let unpacking =
+            tokio::task::spawn_blocking(move || unpack::run(start, room, &seen, &empty, &filled_sender));
+        Stages { chunks: chunk_sender, verifying, unpacking, writing }
     }
 
     /// `work`, unless cancelled before it is done.

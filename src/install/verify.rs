@@ -3,10 +3,16 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::SyncSender;
 
+use bytes::Bytes;
 use minisign_verify::{PublicKey, Signature, StreamVerifier};
 use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
 
+use super::resume::read_prefix;
+use super::slot::SlotDevice;
+use super::{Feed, InstallError};
 use crate::update::{Code, Sha256Digest};
 
 /// A minisign file has four lines and some 300 bytes; comments may be longer.
@@ -181,11 +187,7 @@ impl Check {
         Err(VerifyError::UnknownKey { url, keys: directory.to_owned() })
     }
 
-    /// Before the first byte. To go on later, set `sha256`; a signature has to see all bytes again.
-    ///
-    /// # Errors
-    /// When the signature cannot be verified at all.
-    pub fn start(&self) -> Result<Verifier<'_>, VerifyError> {
+    fn start(&self) -> Result<Verifier<'_>, VerifyError> {
         let signature = match self {
             Self::Signature(pair) => {
                 let (key, signature) = pair.as_ref();
@@ -197,18 +199,68 @@ impl Check {
     }
 }
 
+/// What the decoder is told.
+#[derive(Debug)]
+pub enum Seen {
+    /// The next bytes of the source.
+    Chunk {
+        /// They are not known to be good before the end.
+        bytes: Bytes,
+        /// Over everything before them.
+        before: Sha256,
+    },
+    /// The source is complete, and the one that was meant.
+    Verified(Sha256Digest),
+}
+
+/// The second stage: hands the source on as it is seen, and says at the end whether it was the right one.
+///
+/// `resumed` is what an earlier attempt had seen: the digest over the source, and how many bytes of it are in
+/// the slot as they are, for a signature, which has no state to go on from.
+///
+/// # Errors
+/// [`InstallError::Interrupted`] where a neighbour stopped; else why these are not the right bytes.
+pub fn run(
+    check: &Check,
+    resumed: (Sha256, u64),
+    device: &dyn SlotDevice,
+    chunks: &mut mpsc::Receiver<Feed>,
+    seen: &SyncSender<Seen>,
+) -> Result<(), InstallError> {
+    let mut verifier = check.start()?;
+    match resumed {
+        (_, prefix_bytes) if verifier.signature.is_some() && prefix_bytes > 0 => {
+            read_prefix(device, prefix_bytes, |bytes| {
+                verifier.update(bytes);
+                Ok(())
+            })?;
+        }
+        (sha256, _) => verifier.sha256 = sha256,
+    }
+    let hand_on = |message| seen.send(message).map_err(|_| InstallError::Interrupted);
+    loop {
+        match chunks.blocking_recv() {
+            Some(Feed::Chunk(bytes)) => {
+                let before = verifier.sha256.clone();
+                verifier.update(&bytes);
+                hand_on(Seen::Chunk { bytes, before })?;
+            }
+            Some(Feed::End) => return hand_on(Seen::Verified(verifier.finish()?)),
+            None => return Err(InstallError::Interrupted),
+        }
+    }
+}
+
 /// Sees every byte of the source once, in order.
-#[derive(Clone)]
-pub struct Verifier<'a> {
+struct Verifier<'a> {
     check: &'a Check,
     /// Of the bytes seen so far.
-    pub sha256: Sha256,
+    sha256: Sha256,
     signature: Option<StreamVerifier<'a>>,
 }
 
 impl Verifier<'_> {
-    /// The next bytes of the source.
-    pub fn update(&mut self, bytes: &[u8]) {
+    fn update(&mut self, bytes: &[u8]) {
         self.sha256.update(bytes);
         if let Some(signature) = &mut self.signature {
             signature.update(bytes);
@@ -216,10 +268,7 @@ impl Verifier<'_> {
     }
 
     /// The source has ended; gives its SHA-256.
-    ///
-    /// # Errors
-    /// When these are not the bytes that were meant.
-    pub fn finish(self) -> Result<Sha256Digest, VerifyError> {
+    fn finish(self) -> Result<Sha256Digest, VerifyError> {
         let actual = Sha256Digest(self.sha256.finalize().into());
         match (self.check, self.signature) {
             (Check::Digest(expected), _) if *expected != actual => {

@@ -167,7 +167,7 @@ impl Writer {
     }
 
     fn take(&self, state: &mut State, part: Part) -> Result<Block, WriteError> {
-        let Part { block, offset, len, known, mark, raw } = part;
+        let Part { block, offset, len, known, sum, mark, raw } = part;
         let (bytes, _) = block.bytes().split_at(len);
         state.raw = raw;
         let mut image_sha256 = None;
@@ -179,7 +179,7 @@ impl Writer {
             state.so_far.image_sha256.update(after);
         }
         if len > 0 {
-            state.so_far.sums.push(crc32fast::hash(bytes));
+            state.so_far.sums.push(sum);
             self.put(bytes, offset, &mut state.scratch)?;
         }
         state.so_far.image_offset = offset + len as u64;
@@ -221,12 +221,13 @@ impl Writer {
         };
         self.device.sync().map_err(|source| WriteError::Sync { source })?;
         let Reached { mark, image_offset, image_sha256 } = reached;
-        let image_sha256 = image_sha256.unwrap_or_else(|| mark.source_sha256.clone());
+        let source_sha256 = mark.source_sha256();
+        let image_sha256 = image_sha256.unwrap_or_else(|| source_sha256.clone());
         let checkpoint = Checkpoint::new(
             self.checkpoint.key.clone(),
             self.checkpoint.validator.clone(),
             mark.format,
-            (mark.source_offset, &mark.source_sha256),
+            (mark.source_offset, &source_sha256),
             (image_offset, Sha256Digest(image_sha256.finalize().into())),
         );
         if let Err(error) = checkpoint.save(&self.checkpoint.path) {
