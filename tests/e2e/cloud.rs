@@ -1,1 +1,344 @@
-//! Updates started by the cloud.
+//! Updates started by the cloud: the daemon, the emulated hub, and an image server.
+
+use std::time::Duration;
+
+use hub_emulator::board::{Scheme, Slot, Traits, board_image};
+use hub_emulator::hub::{Hub, HubOptions};
+use hub_emulator::images::{DropFault, Faults, ImageServer};
+use serde_json::{Value, json};
+
+use crate::rig::{Choice, IMAGE_BYTES, LIMIT, Rig};
+
+const DEVICE: &str = "gateway-1";
+const IMAGE: &str = "2.0.img";
+
+/// A device that is online, and its world.
+struct World {
+    hub: Hub,
+    images: ImageServer,
+    rig: Rig,
+    image: Vec<u8>,
+}
+
+impl World {
+    async fn new(traits: Traits, extra_config: &str) -> Self {
+        let hub = Hub::start(HubOptions::default()).await.unwrap();
+        let images = ImageServer::start(Some(hub.authority().server_config())).await.unwrap();
+        let image = board_image("2.0", traits, IMAGE_BYTES, 7);
+        images.put(IMAGE, image.clone());
+        let choice = Choice {
+            scheme: Scheme::Bootcount,
+            hub: Some((hub.add_device(DEVICE), hub.mqtt_port())),
+            ca_pem: Some(hub.ca_pem().to_owned()),
+            extra_config,
+            ..Choice::default()
+        };
+        let mut rig = Rig::new(choice);
+        rig.board.power_on().await.unwrap();
+        hub.wait_reported(DEVICE, LIMIT, |reported| reported["firmwareStatus"] == "standBy").await.unwrap();
+        Self { hub, images, rig, image }
+    }
+
+    fn payload(&self) -> Value {
+        json!({
+            "fwPackageUri": self.images.url(IMAGE),
+            "fwPackageCheckValue": sha256(&self.image),
+            "fwVersion": "2.0",
+            "fwSize": self.image.len(),
+        })
+    }
+
+    async fn call(&self, method: &str, payload: Value) -> (i64, Value) {
+        let response = self.hub.call_method(DEVICE, method, payload, LIMIT).await.unwrap();
+        (response.status, response.payload)
+    }
+
+    async fn start(&self) {
+        let (status, answer) = self.call("firmwareUpdate", self.payload()).await;
+        assert_eq!((status, &answer["Response"]), (200, &json!("Firmware update started")));
+    }
+
+    async fn wait(&self, condition: impl Fn(&Value) -> bool) -> Value {
+        let waited = self.hub.wait_reported(DEVICE, LIMIT, condition).await;
+        waited.unwrap_or_else(|last| panic!("{last}\n{}", self.rig.board.log()))
+    }
+
+    async fn wait_status(&self, status: &str) -> Value {
+        self.wait(|reported| reported["firmwareStatus"] == status).await
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The statuses that the twin went through, each once.
+fn statuses(history: &[Value]) -> Vec<String> {
+    let mut statuses: Vec<String> = Vec::new();
+    for status in history.iter().filter_map(|patch| patch["firmware"]["fwUpdateStatus"].as_str()) {
+        if statuses.last().is_none_or(|last| last != status) {
+            statuses.push(status.to_owned());
+        }
+    }
+    statuses
+}
+
+#[tokio::test]
+async fn a_method_call_ends_in_completed() {
+    let world = World::new(Traits::default(), "").await;
+    world.start().await;
+    let reported = world.wait_status("completed").await;
+    assert_eq!(reported["firmware"]["currentFwVersion"], "2.0");
+    assert_eq!(reported["firmware"]["slots"]["booted"], "b");
+    for time in ["logTime", "downloadComplete", "startedApplyingImage", "lastFirmwareUpdate"] {
+        assert!(reported[time].as_str().is_some_and(|time| time.ends_with('Z')), "{time}: {reported:#}");
+    }
+    assert!(reported["firmware"].get("pendingFwVersion").is_none(), "what no longer holds is removed");
+    assert!(reported["firmware"].get("progress").is_none());
+    assert_eq!(world.rig.board.booted(), Some(Slot::B));
+
+    let seen = statuses(&world.hub.history(DEVICE));
+    let expected = ["current", "downloading", "verifying", "applying", "rebooting", "applying", "current"];
+    let mut order = expected.iter();
+    assert!(seen.iter().all(|status| order.any(|next| next == status)), "{seen:?}");
+    // A patch a phase, the two of each connect, and throttled progress.
+    let patches = world.hub.history(DEVICE).len();
+    assert!(patches <= 14, "{patches} patches: {:#?}", world.hub.history(DEVICE));
+
+    let (status, answer) = world.call("firmwareUpdate", world.payload()).await;
+    assert_eq!((status, &answer["Response"]), (200, &json!("Firmware update already completed")));
+    assert_eq!(world.images.bytes_sent(IMAGE), u64::try_from(IMAGE_BYTES).unwrap(), "fetched once");
+}
+
+#[tokio::test]
+async fn a_sick_image_ends_in_rolled_back_and_is_refused_afterwards() {
+    let world = World::new(Traits::SICK, "").await;
+    world.start().await;
+    let reported = world.wait_status("rolledBack").await;
+    assert_eq!(reported["firmware"]["fwUpdateStatus"], "rolledback");
+    assert_eq!(reported["firmware"]["error"]["code"], "HealthCheckFailed");
+    assert_eq!(world.rig.board.booted(), Some(Slot::A));
+    let (status, answer) = world.call("firmwareUpdate", world.payload()).await;
+    assert_eq!((status, &answer["error"]["code"]), (412, &json!("RolledBackBefore")));
+}
+
+#[tokio::test]
+async fn a_desired_property_starts_the_update_once() {
+    let world = World::new(Traits::default(), "").await;
+    let mut firmware = world.payload();
+    let uri = firmware["fwPackageUri"].take();
+    let fields = firmware.as_object_mut().unwrap();
+    fields.remove("fwPackageUri");
+    fields.insert("fwPackageURI".to_owned(), uri);
+    world.hub.patch_desired(DEVICE, json!({ "firmware": firmware })).unwrap();
+    world.wait_status("completed").await;
+    let boots = world.rig.board.boots().len();
+    // It is read again at each connect, and stands as done.
+    let connects = world.hub.connects(DEVICE);
+    world.hub.drop_connections();
+    world.hub.patch_desired(DEVICE, json!({ "other": 1 })).unwrap();
+    let waited = tokio::time::timeout(LIMIT, async {
+        while world.hub.connects(DEVICE) == connects {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    waited.await.unwrap();
+    let (_, answer) = world.call_when_connected("firmwareUpdateStatus").await;
+    assert_eq!(answer["firmwareStatus"], "completed");
+    assert_eq!(world.rig.board.boots().len(), boots);
+    assert_eq!(world.images.requests(IMAGE), 1);
+}
+
+impl World {
+    async fn call_when_connected(&self, method: &str) -> (i64, Value) {
+        let ready = async {
+            loop {
+                match self.hub.call_method(DEVICE, method, Value::Null, LIMIT).await {
+                    Ok(response) => return (response.status, response.payload),
+                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, ready).await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_desired_property_that_is_not_understood_is_told() {
+    let world = World::new(Traits::default(), "").await;
+    world.hub.patch_desired(DEVICE, json!({"firmware": {"fwVersion": "2.0"}})).unwrap();
+    let reported = world.wait(|reported| reported["firmware"]["fwUpdateStatus"] == "error").await;
+    assert_eq!(reported["firmware"]["error"]["code"], "InvalidPayload");
+    world.hub.patch_desired(DEVICE, json!({"firmware": null})).unwrap();
+    world.wait(|reported| reported["firmware"]["fwUpdateStatus"] == "current").await;
+}
+
+#[tokio::test]
+async fn what_is_refused_says_why() {
+    let world = World::new(Traits::default(), "").await;
+    let uri = world.images.url(IMAGE);
+    for (payload, status, code) in [
+        (json!({}), 400, "InvalidPayload"),
+        (json!({"fwPackageUri": uri}), 412, "Unverifiable"),
+        (json!({"fwPackageUri": uri, "typo": 1}), 400, "InvalidPayload"),
+        (
+            json!({"fwPackageUri": uri, "fwPackageCheckValue": "00".repeat(32), "fwVersion": "0.9"}),
+            412,
+            "VersionNotNewer",
+        ),
+    ] {
+        let (answered, answer) = world.call("firmwareUpdate", payload.clone()).await;
+        assert_eq!((answered, &answer["error"]["code"]), (status, &json!(code)), "{payload}");
+    }
+    let (status, answer) = world.call("formatDisk", json!({})).await;
+    assert_eq!((status, &answer["error"]["code"]), (404, &json!("UnknownMethod")));
+    let (status, answer) = world.call("cancelFirmwareUpdate", json!({})).await;
+    assert_eq!((status, &answer["error"]["code"]), (409, &json!("NothingToCancel")));
+}
+
+#[tokio::test]
+async fn a_running_update_is_not_disturbed_and_can_be_cancelled() {
+    let world = World::new(Traits::default(), "").await;
+    world.images.set_faults(IMAGE, Faults { bytes_per_sec: Some(200_000), ..Faults::default() });
+    world.start().await;
+    world.wait_status("downloading").await;
+    let (status, answer) = world.call("firmwareUpdate", world.payload()).await;
+    assert_eq!((status, &answer["Response"]), (200, &json!("Firmware update already in progress")));
+    let mut other = world.payload();
+    other["updateId"] = json!("other");
+    let (status, answer) = world.call("firmwareUpdate", other).await;
+    assert_eq!((status, &answer["error"]["code"]), (409, &json!("Busy")));
+    let (status, _) = world.call("rebootDevice", json!({})).await;
+    assert_eq!(status, 409);
+    let (status, answer) = world.call("cancelFirmwareUpdate", json!({})).await;
+    assert_eq!((status, &answer["Response"]), (200, &json!("Firmware update cancelled")));
+    let reported = world.wait_status("failed").await;
+    assert_eq!(reported["firmware"]["error"]["code"], "Cancelled");
+    assert_eq!(world.rig.variable("upgrade_available"), "0");
+
+    // Cancelled is not refused: the operator may ask again, by the same name.
+    world.images.set_faults(IMAGE, Faults::default());
+    world.start().await;
+    world.wait_status("completed").await;
+}
+
+#[tokio::test]
+async fn a_download_survives_a_power_cut_and_a_dropped_connection() {
+    let mut world = World::new(Traits::default(), "").await;
+    let half = u64::try_from(IMAGE_BYTES / 2).unwrap();
+    let drop = Some(DropFault { after_bytes: half, requests: 1 });
+    world.images.set_faults(IMAGE, Faults { drop, bytes_per_sec: Some(1_000_000), ..Faults::default() });
+    world.start().await;
+    world.wait_status("downloading").await;
+    world.rig.board.cut().await;
+    world.rig.board.power_on().await.unwrap();
+    world.wait_status("completed").await;
+    assert!(world.images.requests(IMAGE) >= 2);
+    assert_eq!(world.rig.board.booted(), Some(Slot::B));
+}
+
+#[tokio::test]
+async fn the_hub_may_be_away_for_the_whole_update() {
+    let world = World::new(Traits::default(), "[health]\nhub = \"never\"\n").await;
+    world.images.set_faults(IMAGE, Faults { bytes_per_sec: Some(2_000_000), ..Faults::default() });
+    world.start().await;
+    world.hub.set_away(true);
+    world.rig.wait(|status| status["reported"]["firmwareStatus"] == "completed").await;
+    assert_eq!(world.rig.board.booted(), Some(Slot::B));
+    world.hub.set_away(false);
+    let reported = world.wait_status("completed").await;
+    assert_eq!(reported["firmware"]["currentFwVersion"], "2.0");
+}
+
+#[tokio::test]
+async fn a_trial_that_does_not_come_online_again_is_rolled_back() {
+    let world = World::new(Traits::default(), "[health]\ndeadline = \"3s\"\n").await;
+    world.images.set_faults(IMAGE, Faults { bytes_per_sec: Some(2_000_000), ..Faults::default() });
+    world.start().await;
+    world.hub.set_away(true);
+    world.rig.wait(|status| status["reported"]["firmwareStatus"] == "rolledBack").await;
+    world.hub.set_away(false);
+    let reported = world.wait_status("rolledBack").await;
+    let message = reported["firmware"]["error"]["message"].as_str().unwrap();
+    assert!(message.contains("connection to the hub"), "{message}");
+}
+
+#[tokio::test]
+async fn no_time_is_reported_while_the_clock_is_not_right() {
+    let world = World::new(Traits::default(), "[system]\nclock_check_command = [\"echo\", \"no\"]\n").await;
+    world.start().await;
+    let reported = world.wait_status("completed").await;
+    for time in ["logTime", "downloadComplete", "startedApplyingImage", "lastFirmwareUpdate"] {
+        assert!(reported.get(time).is_none(), "{time}: {reported:#}");
+    }
+}
+
+/// The power is cut as soon as the twin shows a status; whatever that status was, the update ends well.
+#[tokio::test]
+async fn the_power_may_go_at_each_status() {
+    for status in ["downloading", "verifying", "applying", "rebooting"] {
+        let mut world = World::new(Traits::default(), "").await;
+        world.images.set_faults(IMAGE, Faults { bytes_per_sec: Some(4_000_000), ..Faults::default() });
+        world.start().await;
+        // A status may be over before it is seen here: then the next one is cut into.
+        world
+            .wait(|reported| {
+                let seen = &reported["firmware"]["fwUpdateStatus"];
+                seen == status
+                    || (status != "downloading"
+                        && (seen == "rebooting" || reported["firmwareStatus"] == "completed"))
+            })
+            .await;
+        world.rig.board.cut().await;
+        world.rig.board.power_on().await.unwrap();
+        let reported = world.wait_status("completed").await;
+        assert_eq!(reported["firmware"]["slots"]["booted"], "b", "cut at {status}");
+        assert_eq!(world.rig.board.booted(), Some(Slot::B), "cut at {status}");
+    }
+}
+
+#[tokio::test]
+async fn the_daemon_may_be_killed_at_each_status() {
+    for status in ["downloading", "applying"] {
+        let mut world = World::new(Traits::default(), "").await;
+        world.images.set_faults(IMAGE, Faults { bytes_per_sec: Some(4_000_000), ..Faults::default() });
+        world.start().await;
+        world
+            .wait(|reported| {
+                reported["firmwareStatus"] == status || reported["firmwareStatus"] == "completed"
+            })
+            .await;
+        world.rig.board.kill_daemon().await.unwrap();
+        let reported = world.wait_status("completed").await;
+        assert_eq!(reported["firmware"]["slots"]["booted"], "b", "killed at {status}");
+    }
+}
+
+#[tokio::test]
+async fn a_device_with_a_certificate_is_updated_too() {
+    let hub = Hub::start(HubOptions::default()).await.unwrap();
+    let (certificate, key) = hub.add_x509_device(DEVICE).unwrap();
+    let files = tempfile::tempdir().unwrap();
+    let (certificate_file, key_file) = (files.path().join("device.pem"), files.path().join("device.key"));
+    std::fs::write(&certificate_file, certificate).unwrap();
+    std::fs::write(&key_file, key).unwrap();
+    restrict(&key_file);
+    let extra_config = format!(
+        "[hub]\nhost_name = \"localhost\"\ndevice_id = \"{DEVICE}\"\nport = {}\nca_file = {:?}\n\
+         certificate_file = {certificate_file:?}\nkey_file = {key_file:?}\n",
+        hub.mqtt_port(),
+        files.path().join("ca.pem"),
+    );
+    std::fs::write(files.path().join("ca.pem"), hub.ca_pem()).unwrap();
+    let mut rig = Rig::new(Choice { extra_config: &extra_config, ..Choice::default() });
+    rig.board.power_on().await.unwrap();
+    hub.wait_reported(DEVICE, LIMIT, |reported| reported["firmwareStatus"] == "standBy").await.unwrap();
+    rig.install("2.0", Traits::default()).await;
+    hub.wait_reported(DEVICE, LIMIT, |reported| reported["firmwareStatus"] == "completed").await.unwrap();
+}
+
+fn restrict(path: &std::path::Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
