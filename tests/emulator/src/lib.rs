@@ -2,4 +2,5 @@
 
 pub mod board;
 pub mod ca;
+pub mod hub;
 pub mod images;

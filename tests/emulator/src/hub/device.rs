@@ -1,0 +1,126 @@
+//! One device as the hub holds it: identity, twin, session, and the connection if there is one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v4::Publish;
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::clock::NEVER;
+use super::identity::Identity;
+use super::topic;
+use super::twin::{Twin, with};
+
+/// A device's answer to a direct method.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MethodResponse {
+    /// The status the device chose.
+    pub status: i64,
+    /// The payload; null if the device sent none.
+    pub payload: Value,
+}
+
+/// A live connection, seen from the rest of the hub.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// Tells this connection from the ones before and after it.
+    pub serial: u64,
+    /// What the connection is to send. Full means the device does not read: the message is lost, as QoS 0 may be.
+    pub outgoing: mpsc::Sender<Publish>,
+    /// Closes the socket, without a word.
+    pub closing: CancellationToken,
+    /// Method calls that wait for this device's answer, by request id.
+    pub calls: BTreeMap<String, oneshot::Sender<MethodResponse>>,
+}
+
+/// A registered device.
+#[derive(Debug)]
+pub(super) struct Device {
+    pub identity: Identity,
+    pub twin: Twin,
+    /// Topic filters subscribed to; they outlive a connection that asked for a persistent session.
+    pub filters: BTreeSet<String>,
+    pub link: Option<Link>,
+    /// Accepted connections so far.
+    pub connects: usize,
+    pub last_activity: String,
+    /// Each accepted reported patch, oldest first.
+    pub history: Vec<Value>,
+}
+
+impl Device {
+    pub fn new(identity: Identity, now: &str) -> Self {
+        Self {
+            identity,
+            twin: Twin::new(now),
+            filters: BTreeSet::new(),
+            link: None,
+            connects: 0,
+            last_activity: NEVER.to_owned(),
+            history: Vec::new(),
+        }
+    }
+
+    /// Puts a new connection in the place of an older one, which is closed.
+    pub fn attach(&mut self, link: Link, now: String) {
+        self.detach();
+        self.link = Some(link);
+        self.connects = self.connects.saturating_add(1);
+        self.last_activity = now;
+    }
+
+    /// Closes the connection, if there is one.
+    pub fn detach(&mut self) {
+        if let Some(link) = self.link.take() {
+            link.closing.cancel();
+        }
+    }
+
+    /// Whether a method call would reach the device.
+    pub fn takes_methods(&self) -> bool {
+        self.link.is_some() && self.filters.contains(topic::METHODS)
+    }
+
+    /// Sends a method request. Nothing if the device is not there to take it.
+    pub fn call(
+        &mut self,
+        name: &str,
+        request: String,
+        payload: &Value,
+    ) -> Option<oneshot::Receiver<MethodResponse>> {
+        let link = self.link.as_mut().filter(|_| self.filters.contains(topic::METHODS))?;
+        let (answer, answered) = oneshot::channel();
+        let topic = format!("$iothub/methods/POST/{name}/?$rid={request}");
+        let sent = link.outgoing.try_send(Publish::new(topic, QoS::AtMostOnce, payload.to_string()));
+        if sent.is_ok() {
+            link.calls.insert(request, answer);
+        }
+        // A message that could not be sent is a call that is never answered.
+        Some(answered)
+    }
+
+    /// Sends a change of the desired properties to a device that listens for it. It is not kept for one that does not.
+    pub fn push_desired(&mut self, patch: &Value) {
+        let Some(link) = self.link.as_mut().filter(|_| self.filters.contains(topic::DESIRED)) else { return };
+        let topic = format!("$iothub/twin/PATCH/properties/desired/?$version={}", self.twin.desired.version);
+        if link.outgoing.try_send(Publish::new(topic, QoS::AtMostOnce, patch.to_string())).is_err() {
+            tracing::warn!("desired properties not pushed: the device does not read");
+        }
+    }
+
+    fn connection(&self) -> &'static str {
+        if self.link.is_some() { "Connected" } else { "Disconnected" }
+    }
+
+    /// The answer of `GET /devices/{id}`.
+    pub fn identity_for_service(&self, id: &str) -> Value {
+        self.identity.for_service(id, self.connection(), &self.last_activity)
+    }
+
+    /// The answer of `GET /twins/{id}`.
+    pub fn twin_for_service(&self, id: &str) -> Value {
+        with(self.identity.for_twin(id, self.connection(), &self.last_activity), self.twin.for_service())
+    }
+}

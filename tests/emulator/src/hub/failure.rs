@@ -1,0 +1,73 @@
+//! What the hub answers when it refuses: status, `iothub-errorcode`, and the envelopes clients look into.
+
+use serde_json::{Value, json};
+
+use super::clock;
+use super::twin::TwinError;
+
+/// A refusal.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// HTTP status.
+    pub status: u16,
+    /// The name in the `iothub-errorcode` header, by which clients tell failures apart.
+    pub symbol: &'static str,
+    pub message: String,
+    /// Number and details of a failure inside the device's gateway (direct methods), which comes as JSON in a string.
+    gateway: Option<(u32, Value)>,
+}
+
+impl Failure {
+    pub fn new(status: u16, symbol: &'static str, message: impl Into<String>) -> Self {
+        Self { status, symbol, message: message.into(), gateway: None }
+    }
+
+    pub fn in_gateway(status: u16, symbol: &'static str, code: u32, message: &str, info: Value) -> Self {
+        Self { gateway: Some((code, info)), ..Self::new(status, symbol, message) }
+    }
+
+    pub fn device_not_found(device: &str) -> Self {
+        Self::new(404, "DeviceNotFound", format!("A device with ID '{device}' is not registered."))
+    }
+
+    pub fn bad_argument(message: impl Into<String>) -> Self {
+        Self::new(400, "ArgumentInvalid", message)
+    }
+
+    /// The body of the HTTP answer.
+    pub fn body(&self) -> Value {
+        match &self.gateway {
+            Some((code, info)) => {
+                let inner = numbered(*code, &self.message, info);
+                json!({ "Message": inner.to_string(), "ExceptionMessage": "" })
+            }
+            None => json!({
+                "Message": format!("ErrorCode:{};{}", self.symbol, self.message),
+                "ExceptionMessage": format!("Tracking ID:{}", tracking_id()),
+            }),
+        }
+    }
+}
+
+impl From<TwinError> for Failure {
+    fn from(error: TwinError) -> Self {
+        Self::bad_argument(error.to_string())
+    }
+}
+
+/// The envelope with a numeric code, which also answers a refused twin request on MQTT.
+pub(super) fn numbered(code: u32, message: &str, info: &Value) -> Value {
+    json!({
+        "errorCode": code,
+        "trackingId": tracking_id(),
+        "message": message,
+        "info": info,
+        "timestampUtc": clock::now_text(),
+    })
+}
+
+/// An id to find a request in the hub's logs by.
+pub(super) fn tracking_id() -> String {
+    let id = super::random::hex(16);
+    format!("{id}-G2:-TimeStamp:{}", clock::now_text())
+}

@@ -1,0 +1,157 @@
+//! The identity registry's entry for one device: who it is, and how it proves it.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::clock::NEVER;
+use super::failure::Failure;
+use super::random;
+
+/// How a device proves who it is.
+#[derive(Debug, Clone)]
+pub(super) enum Authentication {
+    /// Either of two base64 keys.
+    Sas { primary: String, secondary: String },
+    /// The SHA-1 or SHA-256 of either of two certificates, in hexadecimal.
+    SelfSigned { primary: Option<String>, secondary: Option<String> },
+}
+
+impl Authentication {
+    /// Reads the body of `PUT /devices/{id}`. What names no keys gets new ones.
+    pub fn from_body(body: &Value) -> Result<Self, Failure> {
+        let text = |path: &str| body.pointer(path).and_then(Value::as_str).filter(|text| !text.is_empty());
+        match text("/authentication/type").unwrap_or("sas") {
+            "sas" => {
+                let key = |name: &str| {
+                    let given = text(&format!("/authentication/symmetricKey/{name}"));
+                    given.map_or_else(|| Ok(random::key()), checked_key)
+                };
+                Ok(Self::Sas { primary: key("primaryKey")?, secondary: key("secondaryKey")? })
+            }
+            "selfSigned" => {
+                let thumbprint = |name: &str| {
+                    text(&format!("/authentication/x509Thumbprint/{name}"))
+                        .map(checked_thumbprint)
+                        .transpose()
+                };
+                let (primary, secondary) =
+                    (thumbprint("primaryThumbprint")?, thumbprint("secondaryThumbprint")?);
+                Ok(Self::SelfSigned { primary, secondary })
+            }
+            other => {
+                Err(Failure::bad_argument(format!("The emulator has no authentication type '{other}'.")))
+            }
+        }
+    }
+
+    /// Whether a certificate with one of these thumbprints is the device's.
+    pub fn accepts_any_of(&self, thumbprints: &[String]) -> bool {
+        let Self::SelfSigned { primary, secondary } = self else { return false };
+        let mut known = [primary, secondary].into_iter().flatten();
+        known.any(|known| thumbprints.iter().any(|shown| shown.eq_ignore_ascii_case(known)))
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Sas { .. } => "sas",
+            Self::SelfSigned { .. } => "selfSigned",
+        }
+    }
+
+    fn keys(&self) -> Value {
+        match self {
+            Self::Sas { primary, secondary } => json!({ "primaryKey": primary, "secondaryKey": secondary }),
+            Self::SelfSigned { .. } => json!({ "primaryKey": null, "secondaryKey": null }),
+        }
+    }
+
+    fn thumbprints(&self) -> Value {
+        let (primary, secondary) = match self {
+            Self::Sas { .. } => (&None, &None),
+            Self::SelfSigned { primary, secondary } => (primary, secondary),
+        };
+        json!({ "primaryThumbprint": primary, "secondaryThumbprint": secondary })
+    }
+}
+
+fn checked_key(key: &str) -> Result<String, Failure> {
+    let length = STANDARD.decode(key).map_err(|_| Failure::bad_argument("A key is not base64."))?.len();
+    if !(16..=64).contains(&length) {
+        return Err(Failure::bad_argument(format!("A key has {length} bytes; 16 to 64 are allowed.")));
+    }
+    Ok(key.to_owned())
+}
+
+fn checked_thumbprint(text: &str) -> Result<String, Failure> {
+    if matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(text.to_owned());
+    }
+    Err(Failure::new(400, "StringIsNotThumbprint", format!("'{text}' is not 40 or 64 hexadecimal digits.")))
+}
+
+/// Whether the hub would take `id` as a device's name.
+pub(super) fn is_device_id(id: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-.%_*?!(),:=@$'".contains(c);
+    (1..=128).contains(&id.len()) && id.chars().all(allowed)
+}
+
+/// An entry of the registry.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    pub authentication: Authentication,
+    pub enabled: bool,
+    pub generation: u64,
+    /// Counts the writes of this entry.
+    pub version: u64,
+}
+
+impl Identity {
+    /// The etag, unquoted.
+    pub fn etag(&self) -> String {
+        STANDARD.encode(self.version.to_string())
+    }
+
+    fn status(&self) -> &'static str {
+        if self.enabled { "enabled" } else { "disabled" }
+    }
+
+    /// The answer of `/devices/{id}`.
+    pub fn for_service(&self, id: &str, connection: &str, last_activity: &str) -> Value {
+        json!({
+            "deviceId": id,
+            "generationId": self.generation.to_string(),
+            "etag": self.etag(),
+            "connectionState": connection,
+            "status": self.status(),
+            "statusReason": null,
+            "connectionStateUpdatedTime": last_activity,
+            "statusUpdatedTime": NEVER,
+            "lastActivityTime": last_activity,
+            "cloudToDeviceMessageCount": 0,
+            "authentication": {
+                "symmetricKey": self.authentication.keys(),
+                "x509Thumbprint": self.authentication.thumbprints(),
+                "type": self.authentication.kind(),
+            },
+            "capabilities": { "iotEdge": false },
+        })
+    }
+
+    /// What a twin shows of the identity.
+    pub fn for_twin(&self, id: &str, connection: &str, last_activity: &str) -> Value {
+        json!({
+            "deviceId": id,
+            "deviceEtag": self.etag(),
+            "status": self.status(),
+            "statusUpdateTime": NEVER,
+            "connectionState": connection,
+            "lastActivityTime": last_activity,
+            "cloudToDeviceMessageCount": 0,
+            "authenticationType": self.authentication.kind(),
+            "x509Thumbprint": self.authentication.thumbprints(),
+            "modelId": "",
+            "capabilities": { "iotEdge": false },
+        })
+    }
+}

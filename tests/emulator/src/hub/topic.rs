@@ -1,0 +1,99 @@
+//! The topics a device may subscribe and publish to.
+
+/// The filter that registers a device for direct methods.
+pub(super) const METHODS: &str = "$iothub/methods/POST/#";
+/// The filter for changes of the desired properties.
+pub(super) const DESIRED: &str = "$iothub/twin/PATCH/properties/desired/#";
+/// The filter for the hub's answers to twin requests.
+const TWIN_ANSWERS: &str = "$iothub/twin/res/#";
+
+/// What a device asks for by publishing.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Request<'a> {
+    /// A message for the cloud.
+    Telemetry,
+    /// The whole twin.
+    GetTwin { request: &'a str },
+    /// A change of the reported properties; refused if `version` is given and stale.
+    PatchReported { request: &'a str, version: Option<i64> },
+    /// The answer to a direct method.
+    MethodResponse { status: i64, request: &'a str },
+}
+
+/// Whether `device` may subscribe to `filter`: the documented filters, to the letter.
+pub(super) fn is_filter_of(device: &str, filter: &str) -> bool {
+    [METHODS, DESIRED, TWIN_ANSWERS].contains(&filter)
+        || filter
+            .strip_prefix("devices/")
+            .and_then(|rest| rest.strip_prefix(device))
+            .is_some_and(|rest| rest == "/messages/devicebound/#")
+}
+
+/// Reads the topic of a PUBLISH from `device`. The hub closes the connection on any topic that means nothing.
+pub(super) fn parse<'a>(device: &str, topic: &'a str) -> Option<Request<'a>> {
+    if let Some(rest) = topic.strip_prefix("devices/") {
+        let bag = rest.strip_prefix(device)?.strip_prefix("/messages/events")?;
+        return (bag.is_empty() || bag.starts_with('/')).then_some(Request::Telemetry);
+    }
+    let rest = topic.strip_prefix("$iothub/")?;
+    if let Some(query) = rest.strip_prefix("twin/GET/?$rid=") {
+        let request = query.split('&').next().filter(|request| is_id(request))?;
+        return Some(Request::GetTwin { request });
+    }
+    if let Some(query) = rest.strip_prefix("twin/PATCH/properties/reported/?$rid=") {
+        let (request, version) = match query.split_once("&$version=") {
+            Some((request, version)) => (request, Some(version.parse().ok()?)),
+            None => (query, None),
+        };
+        return is_id(request).then_some(Request::PatchReported { request, version });
+    }
+    let (status, request) = rest.strip_prefix("methods/res/")?.split_once("/?$rid=")?;
+    let status = status.parse().ok()?;
+    is_id(request).then_some(Request::MethodResponse { status, request })
+}
+
+fn is_id(text: &str) -> bool {
+    !text.is_empty() && !text.contains(['&', '/'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_documented_topic_is_understood() {
+        assert_eq!(parse("d", "$iothub/twin/GET/?$rid=a1"), Some(Request::GetTwin { request: "a1" }));
+        assert_eq!(parse("d", "$iothub/twin/GET/?$rid=a1&x=y"), Some(Request::GetTwin { request: "a1" }));
+        let patch = |version| Some(Request::PatchReported { request: "7", version });
+        assert_eq!(parse("d", "$iothub/twin/PATCH/properties/reported/?$rid=7"), patch(None));
+        assert_eq!(parse("d", "$iothub/twin/PATCH/properties/reported/?$rid=7&$version=3"), patch(Some(3)));
+        let response = Some(Request::MethodResponse { status: -1, request: "2f" });
+        assert_eq!(parse("d", "$iothub/methods/res/-1/?$rid=2f"), response);
+        assert_eq!(parse("d", "devices/d/messages/events/a=b"), Some(Request::Telemetry));
+    }
+
+    #[test]
+    fn a_topic_that_is_nearly_right_is_refused() {
+        for topic in [
+            "$iothub/twin/GET/",
+            "$iothub/twin/GET/?$rid=",
+            "$iothub/twin/PATCH/properties/desired/?$rid=7",
+            "$iothub/methods/res/200?$rid=7",
+            "$iothub/methods/res/ok/?$rid=7",
+            "devices/other/messages/events/",
+            "devices/d/messages/eventsandmore",
+            "anything",
+        ] {
+            assert_eq!(parse("d", topic), None, "{topic}");
+        }
+    }
+
+    #[test]
+    fn only_the_documented_filters_may_be_subscribed_to() {
+        assert!(is_filter_of("d", METHODS));
+        assert!(is_filter_of("d", "devices/d/messages/devicebound/#"));
+        assert!(!is_filter_of("d", "devices/e/messages/devicebound/#"));
+        assert!(!is_filter_of("d", "$iothub/#"));
+        assert!(!is_filter_of("d", "#"));
+    }
+}

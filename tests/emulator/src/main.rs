@@ -1,0 +1,99 @@
+//! `hub-emulator`: an IoT Hub on this machine, to point a device and one's own tools at.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use hub_emulator::hub::{Hub, HubOptions};
+
+/// An Azure IoT Hub on this machine, to try a device against.
+///
+/// It speaks MQTT 3.1.1 over TLS to devices (SAS and X.509, direct methods, twins) and enough of the REST API to
+/// operate them. It listens on the loopback interface only, and forgets everything when it ends.
+#[derive(Parser)]
+#[command(name = "hub-emulator", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the hub until Ctrl-C
+    #[command(after_help = SERVE_HELP)]
+    Serve(Serve),
+}
+
+const SERVE_HELP: &str = "\
+The keys and the certificate authority are new at each start. Give the device the connection string that is printed \
+for it, the port of --mqtt-port and the authority's certificate of --ca-file as the one to trust.
+
+Call a method of a connected device (TOKEN: a SAS token of the service connection string):
+  curl --cacert hub-emulator-ca.pem -H 'Authorization: TOKEN' -H 'Content-Type: application/json' \\
+    -d '{\"methodName\":\"firmwareUpdateStatus\",\"payload\":null}' \\
+    'https://localhost:8443/twins/dev-1/methods?api-version=2021-04-12'";
+
+#[derive(Args)]
+struct Serve {
+    /// Port for devices; 0 takes a free one
+    #[arg(long, value_name = "N", default_value_t = 8883)]
+    mqtt_port: u16,
+    /// Port for the service API; 0 takes a free one
+    #[arg(long, value_name = "N", default_value_t = 8443)]
+    https_port: u16,
+    /// Where to write the certificate of the authority that clients must trust
+    #[arg(long, value_name = "PATH", default_value = "hub-emulator-ca.pem")]
+    ca_file: PathBuf,
+    /// A device to register with new keys; can be given more than once
+    #[arg(long = "device", value_name = "ID", default_values_t = [String::from("dev-1")])]
+    devices: Vec<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("start the runtime: {0}")]
+    Runtime(#[source] std::io::Error),
+    #[error("listen on ports {mqtt} and {https} of the loopback interface: {source}")]
+    Listen { mqtt: u16, https: u16, source: std::io::Error },
+    #[error("write the authority's certificate to {path}: {source}")]
+    CaFile { path: PathBuf, source: std::io::Error },
+    #[error("wait for Ctrl-C: {0}")]
+    Signal(#[source] std::io::Error),
+}
+
+fn main() -> ExitCode {
+    let Command::Serve(options) = Cli::parse().command;
+    tracing_subscriber::fmt().with_target(false).init();
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hub-emulator: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Serve) -> Result<(), ServeError> {
+    tokio::runtime::Runtime::new().map_err(ServeError::Runtime)?.block_on(serve(options))
+}
+
+async fn serve(options: &Serve) -> Result<(), ServeError> {
+    let (mqtt, https) = (options.mqtt_port, options.https_port);
+    let ports = HubOptions { mqtt_port: mqtt, https_port: https, ..HubOptions::default() };
+    let hub = Hub::start(ports).await.map_err(|source| ServeError::Listen { mqtt, https, source })?;
+    write_ca(&hub, &options.ca_file).await?;
+    println!("devices:   mqtts://localhost:{}", hub.mqtt_port());
+    println!("service:   https://localhost:{}", hub.https_port());
+    println!("authority: {}", options.ca_file.display());
+    println!("service connection string:\n  {}", hub.service_connection_string());
+    for id in &options.devices {
+        println!("connection string of device {id}:\n  {}", hub.add_device(id));
+    }
+    println!("Ctrl-C ends it.");
+    tokio::signal::ctrl_c().await.map_err(ServeError::Signal)
+}
+
+async fn write_ca(hub: &Hub, path: &Path) -> Result<(), ServeError> {
+    let written = tokio::fs::write(path, hub.ca_pem()).await;
+    written.map_err(|source| ServeError::CaFile { path: path.to_owned(), source })
+}
