@@ -38,7 +38,9 @@ fn board(scheme: Scheme, daemon: &str) -> (TempDir, Board) {
         daemon: program,
         scheme,
         slot_size_bytes: SLOT_BYTES,
-        hub_connection_string: Some("HostName=localhost;DeviceId=d;SharedAccessKey=AAAA".to_owned()),
+        hub_connection_string: Some(
+            "HostName=localhost;DeviceId=d;SharedAccessKey=MDEyMzQ1Njc4OTAxMjM0NQ==".to_owned(),
+        ),
         hub_port: 8883,
         ca_pem: None,
         extra_config: String::new(),

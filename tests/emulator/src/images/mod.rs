@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -34,6 +35,9 @@ pub use faults::{DropFault, Faults, StatusFault};
 use content::{Content, Delivery, Found};
 use faults::ThisTime;
 use range::Part;
+
+/// Short beside any limit of a client.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 type Answer = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
@@ -141,8 +145,11 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, names: Names) {
     loop {
         tokio::select! {
             accepted = listener.accept() => {
-                // Without a file descriptor left, the client finds out by its own limit.
-                let Ok((stream, _)) = accepted else { continue };
+                let Ok((stream, _)) = accepted else {
+                    // No file descriptor is left: until a connection ends, asking again is in vain.
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                };
                 let _ = stream.set_nodelay(true);
                 let (tls, names) = (tls.clone(), Arc::clone(&names));
                 connections.spawn(async move {
