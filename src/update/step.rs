@@ -407,18 +407,13 @@ fn roll_back_requested(context: &Context, record: Record) -> Step {
     step
 }
 
-fn progressed(record: Record, id: &UpdateId) -> Step {
-    match record.state.clone() {
-        State::Installing { update, attempt } if update.request.id == *id && attempt > 1 => {
-            to_state(record, State::Installing { update, attempt: 1 }, [])
-        }
-        State::Idle { .. }
-        | State::Installing { .. }
-        | State::Installed { .. }
-        | State::Rebooting { .. }
-        | State::Trial { .. }
-        | State::RollingBack { .. } => unchanged(record, []),
+fn progressed(mut record: Record, id: &UpdateId) -> Step {
+    if let State::Installing { update, attempt } = &mut record.state
+        && update.request.id == *id
+    {
+        *attempt = 1;
     }
+    unchanged(record, [])
 }
 
 fn downloaded(context: &Context, mut record: Record, id: &UpdateId) -> Step {
@@ -428,19 +423,16 @@ fn downloaded(context: &Context, mut record: Record, id: &UpdateId) -> Step {
     unchanged(record, [Effect::Report])
 }
 
-// A completion that does not belong to the present state is a late answer of something given up: the
-// state and the id decide, and each state is named, so that a new one does not compile until someone decides.
+// A completion that does not belong to the present state, or carries another id, is the late answer of
+// something given up: it changes nothing.
+
+/// The state, if it is about this update.
+fn awaiting(record: &Record, id: &UpdateId) -> Option<State> {
+    (record.state.update_id() == Some(id)).then(|| record.state.clone())
+}
 
 fn installed(context: &Context, mut record: Record, id: &UpdateId, result: Result<Image, Failure>) -> Step {
-    let update = match record.state.clone() {
-        State::Installing { update, .. } if update.request.id == *id => update,
-        State::Idle { .. }
-        | State::Installing { .. }
-        | State::Installed { .. }
-        | State::Rebooting { .. }
-        | State::Trial { .. }
-        | State::RollingBack { .. } => return unchanged(record, []),
-    };
+    let Some(State::Installing { update, .. }) = awaiting(&record, id) else { return unchanged(record, []) };
     let image = match result {
         Ok(image) => image,
         Err(failure) => return finish(context, record, update, Outcome::Failed(failure)),
@@ -457,96 +449,71 @@ fn installed(context: &Context, mut record: Record, id: &UpdateId, result: Resul
 }
 
 fn activated(context: &Context, record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
-    match record.state.clone() {
-        State::Installed { update, image } if update.request.id == *id => match result {
-            Ok(()) => {
-                let state = State::Rebooting { update, image, armed_in: context.boot.id };
-                to_state(record, state, [Effect::Report, Effect::Reboot])
-            }
-            // The transaction may or may not have landed: undo it for certain.
-            Err(failure) => begin_roll_back(record, update, None, context.boot.slot, failure),
-        },
-        State::Idle { .. }
-        | State::Installing { .. }
-        | State::Installed { .. }
-        | State::Rebooting { .. }
-        | State::Trial { .. }
-        | State::RollingBack { .. } => unchanged(record, []),
+    let Some(State::Installed { update, image }) = awaiting(&record, id) else {
+        return unchanged(record, []);
+    };
+    match result {
+        Ok(()) => {
+            let state = State::Rebooting { update, image, armed_in: context.boot.id };
+            to_state(record, state, [Effect::Report, Effect::Reboot])
+        }
+        // The transaction may or may not have landed: undo it for certain.
+        Err(failure) => begin_roll_back(record, update, None, context.boot.slot, failure),
     }
 }
 
 fn health_checked(record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
-    match record.state.clone() {
-        State::Trial { update, image } if update.request.id == *id => match result {
-            Ok(()) => unchanged(record, [Effect::Commit(update)]),
-            Err(failure) => {
-                let to = update.target.other();
-                begin_roll_back(record, update, Some(image), to, failure)
-            }
-        },
-        State::Idle { .. }
-        | State::Installing { .. }
-        | State::Installed { .. }
-        | State::Rebooting { .. }
-        | State::Trial { .. }
-        | State::RollingBack { .. } => unchanged(record, []),
+    let Some(State::Trial { update, image }) = awaiting(&record, id) else { return unchanged(record, []) };
+    match result {
+        Ok(()) => unchanged(record, [Effect::Commit(update)]),
+        Err(failure) => {
+            let to = update.target.other();
+            begin_roll_back(record, update, Some(image), to, failure)
+        }
     }
 }
 
 fn committed(context: &Context, mut record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
-    match record.state.clone() {
-        State::Trial { update, image } if update.request.id == *id => match result {
-            Ok(()) => {
-                record.fallback = Some(update.target.other());
-                record.times.succeeded = Some(context.now);
-                finish(context, record, update, Outcome::Succeeded)
-            }
-            Err(failure) => {
-                let to = update.target.other();
-                begin_roll_back(record, update, Some(image), to, failure)
-            }
-        },
-        State::Idle { .. }
-        | State::Installing { .. }
-        | State::Installed { .. }
-        | State::Rebooting { .. }
-        | State::Trial { .. }
-        | State::RollingBack { .. } => unchanged(record, []),
+    let Some(State::Trial { update, image }) = awaiting(&record, id) else { return unchanged(record, []) };
+    match result {
+        Ok(()) => {
+            record.fallback = Some(update.target.other());
+            record.times.succeeded = Some(context.now);
+            finish(context, record, update, Outcome::Succeeded)
+        }
+        Err(failure) => {
+            let to = update.target.other();
+            begin_roll_back(record, update, Some(image), to, failure)
+        }
     }
 }
 
 fn rolled_back(context: &Context, record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
     let boot = context.boot;
-    match record.state.clone() {
-        State::RollingBack { update, image, to, failure, asked_in, reboots } if update.request.id == *id => {
-            match result {
-                Ok(()) if boot.slot == to => finish_roll_back(context, record, update, image, failure),
-                Ok(()) if asked_in != Some(boot.id) && reboots >= ROLL_BACK_REBOOTS_MAX => {
-                    let message = format!("the boot loader does not go back to slot {to}; after: {failure}");
-                    let failure = Failure::new(Code::EnvironmentUnusable, message);
-                    finish(context, record, update, Outcome::Failed(failure))
-                }
-                Ok(()) => {
-                    let reboots = if asked_in == Some(boot.id) { reboots } else { reboots.saturating_add(1) };
-                    let asked_in = Some(boot.id);
-                    let state = State::RollingBack { update, image, to, failure, asked_in, reboots };
-                    to_state(record, state, [Effect::Report, Effect::Reboot])
-                }
-                // On the trial slot, the boot loader's own counter can still do what we cannot.
-                Err(_) if boot.slot != to => unchanged(record, [Effect::Report, Effect::Reboot]),
-                // On the good slot, a reboot mends nothing: stay, and try again.
-                Err(_) => {
-                    let roll_back = Effect::RollBack { id: update.request.id, to, again: true };
-                    unchanged(record, [Effect::Report, roll_back])
-                }
-            }
+    let Some(State::RollingBack { update, image, to, failure, asked_in, reboots }) = awaiting(&record, id)
+    else {
+        return unchanged(record, []);
+    };
+    match result {
+        Ok(()) if boot.slot == to => finish_roll_back(context, record, update, image, failure),
+        Ok(()) if asked_in != Some(boot.id) && reboots >= ROLL_BACK_REBOOTS_MAX => {
+            let message = format!("the boot loader does not go back to slot {to}; after: {failure}");
+            let failure = Failure::new(Code::EnvironmentUnusable, message);
+            finish(context, record, update, Outcome::Failed(failure))
         }
-        State::Idle { .. }
-        | State::Installing { .. }
-        | State::Installed { .. }
-        | State::Rebooting { .. }
-        | State::Trial { .. }
-        | State::RollingBack { .. } => unchanged(record, []),
+        Ok(()) => {
+            let reboots = if asked_in == Some(boot.id) { reboots } else { reboots.saturating_add(1) };
+            let asked_in = Some(boot.id);
+            let state = State::RollingBack { update, image, to, failure, asked_in, reboots };
+            to_state(record, state, [Effect::Report, Effect::Reboot])
+        }
+        // On the trial slot, the boot loader's own counter can still do what we cannot.
+        Err(_) if boot.slot != to => unchanged(record, [Effect::Report, Effect::Reboot]),
+        // On the good slot, a reboot mends nothing: stay, and try again.
+        Err(_) => {
+            let roll_back = Effect::RollBack { id: update.request.id, to, again: true };
+            unchanged(record, [Effect::Report, roll_back])
+        }
     }
 }
 
