@@ -1,5 +1,6 @@
 //! `hub-emulator`: an IoT Hub on this machine, to point a device and one's own tools at.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -53,8 +54,8 @@ struct Serve {
 enum ServeError {
     #[error("start the runtime: {0}")]
     Runtime(#[source] std::io::Error),
-    #[error("listen on ports {mqtt} and {https} of the loopback interface: {source}")]
-    Listen { mqtt: u16, https: u16, source: std::io::Error },
+    #[error("start the hub: {0}")]
+    Start(#[source] std::io::Error),
     #[error("write the authority's certificate to {path}: {source}")]
     CaFile { path: PathBuf, source: std::io::Error },
     #[error("wait for Ctrl-C: {0}")]
@@ -63,7 +64,8 @@ enum ServeError {
 
 fn main() -> ExitCode {
     let Command::Serve(options) = Cli::parse().command;
-    tracing_subscriber::fmt().with_target(false).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colours).with_target(false).init();
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -78,9 +80,9 @@ fn run(options: &Serve) -> Result<(), ServeError> {
 }
 
 async fn serve(options: &Serve) -> Result<(), ServeError> {
-    let (mqtt, https) = (options.mqtt_port, options.https_port);
-    let ports = HubOptions { mqtt_port: mqtt, https_port: https, ..HubOptions::default() };
-    let hub = Hub::start(ports).await.map_err(|source| ServeError::Listen { mqtt, https, source })?;
+    let (mqtt_port, https_port) = (options.mqtt_port, options.https_port);
+    let ports = HubOptions { mqtt_port, https_port, ..HubOptions::default() };
+    let hub = Hub::start(ports).await.map_err(ServeError::Start)?;
     write_ca(&hub, &options.ca_file).await?;
     println!("devices:   mqtts://localhost:{}", hub.mqtt_port());
     println!("service:   https://localhost:{}", hub.https_port());

@@ -80,8 +80,7 @@ impl Hub {
         let mut host_names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         host_names.extend(options.host_names);
         let shared = Arc::new(Shared::new(host_names));
-        let mqtt = TcpListener::bind((Ipv4Addr::LOCALHOST, options.mqtt_port)).await?;
-        let https = TcpListener::bind((Ipv4Addr::LOCALHOST, options.https_port)).await?;
+        let (mqtt, https) = (listen(options.mqtt_port).await?, listen(options.https_port).await?);
         let (mqtt_port, https_port) = (mqtt.local_addr()?.port(), https.local_addr()?.port());
 
         let mut listeners = JoinSet::new();
@@ -268,6 +267,13 @@ fn reported(state: &State, id: &str) -> Value {
 
 fn connected(state: &State, id: &str) -> bool {
     state.devices.get(id).is_some_and(|device| device.link.is_some())
+}
+
+async fn listen(port: u16) -> io::Result<TcpListener> {
+    let address = (Ipv4Addr::LOCALHOST, port);
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("listen on {}:{port}: {error}", address.0));
+    TcpListener::bind(address).await.map_err(named)
 }
 
 /// Accepts connections for ever, and serves each in a task of its own.
