@@ -103,6 +103,9 @@ impl Session {
                 None
             }
         };
+        if let Some(answer) = &twin_answer {
+            tracing::info!(device = %self.device, topic = %answer.topic, "mqtt: answered");
+        }
         answers.extend(twin_answer.map(Packet::Publish));
         Some(answers)
     }
