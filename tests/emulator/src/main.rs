@@ -1,5 +1,7 @@
 //! `hub-emulator`: an IoT Hub on this machine, to point a device and one's own tools at.
 
+mod demo;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -22,6 +24,8 @@ enum Command {
     /// Runs the hub until Ctrl-C
     #[command(after_help = SERVE_HELP)]
     Serve(Serve),
+    /// Shows one update of an emulated board, from the method call to its end
+    Demo(demo::Demo),
 }
 
 const SERVE_HELP: &str = "\
@@ -51,8 +55,6 @@ struct Serve {
 
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
-    #[error("start the runtime: {0}")]
-    Runtime(#[source] std::io::Error),
     #[error("listen on ports {mqtt} and {https} of the loopback interface: {source}")]
     Listen { mqtt: u16, https: u16, source: std::io::Error },
     #[error("write the authority's certificate to {path}: {source}")]
@@ -61,10 +63,19 @@ enum ServeError {
     Signal(#[source] std::io::Error),
 }
 
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error("start the runtime: {0}")]
+    Runtime(#[source] std::io::Error),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Demo(#[from] demo::DemoError),
+}
+
 fn main() -> ExitCode {
-    let Command::Serve(options) = Cli::parse().command;
-    tracing_subscriber::fmt().with_target(false).init();
-    match run(&options) {
+    let command = Cli::parse().command;
+    match run(&command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hub-emulator: {error}");
@@ -73,8 +84,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Serve) -> Result<(), ServeError> {
-    tokio::runtime::Runtime::new().map_err(ServeError::Runtime)?.block_on(serve(options))
+fn run(command: &Command) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Runtime::new().map_err(CliError::Runtime)?;
+    match command {
+        Command::Serve(options) => {
+            tracing_subscriber::fmt().with_target(false).init();
+            Ok(runtime.block_on(serve(options))?)
+        }
+        Command::Demo(options) => Ok(runtime.block_on(demo::run(options))?),
+    }
 }
 
 async fn serve(options: &Serve) -> Result<(), ServeError> {
