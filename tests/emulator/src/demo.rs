@@ -161,7 +161,7 @@ impl Stage {
     async fn play(&mut self, options: &Demo) -> Result<(), DemoError> {
         self.board.power_on().await?;
         self.hub.wait_connected(DEVICE, START_LIMIT, true).await.map_err(DemoError::NotReported)?;
-        let standing_by = |twin: &Value| at(&twin, "/firmwareStatus") == "standBy";
+        let standing_by = |twin: &Value| at(twin, "/firmwareStatus") == "standBy";
         self.hub.wait_reported(DEVICE, START_LIMIT, standing_by).await.map_err(DemoError::NotReported)?;
         let mut story = Story::default();
         self.tell_news(&mut story)?;
@@ -369,10 +369,10 @@ impl Screen {
 /// The tutorial's word, Microsoft's later one, and the sentence.
 fn status_line(twin: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let firmware = at(&twin, "/firmware");
+    let firmware = at(twin, "/firmware");
     format!(
         "twin:   {:<12} {:<12} {}",
-        text(at(&twin, "/firmwareStatus")),
+        text(at(twin, "/firmwareStatus")),
         text(at(firmware, "/fwUpdateStatus")),
         text(at(firmware, "/fwUpdateSubstatus"))
     )
