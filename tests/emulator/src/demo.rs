@@ -21,6 +21,10 @@ const NEW_VERSION: &str = "2.0";
 /// Long enough to watch, short enough not to get bored.
 const DOWNLOAD_SECS: u64 = 6;
 
+/// The daemon notes how far it is every five seconds: the cut is to come after the second note.
+const CUT_DOWNLOAD_SECS: u64 = 20;
+const CUT_PERCENT: u64 = 55;
+
 /// Where no image is given: large enough for a progress bar.
 const STAND_IN_BYTES: usize = 48 << 20;
 
@@ -137,7 +141,8 @@ impl Stage {
         let server = ImageServer::start(Some(hub.authority().server_config())).await;
         let server = server.map_err(DemoError::SetUp)?;
         server.put_file(IMAGE_NAME, &path);
-        let bytes_per_sec = Some(image.size_bytes / DOWNLOAD_SECS);
+        let download_secs = if options.cut { CUT_DOWNLOAD_SECS } else { DOWNLOAD_SECS };
+        let bytes_per_sec = Some(image.size_bytes / download_secs);
         server.set_faults(IMAGE_NAME, Faults { bytes_per_sec, ..Faults::default() });
         let board = Board::create(&BoardOptions {
             dir: directory.path().join("board"),
@@ -152,7 +157,7 @@ impl Stage {
         let board = board.map_err(DemoError::SetUp)?;
         println!("image:  {} ({}, SHA-256 {})", path.display(), megabytes(image.size_bytes), image.sha256);
         println!("hub:    mqtts://localhost:{}, device {DEVICE}", hub.mqtt_port());
-        println!("server: {}, limited to make the download last {DOWNLOAD_SECS} s", server.url(IMAGE_NAME));
+        println!("server: {}, limited to make the download last {download_secs} s", server.url(IMAGE_NAME));
         println!("board:  two slots, U-Boot environment, scheme bootcount; runs {}", daemon.display());
         let screen = Screen { redraws: io::stdout().is_terminal(), bar_is_drawn: false, percent: None };
         Ok(Self { hub, server, board, daemon, image, screen, _directory: directory })
@@ -205,7 +210,7 @@ impl Stage {
             let downloading = at(&story.twin, "/firmware/fwUpdateStatus") == "downloading";
             let percent = if downloading { self.show_progress().await? } else { None };
             let due = match cuts_left.last() {
-                Some(Cut::HalfWay) => percent.is_some_and(|percent| percent >= 50),
+                Some(Cut::HalfWay) => percent.is_some_and(|percent| percent >= CUT_PERCENT),
                 Some(Cut::FirstNewBoot) => self.board.booted() == Some(Slot::B),
                 None => false,
             };
