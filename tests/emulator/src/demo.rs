@@ -28,8 +28,8 @@ const CUT_PERCENT: u64 = 55;
 /// Where no image is given: large enough for a progress bar.
 const STAND_IN_BYTES: usize = 48 << 20;
 
-/// The daemon's status changes each second; a person sees a faster bar as a smooth one.
-const TICK: Duration = Duration::from_millis(200);
+/// Shorter than the steps between two statuses, so that boots and statuses are told in their order.
+const TICK: Duration = Duration::from_millis(50);
 
 /// A loaded machine takes seconds to start a process and to connect.
 const START_LIMIT: Duration = Duration::from_secs(30);
