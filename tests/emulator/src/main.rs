@@ -1,6 +1,8 @@
 //! `hub-emulator`: an IoT Hub on this machine, to point a device and one's own tools at.
 
-use std::io::IsTerminal;
+mod demo;
+
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -23,16 +25,14 @@ enum Command {
     /// Runs the hub until Ctrl-C
     #[command(after_help = SERVE_HELP)]
     Serve(Serve),
+    /// Shows one update of an emulated board, from the method call to its end
+    Demo(demo::Demo),
 }
 
 const SERVE_HELP: &str = "\
 The keys and the certificate authority are new at each start. Give the device the connection string that is printed \
-for it, the port of --mqtt-port and the authority's certificate of --ca-file as the one to trust.
-
-Call a method of a connected device (TOKEN: a SAS token of the service connection string):
-  curl --cacert hub-emulator-ca.pem -H 'Authorization: TOKEN' -H 'Content-Type: application/json' \\
-    -d '{\"methodName\":\"firmwareUpdateStatus\",\"payload\":null}' \\
-    'https://localhost:8443/twins/dev-1/methods?api-version=2021-04-12'";
+for it, the port of --mqtt-port and the authority's certificate of --ca-file as the one to trust. It also prints how \
+to call a method of the device and read its twin with curl.";
 
 #[derive(Args)]
 struct Serve {
@@ -52,21 +52,27 @@ struct Serve {
 
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
-    #[error("start the runtime: {0}")]
-    Runtime(#[source] std::io::Error),
-    #[error("start the hub: {0}")]
-    Start(#[source] std::io::Error),
+    #[error("listen on ports {mqtt} and {https} of the loopback interface: {source}")]
+    Listen { mqtt: u16, https: u16, source: std::io::Error },
     #[error("write the authority's certificate to {path}: {source}")]
     CaFile { path: PathBuf, source: std::io::Error },
     #[error("wait for Ctrl-C: {0}")]
     Signal(#[source] std::io::Error),
 }
 
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error("start the runtime: {0}")]
+    Runtime(#[source] std::io::Error),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Demo(#[from] demo::DemoError),
+}
+
 fn main() -> ExitCode {
-    let Command::Serve(options) = Cli::parse().command;
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colours).with_target(false).init();
-    match run(&options) {
+    let command = Cli::parse().command;
+    match run(&command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hub-emulator: {error}");
@@ -75,14 +81,26 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &Serve) -> Result<(), ServeError> {
-    tokio::runtime::Runtime::new().map_err(ServeError::Runtime)?.block_on(serve(options))
+fn run(command: &Command) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Runtime::new().map_err(CliError::Runtime)?;
+    match command {
+        Command::Serve(options) => {
+            let colours = std::io::stderr().is_terminal();
+            tracing_subscriber::fmt()
+                .with_writer(std::io::stderr)
+                .with_ansi(colours)
+                .with_target(false)
+                .init();
+            Ok(runtime.block_on(serve(options))?)
+        }
+        Command::Demo(options) => Ok(runtime.block_on(demo::run(options))?),
+    }
 }
 
 async fn serve(options: &Serve) -> Result<(), ServeError> {
-    let (mqtt_port, https_port) = (options.mqtt_port, options.https_port);
-    let ports = HubOptions { mqtt_port, https_port, ..HubOptions::default() };
-    let hub = Hub::start(ports).await.map_err(ServeError::Start)?;
+    let (mqtt, https) = (options.mqtt_port, options.https_port);
+    let ports = HubOptions { mqtt_port: mqtt, https_port: https, ..HubOptions::default() };
+    let hub = Hub::start(ports).await.map_err(|source| ServeError::Listen { mqtt, https, source })?;
     write_ca(&hub, &options.ca_file).await?;
     println!("devices:   mqtts://localhost:{}", hub.mqtt_port());
     println!("service:   https://localhost:{}", hub.https_port());
@@ -91,8 +109,22 @@ async fn serve(options: &Serve) -> Result<(), ServeError> {
     for id in &options.devices {
         println!("connection string of device {id}:\n  {}", hub.add_device(id));
     }
+    println!("call a method, and read the twin (the token is good for a day):");
+    print!("{}", curl_lines(&hub, options));
     println!("Ctrl-C ends it.");
     tokio::signal::ctrl_c().await.map_err(ServeError::Signal)
+}
+
+fn curl_lines(hub: &Hub, options: &Serve) -> String {
+    let (ca_file, port) = (options.ca_file.display(), hub.https_port());
+    let token = hub.service_token().unwrap_or_default();
+    let device = options.devices.first().map_or("dev-1", String::as_str);
+    let curl = format!("  curl --cacert {ca_file} -H 'Authorization: {token}'");
+    let url = format!("https://localhost:{port}/twins/{device}");
+    let body = r#"{"methodName":"firmwareUpdateStatus","payload":null}"#;
+    format!(
+        "{curl} -d '{body}' '{url}/methods?api-version=2021-04-12'\n{curl} '{url}?api-version=2021-04-12'\n"
+    )
 }
 
 async fn write_ca(hub: &Hub, path: &Path) -> Result<(), ServeError> {
