@@ -137,7 +137,7 @@ pub fn update_status(facts: &Facts<'_>) -> (&'static str, String) {
         State::Rebooting { update, .. } => ("rebooting", format!("Rebooting into slot {}", update.target)),
         State::Trial { update, .. } => ("applying", format!("Checking the health of slot {}", update.target)),
         State::RollingBack { to, failure, .. } => {
-            ("applying", format!("Rolling back to slot {to}: {failure}"))
+            ("applying", format!("Rolling back to slot {to}: {}", failure.message))
         }
     }
 }
