@@ -73,8 +73,11 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// People at the device see progress each second.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Until the wall clock is right; after that nobody asks.
+/// Until the wall clock is right; after that nobody asks. Where nothing ever sets it, the question must not
+/// wake the device more often than the hub's keep-alive does.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
+const CLOCK_INTERVAL_LATER: Duration = Duration::from_secs(240);
+const CLOCK_SOON: Duration = Duration::from_secs(600);
 
 /// A reboot takes seconds to begin; one that has not begun by then is asked for again.
 const REBOOT_AGAIN: Duration = Duration::from_secs(60);
@@ -221,7 +224,8 @@ impl Agent {
         let mut stop = std::pin::pin!(stop);
         let mut progress = self.progress.subscribe();
         let mut watchdog = system::watchdog_interval().map(tokio::time::interval);
-        let mut clock = tokio::time::interval(CLOCK_INTERVAL);
+        let began = Instant::now();
+        let mut look_at_clock = began;
         loop {
             tokio::select! {
                 () = &mut stop => return Ok(()),
@@ -229,7 +233,11 @@ impl Agent {
                 Some(event) = hub_events.recv() => self.on_hub(event).await?,
                 Some(call) = calls.recv() => self.on_call(call).await?,
                 Ok(()) = progress.changed() => self.on_progress().await?,
-                _ = clock.tick(), if !self.clock_is_right => self.on_clock().await?,
+                () = tokio::time::sleep_until(look_at_clock), if !self.clock_is_right => {
+                    self.on_clock().await?;
+                    let soon = began.elapsed() < CLOCK_SOON;
+                    look_at_clock = Instant::now() + if soon { CLOCK_INTERVAL } else { CLOCK_INTERVAL_LATER };
+                }
                 Some(_) = tick(&mut watchdog) => self.on_watchdog(),
             }
         }

@@ -573,3 +573,157 @@ fn note_desired<const N: usize>(
     }
     unchanged(record, effects)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{BootId, Sha256Digest};
+    use super::*;
+
+    fn context() -> Context {
+        Context {
+            boot: Boot { id: BootId(1), slot: Slot::A },
+            now: Moment { boot: BootId(1), uptime_secs: 9, unix_secs: None },
+            policy: Policy { check_required: true, has_keys: false, allow_downgrade: false },
+            environment: Environment::Committed,
+            online: true,
+            running_version: Some("1.0".into()),
+        }
+    }
+
+    fn request(id: &str, version: Option<&str>) -> UpdateRequest {
+        UpdateRequest {
+            id: id.parse().unwrap(),
+            uri: "https://host.example/a.img".into(),
+            check_value: Some(Sha256Digest([7; 32])),
+            version: version.map(str::to_owned),
+            size_bytes: None,
+            force: false,
+        }
+    }
+
+    fn ask(context: &Context, record: &Record, request: UpdateRequest, origin: Origin) -> Step {
+        step(context, record.clone(), Event::Requested(request, origin))
+    }
+
+    fn refused(step: &Step) -> Option<Code> {
+        step.effects.iter().find_map(|effect| match effect {
+            Effect::Respond(Response::Refused(failure, _)) => Some(failure.code),
+            _ => None,
+        })
+    }
+
+    fn started(step: &Step) -> bool {
+        step.effects.iter().any(|effect| matches!(effect, Effect::Install(_)))
+    }
+
+    #[test]
+    fn an_accepted_request_is_answered_reported_and_installed_in_that_order() {
+        let step = ask(&context(), &Record::default(), request("one", Some("2.0")), Origin::Method);
+        assert!(matches!(
+            step.effects.as_slice(),
+            [Effect::Respond(Response::Started(_)), Effect::Report, Effect::Install(update)]
+                if update.target == Slot::B && update.online_before
+        ));
+        assert_eq!(step.record.versions.get(Slot::A), Some("1.0"), "the fallback keeps its name");
+    }
+
+    #[test]
+    fn each_rule_refuses_by_its_code() {
+        let none = Record::default();
+        let with = |change: fn(&mut Context)| {
+            let mut context = context();
+            change(&mut context);
+            context
+        };
+        let uncommitted = with(|context| context.environment = Environment::Uncommitted);
+        let unusable = with(|context| context.environment = Environment::Unusable("why".into()));
+        let plain = UpdateRequest { check_value: None, ..request("one", None) };
+        let denied = Record {
+            denied: vec![Denied {
+                source_digest: Sha256Digest([7; 32]),
+                failure: Failure::new(Code::BootFailed, "m"),
+            }],
+            ..Record::default()
+        };
+        let rows = [
+            (ask(&uncommitted, &none, request("one", None), Origin::Method), Code::Uncommitted),
+            (ask(&unusable, &none, request("one", None), Origin::Local), Code::EnvironmentUnusable),
+            (ask(&context(), &none, plain, Origin::Method), Code::Unverifiable),
+            (ask(&context(), &none, request("one", Some("1.0")), Origin::Method), Code::VersionNotNewer),
+            (ask(&context(), &none, request("one", Some("0.9")), Origin::Method), Code::VersionNotNewer),
+            (ask(&context(), &denied, request("one", Some("2.0")), Origin::Method), Code::RolledBackBefore),
+        ];
+        for (step, code) in rows {
+            assert_eq!(refused(&step), Some(code));
+            assert!(!started(&step));
+        }
+    }
+
+    #[test]
+    fn an_operator_at_the_device_may_insist() {
+        let insist = |record: &Record| {
+            let request = UpdateRequest { force: true, ..request("one", Some("0.9")) };
+            started(&ask(&context(), record, request, Origin::Local))
+        };
+        let failure = Failure::new(Code::BootFailed, "m");
+        let denied = vec![Denied { source_digest: Sha256Digest([7; 32]), failure }];
+        assert!(insist(&Record { denied, ..Record::default() }));
+    }
+
+    #[test]
+    fn an_image_without_check_value_over_plain_http_is_refused_whatever_the_configuration() {
+        let mut context = context();
+        context.policy.check_required = false;
+        let request =
+            |uri: &str| UpdateRequest { check_value: None, uri: uri.into(), ..request("one", None) };
+        let plain = ask(&context, &Record::default(), request("http://host.example/a"), Origin::Method);
+        assert_eq!(refused(&plain), Some(Code::Unverifiable));
+        let secure = ask(&context, &Record::default(), request("https://host.example/a"), Origin::Method);
+        assert!(started(&secure));
+    }
+
+    #[test]
+    fn a_desired_request_is_taken_up_once_and_not_while_another_runs() {
+        let running = ask(&context(), &Record::default(), request("one", Some("2.0")), Origin::Method).record;
+        let waiting = ask(&context(), &running, request("two", Some("3.0")), Origin::Desired);
+        assert_eq!(waiting.record.desired, None, "it is fed again once the device is at rest");
+
+        let taken = ask(&context(), &Record::default(), request("two", Some("3.0")), Origin::Desired);
+        assert!(started(&taken));
+        let failure = Err(Failure::new(Code::DigestMismatch, "m"));
+        let over = step(&context(), taken.record, Event::Installed("two".parse().unwrap(), failure)).record;
+        let again = ask(&context(), &over, request("two", Some("3.0")), Origin::Desired);
+        assert_eq!((again.record, again.effects.as_slice()), (over, [].as_slice()));
+    }
+
+    #[test]
+    fn a_desired_version_that_runs_already_is_done() {
+        let step = ask(&context(), &Record::default(), request("one", Some("1.0")), Origin::Desired);
+        assert!(!started(&step));
+        assert_eq!(step.record.state, State::default());
+        assert_eq!(step.record.desired, Some("one".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_desired_request_that_is_refused_tells_the_twin() {
+        let request = UpdateRequest { check_value: None, ..request("one", None) };
+        let step = ask(&context(), &Record::default(), request, Origin::Desired);
+        let State::Idle { last: Some(last) } = step.record.state else { panic!("not at rest") };
+        assert!(matches!(last.outcome, Outcome::Failed(failure) if failure.code == Code::Unverifiable));
+    }
+
+    #[test]
+    fn only_the_newest_denied_images_are_remembered() {
+        let mut record = Record::default();
+        for number in 0..40 {
+            let source_digest = Sha256Digest([number; 32]);
+            let image = Image { source_digest, image_digest: source_digest, size_bytes: 1 };
+            let request = request("one", None);
+            let update = Update { request, target: Slot::B, online_before: false };
+            let failure = Failure::new(Code::BootFailed, "m");
+            record = finish_roll_back(&context(), record, update, Some(image), failure).record;
+        }
+        assert_eq!(record.denied.len(), DENIED_MAX);
+        assert_eq!(record.denied.last().unwrap().source_digest, Sha256Digest([39; 32]));
+    }
+}

@@ -7,3 +7,4 @@ mod cloud;
 mod cuts;
 mod local;
 mod rig;
+mod service;
