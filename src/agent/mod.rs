@@ -166,7 +166,7 @@ struct Installing {
 /// What of the progress was shown last, and where.
 #[derive(Debug, Default)]
 struct Shown {
-    phase: Option<install::Phase>,
+    phase: Option<Phase>,
     reported: Option<(Instant, u64)>,
     status: Option<(Instant, u64)>,
     bytes_per_sec: Option<u64>,
@@ -386,7 +386,7 @@ impl Agent {
             installing.progressed = true;
             events.push(Event::Progressed(installing.id.clone()));
         }
-        if !installing.downloaded && progress.phase == install::Phase::Verifying {
+        if !installing.downloaded && progress.phase == Phase::Verifying {
             installing.downloaded = true;
             events.push(Event::Downloaded(installing.id.clone()));
         }
@@ -809,15 +809,7 @@ async fn has_keys(directory: PathBuf) -> bool {
 }
 
 fn facts_progress(progress: install::Progress) -> Progress {
-    Progress {
-        phase: match progress.phase {
-            install::Phase::Downloading => Phase::Downloading,
-            install::Phase::Waiting => Phase::Waiting,
-            install::Phase::Verifying => Phase::Verifying,
-        },
-        bytes: progress.bytes,
-        total_bytes: progress.total_bytes,
-    }
+    Progress { phase: progress.phase, bytes: progress.bytes, total_bytes: progress.total_bytes }
 }
 
 async fn tick(interval: &mut Option<tokio::time::Interval>) -> Option<Instant> {

@@ -34,6 +34,7 @@ use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
 use self::verify::{Check, Rule, SIGNATURE_LIMIT_BYTES, VerifyError};
 use self::write::WriteError;
 use crate::redact::display_url;
+pub use crate::update::report::Phase;
 use crate::update::{Code, Failure, Image, Sha256Digest};
 
 /// What is to be installed.
@@ -60,18 +61,6 @@ pub struct Progress {
     pub resumed_bytes: u64,
     /// Bytes written to the slot; blocks that were right already are not among them.
     pub written_bytes: u64,
-}
-
-/// The steps of an install that a person can tell apart.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Phase {
-    /// Fetching, decoding, and writing.
-    #[default]
-    Downloading,
-    /// The server is away; asked again after a pause.
-    Waiting,
-    /// Everything is written; the slot is synced, read back and compared.
-    Verifying,
 }
 
 /// An install ends with the image in the slot, read back, or with the reason.
