@@ -16,12 +16,17 @@ work=$(cd "$work" && pwd)
 if [ ! -x "$work/fw_setenv" ]; then
     # Lists of source packages of our own: the machine's need not have any, and stay as they are.
     mkdir -p "$work/apt/lists/partial" "$work/apt/archives/partial"
-    cat > "$work/apt/sources.list" <<-END
-	@DEB_SRC@
-	END
+    mkdir -p "$work/apt/parts"
+    for list in /etc/apt/sources.list /etc/apt/sources.list.d/*; do
+        [ -f "$list" ] || continue
+        case $list in
+            *.list) sed -n 's/^deb /deb-src /p' "$list" > "$work/apt/parts/${list##*/}" ;;
+            *.sources) sed 's/^Types:.*/Types: deb-src/' "$list" > "$work/apt/parts/${list##*/}" ;;
+        esac
+    done
     cat > "$work/apt/apt.conf" <<-END
-	Dir::Etc::sourcelist "$work/apt/sources.list";
-	Dir::Etc::sourceparts "-";
+	Dir::Etc::sourcelist "/dev/null";
+	Dir::Etc::sourceparts "$work/apt/parts";
 	Dir::State::lists "$work/apt/lists";
 	Dir::Cache "$work/apt";
 	END
