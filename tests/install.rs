@@ -590,6 +590,12 @@ async fn redirects_are_followed_within_limits_and_never_from_https_to_http() {
     assert_eq!(failure.code, Code::ServerRefused);
     assert!(failure.message.contains("https to http"), "{}", failure.message);
     assert!(!failure.message.contains("sig="), "{}", failure.message);
+    // From http to https is fine.
+    let upward = secure.url("/image");
+    let plain = Server::start(move |_, _| Reply::status(307).with("location", upward.clone()));
+    let mut upgrade = bench.job(plain.url("/image"), &image);
+    upgrade.ca_file = job.ca_file.clone();
+    run(&upgrade).await.0.unwrap();
     // With the system's roots the same server is nobody.
     job.ca_file = None;
     job.limits.retry = Duration::from_millis(100);

@@ -1,4 +1,9 @@
 //! How far an install came, kept across restarts; a claim that the slot's content must prove.
+//!
+//! A raw image can go on at any block. Compressed data can go on only where a frame (zstd), member (gzip) or
+//! stream (xz) ends, since a decoder's state is not kept: a file of one frame is fetched again from its start,
+//! though blocks that are right already are not written again. `pzstd`, or several files compressed one by one
+//! and joined, make files of many frames.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -1,7 +1,7 @@
 //! The bytes at an address, in order, whatever the server does in between.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use reqwest::{Client, Response, StatusCode, redirect};
 use rustls::{ClientConfig, RootCertStore};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use tokio::time::{sleep, timeout};
 use url::Url;
 
@@ -50,6 +50,9 @@ pub enum FetchError {
     /// The roots to trust cannot be read.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The runtime is shutting down.
+    #[error("the download was stopped")]
+    Stopped,
     /// A local file.
     #[error("cannot read {}", path.display())]
     File {
@@ -134,6 +137,7 @@ impl FetchError {
             Self::Size { .. } => Code::SizeMismatch,
             Self::Address { .. }
             | Self::Client { .. }
+            | Self::Stopped
             | Self::Tls(_)
             | Self::File { .. }
             | Self::Refused { .. }
@@ -262,7 +266,9 @@ enum Way {
 
 #[derive(Debug)]
 struct Http {
-    client: Client,
+    clients: Arc<Clients>,
+    /// The address, or one that it leads to, is https.
+    secure: bool,
     url: Url,
     body: Option<Response>,
     /// Bytes of the present answer that were taken before.
@@ -286,7 +292,7 @@ impl Source {
         uri: &str,
         expected: Option<u64>,
         resume: Resume,
-        client: &Client,
+        clients: &Arc<Clients>,
         limits: Limits,
         progress: watch::Sender<Progress>,
     ) -> Result<Self, FetchError> {
@@ -295,7 +301,8 @@ impl Source {
         let way = match url.scheme() {
             "file" => open_file(&url, &shown, resume.offset).await?,
             "http" | "https" => Way::Http(Box::new(Http {
-                client: client.clone(),
+                clients: clients.clone(),
+                secure: url.scheme() == "https",
                 url,
                 body: None,
                 skip: 0,
@@ -379,16 +386,15 @@ impl Source {
     }
 
     async fn step(&mut self) -> Result<Option<Bytes>, Interruption> {
+        while matches!(&self.way, Way::Http(http) if http.body.is_none()) {
+            self.connect().await?;
+        }
         let bytes = match &mut self.way {
             Way::File { path, file } => {
                 let mut buffer = BytesMut::with_capacity(FILE_CHUNK_BYTES);
                 let read = file.read_buf(&mut buffer).await;
                 read.map_err(|source| FetchError::File { path: path.clone(), source })?;
                 buffer.freeze()
-            }
-            Way::Http(http) if http.body.is_none() => {
-                self.connect().await?;
-                return Box::pin(self.step()).await;
             }
             Way::Http(http) => match http.chunk(self.limits.stall).await? {
                 Some(bytes) => bytes,
@@ -423,11 +429,12 @@ impl Source {
         FetchError::Size { url: self.shown.clone(), announced, actual }
     }
 
-    /// Asks for what is missing, and judges the answer by its head.
+    /// Asks for what is missing, and judges the answer by its head. Without an answer to read, ask again.
     async fn connect(&mut self) -> Result<(), Interruption> {
         let Way::Http(http) = &mut self.way else { return Ok(()) };
         let wants_range = self.offset > 0 && http.ranges;
-        let mut request = http.client.get(http.url.clone()).header(ACCEPT_ENCODING, "identity");
+        let client = if http.secure { http.clients.secure().await? } else { &http.clients.plain };
+        let mut request = client.get(http.url.clone()).header(ACCEPT_ENCODING, "identity");
         if wants_range {
             request = request.header(RANGE, format!("bytes={}-", self.offset));
             let known = self.validator.as_ref();
@@ -450,6 +457,10 @@ impl Source {
                     return Err(Interruption::Again(Setback::WrongRange));
                 }
             },
+            status if status.is_redirection() && !http.secure => {
+                http.secure = true;
+                return Ok(());
+            }
             status => return Err(self.refused(status, answer.headers())),
         };
         let partial = answer.status() == StatusCode::PARTIAL_CONTENT;
@@ -549,12 +560,13 @@ impl Http {
                 Ok(Ok(None)) => return Ok(None),
                 Ok(Ok(Some(bytes))) => bytes,
             };
-            // Skipped bytes count: a server without ranges must be given the time to send them again.
-            self.last_byte_at = boot_time();
             let known = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
             self.skip -= known as u64;
             bytes = bytes.slice(known..);
+            // Bytes that are sent again are no progress: a server that always breaks off early must be given
+            // up one day.
             if !bytes.is_empty() {
+                self.last_byte_at = boot_time();
                 self.setbacks = 0;
                 return Ok(Some(bytes));
             }
@@ -575,32 +587,57 @@ async fn open_file(url: &Url, shown: &str, offset: u64) -> Result<Way, FetchErro
     Ok(Way::File { path, file })
 }
 
-/// An HTTP client for `uri` that trusts `ca_file`, or the system's roots. Reads files: not for an async thread.
-///
-/// # Errors
-/// When the roots cannot be read; without TLS in the address they may be missing.
-pub fn client(uri: &str, ca_file: Option<&Path>) -> Result<Client, FetchError> {
-    let tls = match tls::client_config(Roots::from(ca_file), None) {
-        // Trusts nobody: enough for plain HTTP, unless it is redirected.
-        Err(_) if ca_file.is_none() && !uri.starts_with("https:") => {
-            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_safe_default_protocol_versions()
-                .map_err(TlsError::Versions)?
-                .with_root_certificates(RootCertStore::empty())
-                .with_no_client_auth()
-        }
-        config => config?,
-    };
+/// HTTP clients; the one that trusts somebody is made when the first address asks for it, since reading the
+/// system's roots takes longer than everything else before the first byte.
+#[derive(Debug)]
+pub struct Clients {
+    plain: Client,
+    secure: OnceCell<Client>,
+    ca_file: Option<PathBuf>,
+}
+
+impl Clients {
+    /// `ca_file` is trusted in place of the system's roots.
+    ///
+    /// # Errors
+    /// When the library cannot be set up.
+    pub fn new(ca_file: Option<PathBuf>) -> Result<Self, FetchError> {
+        let nobody = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::Versions)?
+            .with_root_certificates(RootCertStore::empty())
+            .with_no_client_auth();
+        let plain = client(nobody, redirect::Policy::custom(follow_without_tls))?;
+        Ok(Self { plain, secure: OnceCell::new(), ca_file })
+    }
+
+    async fn secure(&self) -> Result<&Client, FetchError> {
+        let make = async || {
+            let ca_file = self.ca_file.clone();
+            let read = move || tls::client_config(Roots::from(ca_file.as_deref()), None);
+            let config = tokio::task::spawn_blocking(read).await.map_err(|_| FetchError::Stopped)??;
+            client(config, redirect::Policy::custom(follow))
+        };
+        self.secure.get_or_try_init(make).await
+    }
+}
+
+fn client(tls: ClientConfig, redirects: redirect::Policy) -> Result<Client, FetchError> {
     Client::builder()
         .tls_backend_preconfigured(tls)
         .http1_only()
         .connect_timeout(Duration::from_secs(30))
         .tcp_keepalive(Duration::from_secs(30))
-        .redirect(redirect::Policy::custom(follow))
+        .redirect(redirects)
         .user_agent(concat!("twinboot/", env!("CARGO_PKG_VERSION")))
         .referer(false)
         .build()
         .map_err(|source| FetchError::Client { source })
+}
+
+/// Stops where TLS would begin: the answer is then the redirect itself.
+fn follow_without_tls(attempt: redirect::Attempt<'_>) -> redirect::Action {
+    if attempt.url().scheme() == "https" { attempt.stop() } else { follow(attempt) }
 }
 
 fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {

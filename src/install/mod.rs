@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 
 use self::checkpoint::Key;
 use self::decode::DecodeError;
-use self::fetch::{FetchError, Source};
+use self::fetch::{Clients, FetchError, Source};
 use self::resume::Start;
 use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
 use self::verify::{Check, Rule, SIGNATURE_LIMIT_BYTES, VerifyError};
@@ -271,14 +271,12 @@ impl Run<'_> {
         if self.job.spec.size_bytes.is_some_and(|size| size > capacity_bytes) {
             return Err(InstallError::TooLarge { size_bytes: self.job.spec.size_bytes, capacity_bytes });
         }
-        let (uri, ca_file) = (self.job.spec.uri.clone(), self.job.ca_file.clone());
-        let client = tokio::task::spawn_blocking(move || fetch::client(&uri, ca_file.as_deref()));
-        let client = client.await.map_err(|_| InstallError::Interrupted)??;
-        let check = Arc::new(self.or_cancelled(self.check(&client)).await?);
+        let clients = Arc::new(Clients::new(self.job.ca_file.clone())?);
+        let check = Arc::new(self.or_cancelled(self.check(&clients)).await?);
         let (mut resume, mut changes, mut second_chance) = (true, 0, true);
         loop {
             let mut suspect = false;
-            match self.attempt(&client, &check, resume, &mut suspect).await {
+            match self.attempt(&clients, &check, resume, &mut suspect).await {
                 Err(InstallError::Fetch(FetchError::Changed { .. })) if changes < CHANGES => changes += 1,
                 Err(error) if suspect && second_chance && error.is_about_content() => {
                     tracing::warn!(reason = %one_line(&error), "resumed install failed: starting over");
@@ -291,7 +289,7 @@ impl Run<'_> {
     }
 
     /// What the image must satisfy, with the signature fetched where one is needed.
-    async fn check(&self, client: &reqwest::Client) -> Result<Check, InstallError> {
+    async fn check(&self, clients: &Arc<Clients>) -> Result<Check, InstallError> {
         let job = self.job;
         let keys = match Rule::decide(job.spec.check_value, &job.keys, job.check_required)? {
             Rule::Digest(digest) => return Ok(Check::Digest(digest)),
@@ -301,7 +299,7 @@ impl Run<'_> {
         let uri = signature_uri(&job.spec.uri);
         let shown = display_url(&uri);
         let quiet = watch::Sender::new(Progress::default());
-        let opened = Source::open(&uri, None, fetch::Resume::default(), client, job.limits, quiet).await;
+        let opened = Source::open(&uri, None, fetch::Resume::default(), clients, job.limits, quiet).await;
         let mut source = match opened {
             Err(error) if error.code() == Code::ImageNotFound => {
                 return Err(VerifyError::NoSignature { url: shown }.into());
@@ -322,7 +320,7 @@ impl Run<'_> {
     /// check proves to belong together.
     async fn attempt(
         &self,
-        client: &reqwest::Client,
+        clients: &Arc<Clients>,
         check: &Arc<Check>,
         resume: bool,
         suspect: &mut bool,
@@ -337,7 +335,7 @@ impl Run<'_> {
         });
         let resume = fetch::Resume { offset: start.source_offset, validator: start.validator.clone() };
         let (uri, size) = (&self.job.spec.uri, self.job.spec.size_bytes);
-        let open = Source::open(uri, size, resume, client, self.job.limits, self.progress.clone());
+        let open = Source::open(uri, size, resume, clients, self.job.limits, self.progress.clone());
         let mut source = self.or_cancelled(async { Ok(open.await?) }).await?;
         let stages = self.spawn_stages(start, &source, check);
         let fetched = self.or_cancelled(pump(&mut source, stages.chunks)).await;

@@ -25,7 +25,7 @@ pub struct Room {
     pub may_mark_packed: bool,
 }
 
-/// A point of the source at which a fresh decoder can start.
+/// A point of the source at which a fresh decoder can start: anywhere in a raw image, else between frames.
 #[derive(Clone, Debug)]
 pub struct Mark {
     /// Offset in the block of the image bytes that follow.
