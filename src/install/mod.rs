@@ -71,7 +71,11 @@ const CHANGES: u32 = 3;
 
 /// Chunks that wait for a stage. Each has up to some 400 KiB, which is what the HTTP client reads at
 /// once: enough to keep both sides busy, and little beside the memory limit.
-const CHUNKS: usize = 3;
+const CHUNKS: usize = 2;
+
+/// The network's chunks are handed on together from this size: waking a thread for each packet costs more than
+/// looking at its bytes.
+const BATCH_BYTES: usize = 256 * 1024;
 
 /// Blocks between decoder and writer: one is filled, one written, and two wait.
 const BLOCKS: usize = 4;
@@ -424,17 +428,23 @@ impl Run<'_> {
 #[derive(Debug)]
 pub enum Feed {
     /// The next bytes of the source.
-    Chunk(Bytes),
+    Chunks(Vec<Bytes>),
     /// All bytes were handed on. A channel that closes without it was cut off.
     End,
 }
 
 async fn pump(source: &mut Source, chunks: mpsc::Sender<Feed>) -> Result<(), InstallError> {
+    let (mut batch, mut batch_bytes) = (Vec::new(), 0);
     while let Some(bytes) = source.next().await? {
-        if chunks.send(Feed::Chunk(bytes)).await.is_err() {
-            return Err(InstallError::Interrupted);
+        batch_bytes += bytes.len();
+        batch.push(bytes);
+        if batch_bytes >= BATCH_BYTES {
+            batch_bytes = 0;
+            let full = Feed::Chunks(std::mem::take(&mut batch));
+            chunks.send(full).await.map_err(|_| InstallError::Interrupted)?;
         }
     }
+    chunks.send(Feed::Chunks(batch)).await.map_err(|_| InstallError::Interrupted)?;
     chunks.send(Feed::End).await.map_err(|_| InstallError::Interrupted)
 }
 

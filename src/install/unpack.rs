@@ -9,7 +9,7 @@ use super::InstallError;
 use super::decode::{DecodeError, Decoder, Format, MAGIC_BYTES, Step};
 use super::resume::Start;
 use super::slot::{BLOCK_BYTES, Block};
-use super::verify::Seen;
+use super::verify::{Chunk, Seen};
 use crate::update::Sha256Digest;
 
 /// What the decoder makes at a time: small enough to be in the core's cache still when it is summed.
@@ -92,7 +92,7 @@ pub fn run(
     let mut unpacker = Unpacker::new(start, room, empty, filled)?;
     loop {
         match seen.recv() {
-            Ok(Seen::Chunk { bytes, before }) => unpacker.push(bytes, before)?,
+            Ok(Seen::Chunks(chunks)) => chunks.into_iter().try_for_each(|chunk| unpacker.push(chunk))?,
             Ok(Seen::Verified(digest)) => return unpacker.finish(digest),
             Err(_) => return Err(InstallError::Interrupted),
         }
@@ -145,8 +145,7 @@ impl<'a> Unpacker<'a> {
         })
     }
 
-    /// Takes a chunk, and the digest of the source before it.
-    fn push(&mut self, bytes: Bytes, before: Sha256) -> Result<(), InstallError> {
+    fn push(&mut self, Chunk { bytes, before }: Chunk) -> Result<(), InstallError> {
         if self.decoder.is_some() {
             return self.decode(&bytes, &before);
         }

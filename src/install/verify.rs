@@ -199,16 +199,20 @@ impl Check {
     }
 }
 
+/// Bytes of the source; not known to be good before the end.
+#[derive(Debug)]
+pub struct Chunk {
+    /// In order.
+    pub bytes: Bytes,
+    /// Over everything before them.
+    pub before: Sha256,
+}
+
 /// What the decoder is told.
 #[derive(Debug)]
 pub enum Seen {
-    /// The next bytes of the source.
-    Chunk {
-        /// They are not known to be good before the end.
-        bytes: Bytes,
-        /// Over everything before them.
-        before: Sha256,
-    },
+    /// The next bytes.
+    Chunks(Vec<Chunk>),
     /// The source is complete, and the one that was meant.
     Verified(Sha256Digest),
 }
@@ -240,10 +244,13 @@ pub fn run(
     let hand_on = |message| seen.send(message).map_err(|_| InstallError::Interrupted);
     loop {
         match chunks.blocking_recv() {
-            Some(Feed::Chunk(bytes)) => {
-                let before = verifier.sha256.clone();
-                verifier.update(&bytes);
-                hand_on(Seen::Chunk { bytes, before })?;
+            Some(Feed::Chunks(chunks)) => {
+                let see = |bytes: Bytes| {
+                    let before = verifier.sha256.clone();
+                    verifier.update(&bytes);
+                    Chunk { bytes, before }
+                };
+                hand_on(Seen::Chunks(chunks.into_iter().map(see).collect()))?;
             }
             Some(Feed::End) => return hand_on(Seen::Verified(verifier.finish()?)),
             None => return Err(InstallError::Interrupted),
