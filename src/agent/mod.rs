@@ -782,20 +782,10 @@ async fn on_environment<T: Send + 'static>(
     decision: impl FnOnce(&mut BootControl) -> Result<T, BootError> + Send + 'static,
 ) -> Result<T, String> {
     let blocking = move || {
-        let mut boot = BootControl::open(&config).map_err(|error| one_line(&error))?;
-        decision(&mut boot).map_err(|error| one_line(&error))
+        let mut boot = BootControl::open(&config).map_err(|error| install::one_line(&error))?;
+        decision(&mut boot).map_err(|error| install::one_line(&error))
     };
     tokio::task::spawn_blocking(blocking).await.unwrap_or_else(|_| Err("interrupted".to_owned()))
-}
-
-fn one_line(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    line
 }
 
 /// Keys may be added at any time, so each request looks.

@@ -5,9 +5,9 @@
 //! though blocks that are right already are not written again. `pzstd`, or several files compressed one by one
 //! and joined, make files of many frames.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,6 +18,7 @@ use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use super::ImageSpec;
 use super::decode::Format;
 use super::fetch::Validator;
+use crate::store::write_durably;
 use crate::update::Sha256Digest;
 
 /// A checkpoint is a few hundred bytes; a larger file is not one.
@@ -113,14 +114,7 @@ impl Checkpoint {
     /// # Errors
     /// When it cannot be written or synced.
     pub fn save(&self, path: &Path) -> io::Result<()> {
-        let text = serde_json::to_vec(self)?;
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        let fresh: PathBuf = path.with_extension("new");
-        let mut file = File::create(&fresh)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&fresh, path)?;
-        File::open(directory)?.sync_all()
+        write_durably(path, &serde_json::to_vec(self)?)
     }
 }
 
@@ -158,7 +152,7 @@ mod tests {
         let resumed = read.source_hasher().unwrap().chain_update(b", and more").finalize();
         assert_eq!(resumed, Sha256::digest(b"some bytes, and more"));
         assert_eq!(Checkpoint::load(&path, &Key::of(&spec("https://host/b.img"))), None);
-        std::fs::File::create(&path).unwrap().write_all(b"{\"key\":").unwrap();
+        write_durably(&path, b"{\"key\":").unwrap();
         assert_eq!(Checkpoint::load(&path, &key), None);
     }
 
