@@ -70,7 +70,7 @@ fn digest() -> Sha256Digest {
 }
 
 fn image() -> Image {
-    Image { source_digest: digest(), image_digest: digest(), size_bytes: 1 }
+    Image { source_digest: digest(), size_bytes: 1 }
 }
 
 fn failure(code: Code) -> Result<(), Failure> {

@@ -117,8 +117,6 @@ pub struct Boot {
 pub struct Image {
     /// SHA-256 of the bytes at the URI.
     pub source_digest: Sha256Digest,
-    /// SHA-256 of the image in the slot; differs from the source's where that was compressed.
-    pub image_digest: Sha256Digest,
     /// Size of the image in the slot, in bytes.
     pub size_bytes: u64,
 }

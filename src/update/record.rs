@@ -305,11 +305,7 @@ mod tests {
         };
         let update = Update { request, target: Slot::B, online_before: true };
         let failure = Failure::new(Code::HealthCheckFailed, "unit `app.service` is failed");
-        let image = Image {
-            source_digest: Sha256Digest([7; 32]),
-            image_digest: Sha256Digest([8; 32]),
-            size_bytes: 4096,
-        };
+        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 4096 };
         Record {
             state: State::RollingBack {
                 update,

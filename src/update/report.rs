@@ -250,7 +250,7 @@ mod tests {
 
     fn image() -> Image {
         let digest = Sha256Digest([1; 32]);
-        Image { source_digest: digest, image_digest: digest, size_bytes: 1 }
+        Image { source_digest: digest, size_bytes: 1 }
     }
 
     fn at(unix_secs: Option<u64>) -> Moment {

@@ -717,7 +717,7 @@ mod tests {
         let mut record = Record::default();
         for number in 0..40 {
             let source_digest = Sha256Digest([number; 32]);
-            let image = Image { source_digest, image_digest: source_digest, size_bytes: 1 };
+            let image = Image { source_digest, size_bytes: 1 };
             let request = request("one", None);
             let update = Update { request, target: Slot::B, online_before: false };
             let failure = Failure::new(Code::BootFailed, "m");
