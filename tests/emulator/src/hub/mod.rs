@@ -7,6 +7,8 @@ mod device;
 mod failure;
 mod identity;
 mod mqtt;
+#[allow(dead_code, reason = "conditions alone are for configurations and jobs")]
+mod query;
 mod random;
 mod rest;
 mod sas;

@@ -2,6 +2,7 @@
 
 mod device;
 mod method;
+mod query;
 mod twin;
 
 use std::convert::Infallible;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderMap, IF_MATCH};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -54,6 +55,7 @@ pub(super) async fn converse(socket: TcpStream, tls: Arc<ServerConfig>, hub: Arc
 /// Which resource answers which request.
 async fn route(call: &Call<'_>, segments: &[&str]) -> Result<Answer, Failure> {
     match (&call.head.method, segments) {
+        (&Method::POST, ["devices", "query"]) => query::run(call),
         (&Method::GET, ["devices", id]) => device::get(call, id),
         (&Method::PUT, ["devices", id]) => device::put(call, id),
         (&Method::DELETE, ["devices", id]) => device::delete(call, id),
@@ -82,9 +84,13 @@ impl Call<'_> {
             .map_err(|error| Failure::bad_argument(format!("The body is not understood: {error}")))
     }
 
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.headers.get(name)?.to_str().ok()
+    }
+
     /// The etag of `If-Match`, unquoted: clients send it both ways, and `*` for any.
     fn if_match(&self) -> Option<&str> {
-        self.head.headers.get(IF_MATCH)?.to_str().ok().map(|etag| etag.trim_matches('"'))
+        self.header("if-match").map(|etag| etag.trim_matches('"'))
     }
 
     /// Whether `If-Match` allows to change what has the etag `current` now.
@@ -96,24 +102,29 @@ impl Call<'_> {
     }
 }
 
-/// What a request that succeeded is answered: a status, a body, and its etag.
+/// What a request that succeeded is answered.
 struct Answer {
     status: StatusCode,
     body: Option<Value>,
-    etag: Option<String>,
+    headers: Vec<(&'static str, String)>,
 }
 
 impl Answer {
     fn ok(body: Value) -> Self {
-        Self { status: StatusCode::OK, body: Some(body), etag: None }
+        Self { status: StatusCode::OK, body: Some(body), headers: Vec::new() }
     }
 
     fn tagged(body: Value, etag: &str) -> Self {
-        Self { etag: Some(format!("\"{etag}\"")), ..Self::ok(body) }
+        Self::ok(body).with("etag", format!("\"{etag}\""))
     }
 
     fn no_content() -> Self {
-        Self { status: StatusCode::NO_CONTENT, body: None, etag: None }
+        Self { status: StatusCode::NO_CONTENT, body: None, headers: Vec::new() }
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
     }
 }
 
@@ -127,8 +138,10 @@ async fn respond(request: Request<Incoming>, hub: &Shared) -> Response<Full<Byte
     }
     let (status, body) = match result {
         Ok(answer) => {
-            if let Some(Ok(etag)) = answer.etag.map(|etag| etag.parse()) {
-                headers.insert(ETAG, etag);
+            for (name, value) in answer.headers {
+                if let Ok(value) = value.parse() {
+                    headers.insert(name, value);
+                }
             }
             (answer.status, answer.body)
         }
