@@ -1,12 +1,10 @@
-//! The service side: HTTPS connections, who may ask, which resource answers, and what an answer looks like.
+//! The service side: who may ask, which resource answers, and what an answer looks like.
 
 mod device;
 mod method;
 mod query;
 mod twin;
 
-use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,43 +12,21 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
 use hyper::http::request::Parts;
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
-use rustls::ServerConfig;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 
 use super::clock;
 use super::failure::{Failure, tracking_id};
 use super::sas::Token;
 use super::state::{Shared, State};
 
-/// A client's time for the TLS handshake and for sending a request.
+/// A client's time for sending a request.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Larger than any request the hub accepts: a method's payload may have 128 KiB.
 const BODY_LIMIT_BYTES: usize = 256 * 1024;
-
-/// Serves one HTTPS connection.
-pub(super) async fn converse(socket: TcpStream, tls: Arc<ServerConfig>, hub: Arc<Shared>) {
-    let Ok(Ok(stream)) = timeout(PATIENCE, TlsAcceptor::from(tls).accept(socket)).await else {
-        tracing::info!("https: no TLS handshake from a client");
-        return;
-    };
-    let service = service_fn(|request| {
-        let hub = Arc::clone(&hub);
-        async move { Ok::<_, Infallible>(respond(request, &hub).await) }
-    });
-    let mut server = hyper::server::conn::http1::Builder::new();
-    let server = server.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-    if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-        tracing::debug!(%error, "https: connection ended");
-    }
-}
 
 /// Which resource answers which request.
 async fn route(call: &Call<'_>, segments: &[&str]) -> Result<Answer, Failure> {
@@ -128,7 +104,8 @@ impl Answer {
     }
 }
 
-async fn respond(request: Request<Incoming>, hub: &Shared) -> Response<Full<Bytes>> {
+/// Carries out a request.
+pub(super) async fn respond(request: Request<Incoming>, hub: &Shared) -> Response<Full<Bytes>> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let result = handle(request, hub).await;
     let mut response = Response::new(Full::default());
