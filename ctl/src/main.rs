@@ -3,6 +3,7 @@
 mod cli;
 mod follow;
 mod report;
+mod rollout;
 mod service;
 mod settings;
 

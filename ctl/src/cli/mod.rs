@@ -3,9 +3,11 @@
 mod cancel;
 mod completions;
 mod devices;
+mod job;
 mod man;
 mod package;
 mod reboot;
+mod rollout;
 mod screen;
 mod status;
 mod story;
@@ -19,6 +21,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::rollout::NotARollout;
 use crate::service::{MethodAnswer, Service, ServiceError};
 use crate::settings::{Settings, SettingsError};
 
@@ -35,7 +38,10 @@ Exit codes:
   8   no such device, rollout or job; or it is there already
   9   the device is offline, or did not answer in time
   10  throttled, or a quota of the hub is used up
-  11  --timeout has passed, and the update still runs";
+  11  --timeout has passed, and the update still runs
+  20  `rollout advance`: not yet
+  21  `rollout advance` and `rollout run`: stopped by the gate
+  22  `rollout advance`: all rings are open and done";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,6 +52,8 @@ Examples:
       update one device, and follow it to the end
   twinbootctl watch gateway-1
       follow what somebody else began
+  twinbootctl rollout --help
+      fleets, ring by ring
 
 Files:
   ~/.config/twinbootctl/config.toml   connection_string_file = \"/path\" and ca_file = \"/path\"; both optional";
@@ -78,6 +86,8 @@ enum Subcommands {
     Twin(twin::Twin),
     Cancel(cancel::Cancel),
     Reboot(reboot::Reboot),
+    Rollout(rollout::RolloutCommand),
+    Job(job::JobCommand),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -97,6 +107,9 @@ enum Exit {
     Offline = 9,
     Throttled = 10,
     Late = 11,
+    GateWaits = 20,
+    GateStops = 21,
+    Complete = 22,
 }
 
 /// Why a command did not do what it should.
@@ -110,6 +123,8 @@ enum CliError {
     Service(#[from] ServiceError),
     #[error("device `{device}` refuses: {why}")]
     Refused { device: String, why: String },
+    #[error(transparent)]
+    NotARollout(NotARollout),
     #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot write the output")]
@@ -122,6 +137,7 @@ impl CliError {
             Self::Settings(SettingsError::Service(error)) | Self::Service(error) => service_exit(error),
             Self::Usage(_) | Self::Settings(_) => Exit::Usage,
             Self::Refused { .. } => Exit::Refused,
+            Self::NotARollout(_) => Exit::NotFound,
             // `twinbootctl devices | head` has seen enough.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
             Self::Read { .. } | Self::Output(_) => Exit::Failed,
@@ -214,6 +230,8 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
             Subcommands::Twin(command) => command.run(&ctl).await,
             Subcommands::Cancel(command) => command.run(&ctl).await,
             Subcommands::Reboot(command) => command.run(&ctl).await,
+            Subcommands::Job(command) => Box::pin(command.run(&ctl)).await,
+            Subcommands::Rollout(command) => Box::pin(command.run(&ctl)).await,
             Subcommands::Completions(_) | Subcommands::Man(_) => Ok(Exit::Done),
         }
     })

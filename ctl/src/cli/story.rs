@@ -9,7 +9,6 @@ use super::screen::Download;
 use super::{CliError, Ctl, chain, notice};
 use crate::follow::{Look, Outcome, Word};
 use crate::report::{Amount, Report};
-use crate::service::ServiceError;
 
 /// A hub allows a hundred reads of twins a second, for all its users together.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
@@ -36,7 +35,7 @@ impl<'a> Story<'a> {
                 sleep(POLL_INTERVAL).await;
             }
             match self.ctl.service.twin(self.device).await {
-                Err(error) if self.told.is_some() && is_passing(&error) => {
+                Err(error) if self.told.is_some() && error.is_passing() => {
                     notice(&format!("{}; looking again", chain(&error)));
                 }
                 seen => return Ok(seen?),
@@ -65,16 +64,6 @@ impl<'a> Story<'a> {
         }
         look.sentence.as_ref().map_or(Ok(()), |sentence| self.screen.line(&format!("  {sentence}")))
     }
-}
-
-fn is_passing(error: &ServiceError) -> bool {
-    matches!(
-        error,
-        ServiceError::Unreachable { .. }
-            | ServiceError::Late { .. }
-            | ServiceError::NoAnswer { .. }
-            | ServiceError::Throttled { .. }
-    )
 }
 
 fn sentence(outcome: &Outcome, report: Report<'_>) -> String {

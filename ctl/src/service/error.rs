@@ -98,6 +98,14 @@ impl ServiceError {
         }
     }
 
+    /// Whether it may be gone the next time, by itself.
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::Late { .. } | Self::NoAnswer { .. } | Self::Throttled { .. }
+        )
+    }
+
     /// What the operator can do about it; may be empty.
     pub fn advice(&self) -> &'static str {
         match self {

@@ -1,7 +1,9 @@
 //! IoT Hub's service REST API: one client, and a file for each of its resources.
 
+mod configuration;
 mod credentials;
 mod error;
+mod job;
 mod method;
 mod query;
 mod retry;
@@ -21,6 +23,7 @@ use twinboot::tls::{Roots, client_config};
 pub use self::credentials::{Credentials, CredentialsError};
 use self::error::Refusal;
 pub use self::error::ServiceError;
+pub use self::job::JobOrder;
 pub use self::method::{ANSWER_SECS, MethodAnswer, Patience};
 pub use self::query::PAGE_ROWS_MAX;
 use self::query::Quota;

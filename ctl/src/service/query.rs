@@ -19,7 +19,7 @@ pub const PAGE_ROWS_MAX: usize = 1000;
 const BURST: u32 = 10;
 const REFILL_INTERVAL: Duration = Duration::from_secs(4);
 
-const CONTINUATION: HeaderName = HeaderName::from_static("x-ms-continuation");
+pub(super) const CONTINUATION: HeaderName = HeaderName::from_static("x-ms-continuation");
 const MAX_ITEM_COUNT: HeaderName = HeaderName::from_static("x-ms-max-item-count");
 
 /// A bucket of queries that fills up again slowly.
