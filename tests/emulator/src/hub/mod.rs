@@ -9,6 +9,7 @@ mod https;
 mod identity;
 mod listener;
 mod mqtt;
+mod policy;
 #[allow(dead_code, reason = "conditions alone are for configurations and jobs")]
 mod query;
 mod random;
@@ -134,11 +135,18 @@ impl Hub {
 
     /// The connection string of the policy `iothubowner`.
     pub fn service_connection_string(&self) -> String {
-        let key = self.inner.shared.read(|state| state.owner_key.clone());
-        format!(
-            "HostName=localhost:{};SharedAccessKeyName=iothubowner;SharedAccessKey={key}",
-            self.https_port()
-        )
+        self.policy_connection_string(policy::OWNER).unwrap_or_default()
+    }
+
+    /// The connection string of a policy: `iothubowner`, `service`, `device`, `registryRead` or
+    /// `registryReadWrite`; there are no others.
+    pub fn policy_connection_string(&self, name: &str) -> Option<String> {
+        let (port, key) = (self.https_port(), self.policy_key(name)?);
+        Some(format!("HostName=localhost:{port};SharedAccessKeyName={name};SharedAccessKey={key}"))
+    }
+
+    fn policy_key(&self, name: &str) -> Option<String> {
+        self.inner.shared.read(|state| state.policies.named(name).map(|policy| policy.key.clone()))
     }
 }
 
@@ -147,9 +155,8 @@ impl Hub {
     /// A token of the policy `iothubowner`, for a day: the `Authorization` of a call by hand.
     pub fn service_token(&self) -> Option<String> {
         const LIFE_SECS: i64 = 24 * 3600;
-        let key = self.inner.shared.read(|state| state.owner_key.clone());
         let expiry = time::OffsetDateTime::now_utc().unix_timestamp() + LIFE_SECS;
-        sas::policy_token("localhost", "iothubowner", &key, expiry)
+        sas::policy_token("localhost", policy::OWNER, &self.policy_key(policy::OWNER)?, expiry)
     }
 
     /// The reported properties, without metadata and version; null for an unknown device.

@@ -11,7 +11,7 @@ use super::clock;
 use super::device::{Device, MethodResponse, Seen};
 use super::failure::Failure;
 use super::identity::{Authentication, Identity};
-use super::random;
+use super::policy::Policies;
 
 /// Faults to inject.
 #[derive(Debug, Default)]
@@ -31,8 +31,7 @@ pub(super) struct Faults {
 pub(super) struct State {
     pub devices: BTreeMap<String, Device>,
     pub faults: Faults,
-    /// The key of the policy `iothubowner`, in base64.
-    pub owner_key: String,
+    pub policies: Policies,
     /// The names clients may call this hub by.
     pub host_names: Vec<String>,
     serial: u64,
@@ -105,7 +104,7 @@ impl Shared {
         let state = State {
             devices: BTreeMap::new(),
             faults: Faults::default(),
-            owner_key: random::key(),
+            policies: Policies::new(),
             host_names,
             serial: 0,
         };

@@ -1,5 +1,6 @@
-//! The service side: who may ask, which resource answers, and what an answer looks like.
+//! The service side: which resource answers which request, and what an answer looks like.
 
+mod access;
 mod device;
 mod method;
 mod query;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
+use hyper::header::CONTENT_TYPE;
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -18,10 +19,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::clock;
 use super::failure::{Failure, tracking_id};
-use super::sas::Token;
-use super::state::{Shared, State};
+use super::state::Shared;
 
 /// A client's time for sending a request.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -146,7 +145,7 @@ async fn handle(request: Request<Incoming>, hub: &Shared) -> Result<Answer, Fail
     let segments: Vec<String> =
         path.split('/').map(|part| percent_decode_str(part).decode_utf8_lossy().into_owned()).collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-    hub.read(|state| authorize(state, &head.headers, &segments.join("/")))?;
+    hub.read(|state| access::authorize(state, &head.method, &head.headers, &segments))?;
     if !head.uri.query().unwrap_or_default().split('&').any(|pair| pair.starts_with("api-version=")) {
         return Err(Failure::new(400, "InvalidProtocolVersion", "The query has no api-version."));
     }
@@ -159,25 +158,4 @@ async fn read(body: Incoming) -> Result<Bytes, Failure> {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         _ => Err(Failure::new(413, "MessageTooLarge", "The body is too large, or did not arrive.")),
     }
-}
-
-fn authorize(state: &State, headers: &HeaderMap, path: &str) -> Result<(), Failure> {
-    if state.faults.away {
-        return Err(Failure::new(503, "ServiceUnavailable", "The hub is away."));
-    }
-    let refuse = |why: &str| Err(Failure::new(401, "IotHubUnauthorizedAccess", why));
-    let Some(header) = headers.get(AUTHORIZATION) else { return refuse("Authorization header missing") };
-    let Some(token) = header.to_str().ok().and_then(Token::parse) else {
-        return refuse("The authorization header is not a shared access signature.");
-    };
-    if token.policy.as_deref() != Some("iothubowner") || !token.is_signed_with(&state.owner_key) {
-        return refuse("The token is not signed with the key of the policy iothubowner.");
-    }
-    if !token.is_for(&state.host_names) || !token.covers(path) {
-        return refuse("The token is for another resource.");
-    }
-    if clock::until(token.expiry).is_none() {
-        return refuse("The token has expired.");
-    }
-    Ok(())
 }
