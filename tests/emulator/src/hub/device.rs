@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::NEVER;
-use super::identity::Identity;
+use super::identity::{Identity, is_module};
 use super::query::Document;
 use super::topic;
 use super::twin::{Twin, with};
@@ -37,7 +37,7 @@ pub(super) struct Link {
     pub calls: BTreeMap<String, oneshot::Sender<MethodResponse>>,
 }
 
-/// A registered device.
+/// A registered device, or one of its modules.
 #[derive(Debug)]
 pub(super) struct Device {
     pub identity: Identity,
@@ -133,16 +133,20 @@ impl Device {
     }
 }
 
-/// A device as queries see it: its twin, of which only what is asked for is put together.
+/// A device or a module as queries see it: its twin, of which only what is asked for is put together.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seen<'a> {
-    pub id: &'a str,
+    pub key: &'a str,
     pub device: &'a Device,
 }
 
 impl Seen<'_> {
+    pub fn identity(&self) -> Value {
+        self.device.identity_for_service(self.key)
+    }
+
     pub fn twin(&self) -> Value {
-        self.device.twin_for_service(self.id)
+        self.device.twin_for_service(self.key)
     }
 }
 
@@ -151,12 +155,12 @@ impl Document for Seen<'_> {
         let (first, rest) = path.split_first()?;
         let twin = &self.device.twin;
         match (first.as_str(), rest.split_first()) {
-            ("deviceId", None) => Some(Cow::Owned(self.id.into())),
+            ("deviceId", None) if !is_module(self.key) => Some(Cow::Owned(self.key.into())),
             ("tags", _) => twin.tags.properties.find(rest),
             ("properties", Some((section, rest))) if section == "desired" => twin.desired.find(rest),
             ("properties", Some((section, rest))) if section == "reported" => twin.reported.find(rest),
             ("properties", _) => self.twin().find(path).map(|value| Cow::Owned(value.into_owned())),
-            _ => self.device.head(self.id).find(path).map(|value| Cow::Owned(value.into_owned())),
+            _ => self.device.head(self.key).find(path).map(|value| Cow::Owned(value.into_owned())),
         }
     }
 }

@@ -35,6 +35,7 @@ use self::identity::Authentication;
 use self::listener::{accept, listen};
 pub use self::state::MethodError;
 use self::state::{Call, Shared, State};
+use self::twin::Write;
 use crate::ca::{Authority, AuthorityError};
 
 /// How to start a hub. The default suits tests.
@@ -118,7 +119,7 @@ impl Hub {
     pub fn add_device(&self, id: &str) -> String {
         let key = random::key();
         let authentication = Authentication::Sas { primary: key.clone(), secondary: random::key() };
-        self.change(|state| state.register(id, authentication, true));
+        self.change(|state| state.register(id, authentication.into()));
         format!("HostName=localhost;DeviceId={id};SharedAccessKey={key}")
     }
 
@@ -129,7 +130,7 @@ impl Hub {
         let der = der.map_err(|error| HubError::Refused(error.to_string()))?;
         let [_, sha256] = admission::thumbprints(&der);
         let authentication = Authentication::SelfSigned { primary: Some(sha256), secondary: None };
-        self.change(|state| state.register(id, authentication, true));
+        self.change(|state| state.register(id, authentication.into()));
         Ok((certificate, key))
     }
 
@@ -190,7 +191,7 @@ impl Hub {
     pub fn patch_desired(&self, id: &str, patch: Value) -> Result<i64, HubError> {
         let patch = json!({ "properties": { "desired": patch } });
         self.change(|state| {
-            state.patch_twin(id, &patch)?;
+            state.write_twin(id, Write::Patch, &patch)?;
             Ok(state.device(id)?.twin.desired.version)
         })
         .map_err(|failure: failure::Failure| HubError::Refused(failure.message))

@@ -10,8 +10,9 @@ use tokio::sync::Notify;
 use super::clock;
 use super::device::{Device, MethodResponse, Seen};
 use super::failure::Failure;
-use super::identity::{Authentication, Identity};
+use super::identity::{Identity, Registration, is_module, module_key};
 use super::policy::Policies;
+use super::twin::Write;
 
 /// Faults to inject.
 #[derive(Debug, Default)]
@@ -51,29 +52,50 @@ impl State {
 
     /// The devices, in the order of their ids.
     pub fn seen(&self) -> impl Iterator<Item = Seen<'_>> {
-        self.devices.iter().map(|(id, device)| Seen { id, device })
+        self.seen_all().filter(|seen| !is_module(seen.key))
     }
 
-    /// Registers a device, or gives it new credentials; its connection is closed then.
-    pub fn register(&mut self, id: &str, authentication: Authentication, enabled: bool) {
-        let (generation, version) = (self.next_serial(), self.next_serial());
-        let identity = Identity { authentication, enabled, generation, version };
-        match self.devices.get_mut(id) {
+    /// The modules of all devices.
+    pub fn seen_modules(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.seen_all().filter(|seen| is_module(seen.key))
+    }
+
+    fn seen_all(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.devices.iter().map(|(key, device)| Seen { key, device })
+    }
+
+    /// Registers a device, or replaces what is known of its identity.
+    pub fn register(&mut self, key: &str, registration: Registration) {
+        let (serial, now) = (self.next_serial(), clock::now_text());
+        match self.devices.get_mut(key) {
             Some(device) => {
-                device.identity = Identity { generation: device.identity.generation, ..identity };
-                device.detach();
+                if device.identity.replace(registration, serial, &now) {
+                    device.detach();
+                }
             }
             None => {
-                self.devices.insert(id.to_owned(), Device::new(identity, &clock::now_text()));
+                self.devices.insert(key.to_owned(), Device::new(Identity::new(registration, serial), &now));
             }
         }
     }
 
-    /// Changes tags and desired properties, and tells the device.
-    pub fn patch_twin(&mut self, id: &str, patch: &Value) -> Result<(), Failure> {
+    /// Forgets a device and its modules, or a module. Their connections are closed.
+    pub fn remove(&mut self, key: &str) {
+        let modules = module_key(key, "");
+        self.devices.retain(|other, device| {
+            let stays = other != key && !other.starts_with(&modules);
+            if !stays {
+                device.detach();
+            }
+            stays
+        });
+    }
+
+    /// Changes tags and desired properties as a service asks, and tells the device.
+    pub fn write_twin(&mut self, id: &str, write: Write, content: &Value) -> Result<(), Failure> {
         let mute = self.faults.mute_twin;
         let device = self.device(id)?;
-        let push = device.twin.patch_by_service(patch, &clock::now_text())?;
+        let push = device.twin.write(write, content, &clock::now_text())?;
         if let Some(push) = push.filter(|_| !mute) {
             device.push_desired(&push);
         }
