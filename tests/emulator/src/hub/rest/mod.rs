@@ -3,6 +3,7 @@
 mod access;
 mod bulk;
 mod device;
+mod message;
 mod method;
 mod module;
 mod query;
@@ -45,6 +46,8 @@ async fn route(call: &Call<'_>, segments: &[&str]) -> Result<Answer, Failure> {
         (&Method::GET, ["devices", id, "modules", module]) => module::get(call, id, module),
         (&Method::PUT, ["devices", id, "modules", module]) => module::put(call, id, module),
         (&Method::DELETE, ["devices", id, "modules", module]) => module::delete(call, id, module),
+        (&Method::DELETE, ["devices", id, "commands"]) => message::purge(call, id),
+        (&Method::POST, ["devices", id, "messages", "devicebound"]) => message::send(call, id),
         (&Method::GET, ["statistics", "devices"]) => statistics::devices(call),
         (&Method::GET, ["statistics", "service"]) => statistics::service(call),
         (method, ["twins", id, "modules", module, rest @ ..]) => {
