@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::Publish;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::NEVER;
+use super::configuration::Status;
 use super::identity::{Identity, is_module};
 use super::inbox::Inbox;
 use super::query::Document;
@@ -50,6 +51,8 @@ pub(super) struct Device {
     /// session.
     pub filters: BTreeMap<String, bool>,
     pub inbox: Inbox,
+    /// The configurations that target it, by id.
+    pub configurations: BTreeMap<String, Status>,
     pub link: Option<Link>,
     /// Accepted connections so far.
     pub connects: usize,
@@ -65,6 +68,7 @@ impl Device {
             twin: Twin::new(now),
             filters: BTreeMap::new(),
             inbox: Inbox::default(),
+            configurations: BTreeMap::new(),
             link: None,
             connects: 0,
             last_activity: NEVER.to_owned(),
@@ -164,7 +168,12 @@ impl Device {
     fn head(&self, id: &str) -> Value {
         let head = self.identity.for_twin(id, self.connection(), &self.last_activity);
         let version = ("version", self.twin.version.into());
-        with(head, [("etag", self.twin.etag().into()), version, self.message_count()])
+        let head = with(head, [("etag", self.twin.etag().into()), version, self.message_count()]);
+        if self.configurations.is_empty() {
+            return head;
+        }
+        let status = |(id, status): (&String, &Status)| (id.clone(), json!({ "status": status }));
+        with(head, [("configurations", self.configurations.iter().map(status).collect())])
     }
 
     fn message_count(&self) -> (&'static str, Value) {
@@ -195,6 +204,10 @@ impl Document for Seen<'_> {
         let twin = &self.device.twin;
         match (first.as_str(), rest.split_first()) {
             ("deviceId", None) if !is_module(self.key) => Some(Cow::Owned(self.key.into())),
+            ("configurations", Some((id, rest))) => {
+                let status = json!({ "status": self.device.configurations.get(id)? });
+                status.find(rest).map(|value| Cow::Owned(value.into_owned()))
+            }
             ("tags", _) => twin.tags.properties.find(rest),
             ("properties", Some((section, rest))) if section == "desired" => twin.desired.find(rest),
             ("properties", Some((section, rest))) if section == "reported" => twin.reported.find(rest),

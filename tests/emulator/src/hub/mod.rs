@@ -3,6 +3,7 @@
 
 mod admission;
 mod clock;
+mod configuration;
 mod device;
 mod events;
 mod failure;
@@ -12,10 +13,10 @@ mod inbox;
 mod listener;
 mod mqtt;
 mod policy;
-#[allow(dead_code, reason = "conditions alone are for configurations and jobs")]
 mod query;
 mod random;
 mod rest;
+mod rollout;
 mod sas;
 mod session;
 mod state;
@@ -42,6 +43,9 @@ use self::state::{Call, Shared, State};
 use self::twin::Write;
 use crate::ca::{Authority, AuthorityError};
 
+/// How often the real hub evaluates configurations.
+const EVALUATION_INTERVAL: Duration = Duration::from_secs(300);
+
 /// How to start a hub. The default suits tests.
 #[derive(Debug, Clone, Default)]
 pub struct HubOptions {
@@ -51,6 +55,12 @@ pub struct HubOptions {
     pub https_port: u16,
     /// Names of the hub besides `localhost` and `127.0.0.1`, for devices that reach it through a gateway.
     pub host_names: Vec<String>,
+    /// How often configurations are evaluated besides when something changed; 5 minutes if not given, as on the real
+    /// hub.
+    pub evaluation_interval: Option<Duration>,
+    /// Takes an etag without quotes in `If-Match` of `/configurations` for none, as the real hub does. Microsoft's
+    /// Python kit sends it so.
+    pub strict_etags: bool,
 }
 
 /// Why the hub refused what a test asked of it.
@@ -75,8 +85,8 @@ struct Inner {
     authority: Authority,
     mqtt_port: u16,
     https_port: u16,
-    /// Ends with its connections when dropped. The lock only makes it shareable.
-    _listeners: Mutex<JoinSet<()>>,
+    /// Ports and engines: end when dropped. The lock only makes them shareable.
+    _tasks: Mutex<JoinSet<()>>,
 }
 
 impl Hub {
@@ -86,16 +96,19 @@ impl Hub {
         let mut host_names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         host_names.extend(options.host_names);
         let shared = Arc::new(Shared::new(host_names));
+        shared.change(|state| state.strict_etags = options.strict_etags);
         let loopback = Ipv4Addr::LOCALHOST.into();
         let (mqtt, https) =
             (listen(loopback, options.mqtt_port).await?, listen(loopback, options.https_port).await?);
         let (mqtt_port, https_port) = (mqtt.local_addr()?.port(), https.local_addr()?.port());
 
-        let mut listeners = JoinSet::new();
+        let mut tasks = JoinSet::new();
         let tls = Arc::new(authority.server_config_asking_clients());
-        listeners.spawn(accept(mqtt, Arc::clone(&tls), Arc::clone(&shared), mqtt::converse_on_port));
-        listeners.spawn(accept(https, tls, Arc::clone(&shared), https::converse));
-        let inner = Inner { shared, authority, mqtt_port, https_port, _listeners: Mutex::new(listeners) };
+        tasks.spawn(accept(mqtt, Arc::clone(&tls), Arc::clone(&shared), mqtt::converse_on_port));
+        tasks.spawn(accept(https, tls, Arc::clone(&shared), https::converse));
+        let interval = options.evaluation_interval.unwrap_or(EVALUATION_INTERVAL);
+        tasks.spawn(rollout::run(Arc::clone(&shared), interval));
+        let inner = Inner { shared, authority, mqtt_port, https_port, _tasks: Mutex::new(tasks) };
         Ok(Self { inner: Arc::new(inner) })
     }
 

@@ -1,7 +1,7 @@
 //! All the hub knows, behind one lock, and a bell that rings at each change.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,11 +9,13 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::clock;
+use super::configuration::Configuration;
 use super::device::{Device, MethodResponse, Seen};
 use super::events::Events;
 use super::failure::Failure;
 use super::identity::{Identity, Registration, is_module, module_key};
 use super::policy::Policies;
+use super::query::{Query, Source};
 use super::twin::Write;
 use super::{random, topic};
 
@@ -37,6 +39,11 @@ pub(super) struct Faults {
 #[derive(Debug)]
 pub(super) struct State {
     pub devices: BTreeMap<String, Device>,
+    pub configurations: BTreeMap<String, Configuration>,
+    /// Rings when configurations are to be evaluated.
+    pub rollout_due: Arc<Notify>,
+    /// Whether an etag without quotes is not seen where the real hub does not see it.
+    pub strict_etags: bool,
     pub events: Events,
     pub faults: Faults,
     pub policies: Policies,
@@ -71,6 +78,16 @@ impl State {
         self.devices.iter().map(|(key, device)| Seen { key, device })
     }
 
+    /// How many rows a query on twins has.
+    pub fn count(&self, query: &Query) -> usize {
+        let everything = usize::MAX;
+        match query.source {
+            Source::Devices => query.run(self.seen(), 0, everything).len(),
+            Source::Modules => query.run(self.seen_modules(), 0, everything).len(),
+            Source::Jobs => 0,
+        }
+    }
+
     /// Registers a device, or replaces what is known of its identity.
     pub fn register(&mut self, key: &str, registration: Registration) {
         let (serial, now) = (self.next_serial(), clock::now_text());
@@ -82,6 +99,7 @@ impl State {
             }
             None => {
                 self.devices.insert(key.to_owned(), Device::new(Identity::new(registration, serial), &now));
+                self.rollout_due.notify_one();
             }
         }
     }
@@ -106,6 +124,7 @@ impl State {
         if let Some(push) = push.filter(|_| !mute) {
             device.push_desired(&push);
         }
+        self.rollout_due.notify_one();
         Ok(())
     }
 
@@ -138,7 +157,9 @@ impl State {
         let device = self.device(id)?;
         device.twin.reported.patch(patch, &clock::now_text())?;
         device.remember(patch.clone());
-        Ok(device.twin.reported.version)
+        let version = device.twin.reported.version;
+        self.rollout_due.notify_one();
+        Ok(version)
     }
 }
 
@@ -153,6 +174,9 @@ impl Shared {
     pub fn new(host_names: Vec<String>) -> Self {
         let state = State {
             devices: BTreeMap::new(),
+            configurations: BTreeMap::new(),
+            rollout_due: Arc::default(),
+            strict_etags: false,
             events: Events::default(),
             faults: Faults::default(),
             policies: Policies::new(),

@@ -246,3 +246,22 @@ impl Service {
         self.answer(self.request(Method::POST, &format!("twins/{id}/methods")).json(&body)).await
     }
 }
+
+/// Asks again and again until `wanted` likes the answer. Returns that answer.
+pub async fn eventually<T: std::fmt::Debug>(
+    mut ask: impl AsyncFnMut() -> T,
+    wanted: impl Fn(&T) -> bool,
+) -> T {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let mut last = ask().await;
+    let found = timeout(LIMIT, async {
+        while !wanted(&last) {
+            tokio::time::sleep(PAUSE).await;
+            last = ask().await;
+        }
+    });
+    if found.await.is_err() {
+        panic!("not within {LIMIT:?}; the last answer is {last:?}");
+    }
+    last
+}

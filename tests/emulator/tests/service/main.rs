@@ -5,5 +5,6 @@
 #[path = "../client/mod.rs"]
 mod client;
 
+mod configurations;
 mod query;
 mod registry;

@@ -2,6 +2,7 @@
 
 mod access;
 mod bulk;
+mod configuration;
 mod device;
 mod message;
 mod method;
@@ -48,6 +49,11 @@ async fn route(call: &Call<'_>, segments: &[&str]) -> Result<Answer, Failure> {
         (&Method::DELETE, ["devices", id, "modules", module]) => module::delete(call, id, module),
         (&Method::DELETE, ["devices", id, "commands"]) => message::purge(call, id),
         (&Method::POST, ["devices", id, "messages", "devicebound"]) => message::send(call, id),
+        (&Method::GET, ["configurations"]) => configuration::list(call),
+        (&Method::POST, ["configurations", "testQueries"]) => configuration::test_queries(call),
+        (&Method::GET, ["configurations", id]) => configuration::get(call, id),
+        (&Method::PUT, ["configurations", id]) => configuration::put(call, id),
+        (&Method::DELETE, ["configurations", id]) => configuration::delete(call, id),
         (&Method::GET, ["statistics", "devices"]) => statistics::devices(call),
         (&Method::GET, ["statistics", "service"]) => statistics::service(call),
         (method, ["twins", id, "modules", module, rest @ ..]) => {
