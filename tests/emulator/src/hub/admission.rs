@@ -5,6 +5,7 @@ use rumqttc::mqttbytes::v4::{Connect, ConnectReturnCode};
 
 use super::clock;
 use super::identity::Authentication;
+use super::policy::Permission;
 use super::sas::Token;
 use super::state::State;
 
@@ -56,7 +57,10 @@ fn host_and_device(user_name: &str) -> Option<(&str, &str)> {
 
 fn is_good(state: &State, authentication: &Authentication, device: &str, token: &Token) -> bool {
     let signed = match (&token.policy, authentication) {
-        (Some(policy), _) => policy == "iothubowner" && token.is_signed_with(&state.owner_key),
+        (Some(_), _) => {
+            let signer = state.policies.signer(token);
+            signer.is_some_and(|policy| policy.allows(Permission::DeviceConnect))
+        }
         (None, Authentication::Sas { primary, secondary }) => {
             token.is_signed_with(primary) || token.is_signed_with(secondary)
         }

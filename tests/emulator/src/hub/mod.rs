@@ -3,16 +3,20 @@
 
 mod admission;
 mod clock;
+mod configuration;
 mod device;
+mod events;
 mod failure;
 mod https;
 mod identity;
+mod inbox;
 mod listener;
 mod mqtt;
-#[allow(dead_code, reason = "conditions alone are for configurations and jobs")]
+mod policy;
 mod query;
 mod random;
 mod rest;
+mod rollout;
 mod sas;
 mod session;
 mod state;
@@ -25,16 +29,22 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 pub use self::device::MethodResponse;
+pub use self::events::Event;
 use self::identity::Authentication;
 use self::listener::{accept, listen};
 pub use self::state::MethodError;
 use self::state::{Call, Shared, State};
+use self::twin::Write;
 use crate::ca::{Authority, AuthorityError};
+
+/// How often the real hub evaluates configurations.
+const EVALUATION_INTERVAL: Duration = Duration::from_secs(300);
 
 /// How to start a hub. The default suits tests.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +55,12 @@ pub struct HubOptions {
     pub https_port: u16,
     /// Names of the hub besides `localhost` and `127.0.0.1`, for devices that reach it through a gateway.
     pub host_names: Vec<String>,
+    /// How often configurations are evaluated besides when something changed; 5 minutes if not given, as on the real
+    /// hub.
+    pub evaluation_interval: Option<Duration>,
+    /// Takes an etag without quotes in `If-Match` of `/configurations` for none, as the real hub does. Microsoft's
+    /// Python kit sends it so.
+    pub strict_etags: bool,
 }
 
 /// Why the hub refused what a test asked of it.
@@ -69,8 +85,8 @@ struct Inner {
     authority: Authority,
     mqtt_port: u16,
     https_port: u16,
-    /// Ends with its connections when dropped. The lock only makes it shareable.
-    _listeners: Mutex<JoinSet<()>>,
+    /// Ports and engines: end when dropped. The lock only makes them shareable.
+    _tasks: Mutex<JoinSet<()>>,
 }
 
 impl Hub {
@@ -80,16 +96,19 @@ impl Hub {
         let mut host_names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         host_names.extend(options.host_names);
         let shared = Arc::new(Shared::new(host_names));
+        shared.change(|state| state.strict_etags = options.strict_etags);
         let loopback = Ipv4Addr::LOCALHOST.into();
         let (mqtt, https) =
             (listen(loopback, options.mqtt_port).await?, listen(loopback, options.https_port).await?);
         let (mqtt_port, https_port) = (mqtt.local_addr()?.port(), https.local_addr()?.port());
 
-        let mut listeners = JoinSet::new();
+        let mut tasks = JoinSet::new();
         let tls = Arc::new(authority.server_config_asking_clients());
-        listeners.spawn(accept(mqtt, Arc::clone(&tls), Arc::clone(&shared), mqtt::converse_on_port));
-        listeners.spawn(accept(https, tls, Arc::clone(&shared), https::converse));
-        let inner = Inner { shared, authority, mqtt_port, https_port, _listeners: Mutex::new(listeners) };
+        tasks.spawn(accept(mqtt, Arc::clone(&tls), Arc::clone(&shared), mqtt::converse_on_port));
+        tasks.spawn(accept(https, tls, Arc::clone(&shared), https::converse));
+        let interval = options.evaluation_interval.unwrap_or(EVALUATION_INTERVAL);
+        tasks.spawn(rollout::run(Arc::clone(&shared), interval));
+        let inner = Inner { shared, authority, mqtt_port, https_port, _tasks: Mutex::new(tasks) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -117,7 +136,7 @@ impl Hub {
     pub fn add_device(&self, id: &str) -> String {
         let key = random::key();
         let authentication = Authentication::Sas { primary: key.clone(), secondary: random::key() };
-        self.change(|state| state.register(id, authentication, true));
+        self.change(|state| state.register(id, authentication.into()));
         format!("HostName=localhost;DeviceId={id};SharedAccessKey={key}")
     }
 
@@ -128,17 +147,24 @@ impl Hub {
         let der = der.map_err(|error| HubError::Refused(error.to_string()))?;
         let [_, sha256] = admission::thumbprints(&der);
         let authentication = Authentication::SelfSigned { primary: Some(sha256), secondary: None };
-        self.change(|state| state.register(id, authentication, true));
+        self.change(|state| state.register(id, authentication.into()));
         Ok((certificate, key))
     }
 
     /// The connection string of the policy `iothubowner`.
     pub fn service_connection_string(&self) -> String {
-        let key = self.inner.shared.read(|state| state.owner_key.clone());
-        format!(
-            "HostName=localhost:{};SharedAccessKeyName=iothubowner;SharedAccessKey={key}",
-            self.https_port()
-        )
+        self.policy_connection_string(policy::OWNER).unwrap_or_default()
+    }
+
+    /// The connection string of a policy: `iothubowner`, `service`, `device`, `registryRead` or
+    /// `registryReadWrite`; there are no others.
+    pub fn policy_connection_string(&self, name: &str) -> Option<String> {
+        let (port, key) = (self.https_port(), self.policy_key(name)?);
+        Some(format!("HostName=localhost:{port};SharedAccessKeyName={name};SharedAccessKey={key}"))
+    }
+
+    fn policy_key(&self, name: &str) -> Option<String> {
+        self.inner.shared.read(|state| state.policies.named(name).map(|policy| policy.key.clone()))
     }
 }
 
@@ -147,9 +173,8 @@ impl Hub {
     /// A token of the policy `iothubowner`, for a day: the `Authorization` of a call by hand.
     pub fn service_token(&self) -> Option<String> {
         const LIFE_SECS: i64 = 24 * 3600;
-        let key = self.inner.shared.read(|state| state.owner_key.clone());
         let expiry = time::OffsetDateTime::now_utc().unix_timestamp() + LIFE_SECS;
-        sas::policy_token("localhost", "iothubowner", &key, expiry)
+        sas::policy_token("localhost", policy::OWNER, &self.policy_key(policy::OWNER)?, expiry)
     }
 
     /// The reported properties, without metadata and version; null for an unknown device.
@@ -163,10 +188,41 @@ impl Hub {
         self.inner.shared.read(look).unwrap_or_default()
     }
 
-    /// Each accepted patch of the reported properties, oldest first.
+    /// Each accepted patch of the reported properties, oldest first; of very many, the newest.
     pub fn history(&self, id: &str) -> Vec<Value> {
         let look = |state: &State| state.devices.get(id).map(|device| device.history.clone());
-        self.inner.shared.read(look).unwrap_or_default()
+        self.inner.shared.read(look).unwrap_or_default().into()
+    }
+
+    /// The messages of the device to the cloud, oldest first; of very many, the newest.
+    pub fn events(&self, id: &str) -> Vec<Event> {
+        self.inner.shared.read(|state| state.events.of(id))
+    }
+
+    /// Waits until `wanted` is found among the messages of the device. Returns that message.
+    ///
+    /// # Errors
+    /// A text, if it did not come within `limit`.
+    pub async fn wait_event(
+        &self,
+        id: &str,
+        limit: Duration,
+        wanted: impl Fn(&Event) -> bool,
+    ) -> Result<Event, String> {
+        let look = |state: &State| state.events.of(id).into_iter().find(|event| wanted(event));
+        let found = self.inner.shared.wait(limit, look).await;
+        found.ok_or_else(|| format!("no such message from {id} within {limit:?}"))
+    }
+
+    /// Sends a message to the device. It is kept until the device has acknowledged it. Returns its message id.
+    pub fn send_c2d(
+        &self,
+        id: &str,
+        body: impl Into<Bytes>,
+        properties: &[(&str, &str)],
+    ) -> Result<String, HubError> {
+        let sent = self.change(|state| state.send_to_device(id, body.into(), properties));
+        sent.map_err(|failure| HubError::Refused(failure.message))
     }
 
     /// Connections accepted from the device so far.
@@ -183,7 +239,7 @@ impl Hub {
     pub fn patch_desired(&self, id: &str, patch: Value) -> Result<i64, HubError> {
         let patch = json!({ "properties": { "desired": patch } });
         self.change(|state| {
-            state.patch_twin(id, &patch)?;
+            state.write_twin(id, Write::Patch, &patch)?;
             Ok(state.device(id)?.twin.desired.version)
         })
         .map_err(|failure: failure::Failure| HubError::Refused(failure.message))

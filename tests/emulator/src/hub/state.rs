@@ -1,17 +1,26 @@
 //! All the hub knows, behind one lock, and a bell that rings at each change.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::clock;
+use super::configuration::Configuration;
 use super::device::{Device, MethodResponse, Seen};
+use super::events::Events;
 use super::failure::Failure;
-use super::identity::{Authentication, Identity};
-use super::random;
+use super::identity::{Identity, Registration, is_module, module_key};
+use super::policy::Policies;
+use super::query::{Query, Source};
+use super::twin::Write;
+use super::{random, topic};
+
+/// A message to a device, with its properties.
+const C2D_LIMIT_BYTES: usize = 64 * 1024;
 
 /// Faults to inject.
 #[derive(Debug, Default)]
@@ -30,9 +39,14 @@ pub(super) struct Faults {
 #[derive(Debug)]
 pub(super) struct State {
     pub devices: BTreeMap<String, Device>,
+    pub configurations: BTreeMap<String, Configuration>,
+    /// Rings when configurations are to be evaluated.
+    pub rollout_due: Arc<Notify>,
+    /// Whether an etag without quotes is not seen where the real hub does not see it.
+    pub strict_etags: bool,
+    pub events: Events,
     pub faults: Faults,
-    /// The key of the policy `iothubowner`, in base64.
-    pub owner_key: String,
+    pub policies: Policies,
     /// The names clients may call this hub by.
     pub host_names: Vec<String>,
     serial: u64,
@@ -52,33 +66,87 @@ impl State {
 
     /// The devices, in the order of their ids.
     pub fn seen(&self) -> impl Iterator<Item = Seen<'_>> {
-        self.devices.iter().map(|(id, device)| Seen { id, device })
+        self.seen_all().filter(|seen| !is_module(seen.key))
     }
 
-    /// Registers a device, or gives it new credentials; its connection is closed then.
-    pub fn register(&mut self, id: &str, authentication: Authentication, enabled: bool) {
-        let (generation, version) = (self.next_serial(), self.next_serial());
-        let identity = Identity { authentication, enabled, generation, version };
-        match self.devices.get_mut(id) {
+    /// The modules of all devices.
+    pub fn seen_modules(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.seen_all().filter(|seen| is_module(seen.key))
+    }
+
+    fn seen_all(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.devices.iter().map(|(key, device)| Seen { key, device })
+    }
+
+    /// How many rows a query on twins has.
+    pub fn count(&self, query: &Query) -> usize {
+        let everything = usize::MAX;
+        match query.source {
+            Source::Devices => query.run(self.seen(), 0, everything).len(),
+            Source::Modules => query.run(self.seen_modules(), 0, everything).len(),
+            Source::Jobs => 0,
+        }
+    }
+
+    /// Registers a device, or replaces what is known of its identity.
+    pub fn register(&mut self, key: &str, registration: Registration) {
+        let (serial, now) = (self.next_serial(), clock::now_text());
+        match self.devices.get_mut(key) {
             Some(device) => {
-                device.identity = Identity { generation: device.identity.generation, ..identity };
-                device.detach();
+                if device.identity.replace(registration, serial, &now) {
+                    device.detach();
+                }
             }
             None => {
-                self.devices.insert(id.to_owned(), Device::new(identity, &clock::now_text()));
+                self.devices.insert(key.to_owned(), Device::new(Identity::new(registration, serial), &now));
+                self.rollout_due.notify_one();
             }
         }
     }
 
-    /// Changes tags and desired properties, and tells the device.
-    pub fn patch_twin(&mut self, id: &str, patch: &Value) -> Result<(), Failure> {
+    /// Forgets a device and its modules, or a module. Their connections are closed.
+    pub fn remove(&mut self, key: &str) {
+        let modules = module_key(key, "");
+        self.devices.retain(|other, device| {
+            let stays = other != key && !other.starts_with(&modules);
+            if !stays {
+                device.detach();
+            }
+            stays
+        });
+    }
+
+    /// Changes tags and desired properties as a service asks, and tells the device.
+    pub fn write_twin(&mut self, id: &str, write: Write, content: &Value) -> Result<(), Failure> {
         let mute = self.faults.mute_twin;
         let device = self.device(id)?;
-        let push = device.twin.patch_by_service(patch, &clock::now_text())?;
+        let push = device.twin.write(write, content, &clock::now_text())?;
         if let Some(push) = push.filter(|_| !mute) {
             device.push_desired(&push);
         }
+        self.rollout_due.notify_one();
         Ok(())
+    }
+
+    /// Queues a message for a device, and sends it if the device is there to take it. Returns the message id.
+    pub fn send_to_device(
+        &mut self,
+        id: &str,
+        body: Bytes,
+        properties: &[(&str, &str)],
+    ) -> Result<String, Failure> {
+        let message_id = random::hex(16);
+        let device = self.device(id)?;
+        let topic = topic::device_bound(id, &message_id, properties);
+        if topic.len().saturating_add(body.len()) > C2D_LIMIT_BYTES {
+            return Err(Failure::new(413, "MessageTooLarge", "A message to a device has at most 64 KiB."));
+        }
+        if !device.inbox.push(topic, body) {
+            let message = "Total number of messages for the device exceeded the limit.";
+            return Err(Failure::new(403, "DeviceMaximumQueueDepthExceeded", message));
+        }
+        device.deliver();
+        Ok(message_id)
     }
 
     /// Changes reported properties. Returns their new version.
@@ -88,8 +156,10 @@ impl State {
         }
         let device = self.device(id)?;
         device.twin.reported.patch(patch, &clock::now_text())?;
-        device.history.push(patch.clone());
-        Ok(device.twin.reported.version)
+        device.remember(patch.clone());
+        let version = device.twin.reported.version;
+        self.rollout_due.notify_one();
+        Ok(version)
     }
 }
 
@@ -104,8 +174,12 @@ impl Shared {
     pub fn new(host_names: Vec<String>) -> Self {
         let state = State {
             devices: BTreeMap::new(),
+            configurations: BTreeMap::new(),
+            rollout_due: Arc::default(),
+            strict_etags: false,
+            events: Events::default(),
             faults: Faults::default(),
-            owner_key: random::key(),
+            policies: Policies::new(),
             host_names,
             serial: 0,
         };

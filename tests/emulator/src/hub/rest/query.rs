@@ -35,11 +35,16 @@ pub(super) fn run(call: &Call) -> Result<Answer, Failure> {
 
 fn rows(state: &State, query: &Query, page: &Page) -> Vec<Value> {
     match query.source {
-        Source::Devices => match query.run(state.seen(), page.skip, page.wanted()) {
-            Rows::Documents(devices) => devices.iter().map(Seen::twin).collect(),
-            Rows::Objects(objects) => objects,
-        },
-        Source::Modules | Source::Jobs => Vec::new(),
+        Source::Devices => twins(query, state.seen(), page),
+        Source::Modules => twins(query, state.seen_modules(), page),
+        Source::Jobs => Vec::new(),
+    }
+}
+
+fn twins<'a>(query: &Query, seen: impl Iterator<Item = Seen<'a>>, page: &Page) -> Vec<Value> {
+    match query.run(seen, page.skip, page.wanted()) {
+        Rows::Documents(twins) => twins.iter().map(Seen::twin).collect(),
+        Rows::Objects(objects) => objects,
     }
 }
 
