@@ -1,5 +1,7 @@
 //! One update as its twin shows it, from the call to its end: pure.
 
+use std::time::SystemTime;
+
 use serde_json::{Value, json};
 
 use crate::report::{Amount, Ending, Report};
@@ -46,6 +48,8 @@ pub struct Look {
     pub sentence: Option<String>,
     /// While it downloads.
     pub amount: Option<Amount>,
+    /// Between the last two reports.
+    pub bytes_per_sec: Option<u64>,
     pub outcome: Option<Outcome>,
 }
 
@@ -57,6 +61,27 @@ pub struct Follow {
     /// An end that was in the twin before the call, and is not ours.
     stale: Option<Mark>,
     seen: bool,
+    pace: Pace,
+}
+
+/// How fast a download is: devices report seldom, so it is measured by when they did and not by when we looked.
+#[derive(Debug, Default)]
+struct Pace {
+    last: Option<(u64, SystemTime)>,
+    bytes_per_sec: Option<u64>,
+}
+
+impl Pace {
+    fn look(&mut self, report: Report<'_>) -> Option<u64> {
+        let now = (report.amount()?.bytes, report.amount_at()?);
+        if self.last == Some(now) {
+            return self.bytes_per_sec;
+        }
+        let (before, since) = self.last.replace(now)?;
+        let millis = u64::try_from(now.1.duration_since(since).ok()?.as_millis()).ok()?;
+        self.bytes_per_sec = now.0.checked_sub(before)?.saturating_mul(1000).checked_div(millis);
+        self.bytes_per_sec
+    }
 }
 
 /// What tells two ends of the same update apart: it may have been tried before.
@@ -84,12 +109,12 @@ impl Mark {
 impl Follow {
     /// Follows an update that was started after `before` was read.
     pub fn started(id: Option<String>, before: &Value) -> Self {
-        Self { id, stale: Mark::of(Report::of(before)), seen: false }
+        Self { id, stale: Mark::of(Report::of(before)), seen: false, pace: Pace::default() }
     }
 
     /// Follows an update that was there already: its end may be in the twin.
     pub fn running(id: Option<String>) -> Self {
-        Self { id, stale: None, seen: false }
+        Self { id, stale: None, seen: false, pace: Pace::default() }
     }
 
     /// Whether the twin has shown this update yet.
@@ -100,7 +125,8 @@ impl Follow {
     pub fn look(&mut self, twin: &Value) -> Look {
         let report = Report::of(twin);
         let sentence = report.reported("firmware/fwUpdateSubstatus");
-        let waiting = Look { word: Word::Waiting, sentence: None, amount: None, outcome: None };
+        let waiting =
+            Look { word: Word::Waiting, sentence: None, amount: None, bytes_per_sec: None, outcome: None };
         match (&self.id, report.update_id()) {
             (Some(ours), theirs) if theirs != Some(ours) => {
                 let replaced = theirs.filter(|_| self.seen);
@@ -125,7 +151,7 @@ impl Follow {
         self.seen = true;
         self.stale = None;
         let amount = report.amount().filter(|_| word == Word::Downloading);
-        Look { word, sentence, amount, outcome }
+        Look { word, sentence, amount, bytes_per_sec: self.pace.look(report), outcome }
     }
 }
 
@@ -133,7 +159,8 @@ impl Look {
     /// One JSON line.
     pub fn event(&self, device: &str) -> Value {
         let progress = self.amount.map(|amount| {
-            json!({"bytes": amount.bytes, "totalBytes": amount.total_bytes, "percent": amount.percent()})
+            json!({"bytes": amount.bytes, "totalBytes": amount.total_bytes, "percent": amount.percent(),
+                "bytesPerSec": self.bytes_per_sec})
         });
         json!({"event": "status", "device": device, "status": self.word.text(), "detail": self.sentence,
             "progress": progress})
@@ -214,6 +241,22 @@ mod tests {
         assert_eq!(follow.look(&twin("downloading", "u", "t1")).amount.and_then(Amount::percent), Some(25));
         let outcome = follow.look(&twin("downloading", "other", "t2")).outcome;
         assert_eq!(outcome, Some(Outcome::Replaced("other".into())));
+    }
+
+    #[test]
+    fn the_rate_is_measured_between_two_reports() {
+        let twin = |bytes: u64, at: &str| {
+            let updated = json!({"firmware": {"progress": {"bytes": {"$lastUpdated": at}}}});
+            json!({"properties": {"reported": {"firmwareStatus": "downloading", "$metadata": updated,
+                "firmware": {"progress": {"bytes": bytes, "totalBytes": 10_000}}}}})
+        };
+        let mut follow = Follow::running(None);
+        let mut rate = |bytes, at| follow.look(&twin(bytes, at)).bytes_per_sec;
+        assert_eq!(rate(1000, "2026-11-23T10:00:00Z"), None);
+        assert_eq!(rate(6000, "2026-11-23T10:00:10Z"), Some(500));
+        assert_eq!(rate(6000, "2026-11-23T10:00:10Z"), Some(500), "looked at again before the next report");
+        assert_eq!(rate(7000, "2026-11-23T10:00:10.5Z"), Some(2000));
+        assert_eq!(rate(0, "2026-11-23T10:00:20Z"), None, "it began anew");
     }
 
     #[test]

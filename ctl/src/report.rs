@@ -1,5 +1,7 @@
 //! What a device's twin says about its firmware: the reported properties, read by name. Texts are safe to print.
 
+use std::time::SystemTime;
+
 use serde_json::Value;
 use twinboot::cli::paint::harmless;
 
@@ -81,9 +83,20 @@ impl<'a> Report<'a> {
         Some(Amount { bytes: number("bytes")?, total_bytes: number("totalBytes") })
     }
 
+    /// When the amount was reported, by the hub's clock.
+    pub fn amount_at(self) -> Option<SystemTime> {
+        self.updated_at("firmware/progress/bytes")
+    }
+
     /// When the device last told something about its firmware, by the hub's clock.
     pub fn reported_at(self) -> Option<String> {
-        self.text("/properties/reported/$metadata/firmware/$lastUpdated")
+        let at = self.updated_at("firmware")?;
+        Some(humantime::format_rfc3339_seconds(at).to_string())
+    }
+
+    fn updated_at(self, path: &str) -> Option<SystemTime> {
+        let text = self.plain(&format!("/properties/reported/$metadata/{path}/$lastUpdated"))?;
+        humantime::parse_rfc3339(text).ok()
     }
 
     fn plain(self, pointer: &str) -> Option<&'a str> {
@@ -108,7 +121,7 @@ mod tests {
             "firmware": {"updateId": "u-1", "currentFwVersion": "1.0\u{1b}[2J", "pendingFwVersion": "",
                 "error": {"code": "SizeMismatch", "message": "too long"},
                 "progress": {"bytes": 10, "totalBytes": 30}},
-            "$metadata": {"firmware": {"$lastUpdated": "2026-11-23T10:00:00Z"}},
+            "$metadata": {"firmware": {"$lastUpdated": "2026-11-23T10:00:00.1234567Z"}},
         }}});
         let report = Report::of(&twin);
         assert!(report.is_connected());

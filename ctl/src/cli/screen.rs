@@ -1,9 +1,10 @@
 //! What the operator sees: lines on stdout, a bar or a live table where there is a terminal.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 use twinboot::cli::paint::Paint;
 
@@ -13,9 +14,8 @@ use crate::report::Amount;
 /// Without a terminal a line at each tenth tells enough.
 const LINE_STEP_PERCENT: u64 = 10;
 
-const BAR: &str =
-    "[{bar:24}] {percent:>3} %  {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left";
-const COUNT: &str = "{spinner} {binary_bytes}  {binary_bytes_per_sec}";
+const BAR: &str = "[{bar:24}] {percent:>3} %  {binary_bytes} of {binary_total_bytes}{msg}";
+const COUNT: &str = "{spinner} {binary_bytes}{msg}";
 
 /// Follows one download.
 pub(super) struct Download {
@@ -44,12 +44,12 @@ impl Download {
         if self.json { print_line(&event.to_string()) } else { Ok(()) }
     }
 
-    pub fn amount(&mut self, amount: Amount) -> Result<(), CliError> {
+    pub fn amount(&mut self, amount: Amount, bytes_per_sec: Option<u64>) -> Result<(), CliError> {
         if self.json {
             return Ok(());
         }
         if self.is_terminal {
-            self.draw(amount);
+            self.draw(amount, bytes_per_sec);
             return Ok(());
         }
         let step = amount.percent().map(|percent| percent / LINE_STEP_PERCENT);
@@ -62,16 +62,16 @@ impl Download {
         print_line(&format!("  {percent}{}{total} bytes", amount.bytes))
     }
 
-    fn draw(&mut self, amount: Amount) {
+    fn draw(&mut self, amount: Amount, bytes_per_sec: Option<u64>) {
         let bar = self.bar.get_or_insert_with(|| {
-            let target = ProgressDrawTarget::stderr();
-            let template = if amount.total_bytes.is_some() { BAR } else { COUNT };
-            let style =
-                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-            let bar = ProgressBar::with_draw_target(amount.total_bytes, target);
-            // What is there already was not fetched since: it is not to count for the rate.
-            bar.with_style(style.progress_chars("##-")).with_position(amount.bytes)
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.with_style(style(COUNT))
         });
+        if let Some(total) = amount.total_bytes.filter(|total| bar.length() != Some(*total)) {
+            bar.set_length(total);
+            bar.set_style(style(BAR));
+        }
+        bar.set_message(pace(amount, bytes_per_sec));
         bar.set_position(amount.bytes);
         bar.tick();
     }
@@ -83,6 +83,19 @@ impl Download {
         }
         self.step = None;
     }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.progress_chars("##-")
+}
+
+/// `  1.2 MiB/s  18s left`
+fn pace(amount: Amount, bytes_per_sec: Option<u64>) -> String {
+    let Some(rate) = bytes_per_sec.filter(|rate| *rate > 0) else { return String::new() };
+    let left = amount.total_bytes.map(|total| Duration::from_secs(total.saturating_sub(amount.bytes) / rate));
+    let left = left.map(|left| format!("  {} left", humantime::format_duration(left))).unwrap_or_default();
+    format!("  {}/s{left}", BinaryBytes(rate))
 }
 
 /// A text that is drawn again over itself on a terminal; elsewhere it is printed where it has changed.

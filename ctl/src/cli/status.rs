@@ -44,10 +44,9 @@ fn describe(report: Report<'_>, paint: Paint) -> String {
     let heard = report.reported_at().map(|at| format!(", last report {at}"));
     line("hub", Some(format!("{online}{}", heard.unwrap_or_default())));
     let booted = report.reported("firmware/slots/booted");
-    for slot in ["a", "b"] {
-        let role = if booted.as_deref() == Some(slot) { "runs" } else { "other" };
-        line(role, slot_line(report, slot));
-    }
+    let [runs, other] = if booted.as_deref() == Some("b") { ["b", "a"] } else { ["a", "b"] };
+    line("runs", slot_line(report, runs));
+    line("other", slot_line(report, other));
     line("update", update_line(report));
     let sentence = report.reported("firmware/fwUpdateSubstatus");
     line("state", sentence.map(|sentence| toned(report, paint, &sentence)));

@@ -10,8 +10,8 @@ use super::{CliError, Ctl, chain, notice};
 use crate::follow::{Look, Outcome, Word};
 use crate::report::{Amount, Report};
 
-/// A hub allows a hundred reads of twins a second, for all its users together.
-const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// A hub allows a hundred reads of twins a second, to all its users together.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct Story<'a> {
     ctl: &'a Ctl,
@@ -50,7 +50,7 @@ impl<'a> Story<'a> {
             self.say(twin, look)?;
             self.told = Some(news);
         }
-        look.amount.map_or(Ok(()), |amount| self.screen.amount(amount))
+        look.amount.map_or(Ok(()), |amount| self.screen.amount(amount, look.bytes_per_sec))
     }
 
     fn say(&mut self, twin: &Value, look: &Look) -> Result<(), CliError> {

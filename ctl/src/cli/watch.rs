@@ -18,11 +18,11 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         let mut story = Story::new(ctl, &self.device);
+        // Whichever update it is, and however it ended.
+        let mut follow = Follow::running(None);
         loop {
             let twin = story.twin().await?;
-            // A new follower each time: whichever update it is, it is taken as it stands.
-            let look = Follow::running(None).look(&twin);
-            story.tell(&twin, &look)?;
+            story.tell(&twin, &follow.look(&twin))?;
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A device that is online by the daemon's own hub session, and does what a test says.
 
+use std::time::Duration;
+
 use hub_emulator::hub::Hub;
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, watch};
@@ -52,6 +54,16 @@ impl Device {
     pub async fn report(&self, report: Value) {
         self.reported.send_replace(Some(fields(&report)));
         self.shown(&report).await;
+    }
+
+    /// Waits until the hub wants this update of it.
+    pub async fn desires(&self, update_id: &str) {
+        let wanted = async {
+            while self.hub.twin(&self.id)["properties"]["desired"]["firmware"]["updateId"] != update_id {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, wanted).await.unwrap();
     }
 
     async fn shown(&self, report: &Value) {

@@ -5,6 +5,7 @@
 
 mod daemon;
 mod device;
+mod fleet;
 mod one;
 mod refusals;
 mod rig;

@@ -75,7 +75,7 @@ async fn a_script_reads_events_and_the_exit_code() {
         ))
         .await;
         device.report(downloading(500)).await;
-        let progress = json!({"bytes": 500, "totalBytes": 1000, "percent": 50});
+        let progress = json!({"bytes": 500, "totalBytes": 1000, "percent": 50, "bytesPerSec": null});
         let detail = "Downloading to slot b";
         let news = json!({"status": "Downloading firmware...", "detail": detail, "progress": progress});
         tool.says(&event("status", news)).await;
