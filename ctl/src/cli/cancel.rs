@@ -14,6 +14,7 @@ use crate::service::Patience;
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Cancel {
+    /// Its name in the hub
     device: String,
     /// Only if it is this one that runs
     #[arg(long, value_name = "ID")]

@@ -17,6 +17,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = EXAMPLES)]
 pub(super) struct Completions {
+    /// Which shell
     shell: Shell,
 }
 

@@ -43,9 +43,9 @@ Exit codes:
   21  `rollout advance` and `rollout run`: stopped by the gate
   22  `rollout advance`: all rings are open and done";
 
-const EXAMPLES: &str = "\
-Examples:
-  export IOTHUB_CONNECTION_STRING='HostName=...;SharedAccessKeyName=...;SharedAccessKey=...'
+const EXAMPLES: &str = r#"Examples:
+  export IOTHUB_CONNECTION_STRING="$(cat hub.secret)"
+      HostName=...;SharedAccessKeyName=...;SharedAccessKey=..., as the hub shows it for a policy
   twinbootctl devices
       what runs where
   twinbootctl update gateway-1 --uri https://images.example/2.0.img.zst --check-file 2.0.img.zst --version 2.0
@@ -56,7 +56,7 @@ Examples:
       fleets, ring by ring
 
 Files:
-  ~/.config/twinbootctl/config.toml   connection_string_file = \"/path\" and ca_file = \"/path\"; both optional";
+  ~/.config/twinbootctl/config.toml   connection_string_file = "/path" and ca_file = "/path"; both optional"#;
 
 /// Firmware updates of devices on Azure IoT Hub that run twinboot.
 ///
@@ -70,11 +70,11 @@ Files:
 struct Cli {
     #[command(subcommand)]
     command: Subcommands,
-    #[command(flatten)]
-    settings: Settings,
     /// Print JSON, one object a line
     #[arg(long, global = true)]
     json: bool,
+    #[command(flatten)]
+    settings: Settings,
 }
 
 #[derive(Debug, Subcommand)]

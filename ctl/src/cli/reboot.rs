@@ -12,6 +12,7 @@ use crate::service::Patience;
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Reboot {
+    /// Its name in the hub
     device: String,
 }
 

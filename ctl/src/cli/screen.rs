@@ -110,19 +110,22 @@ impl Live {
     }
 
     pub fn show(&mut self, text: String) -> Result<(), CliError> {
-        let mut out = io::stdout().lock();
-        if self.is_terminal {
-            let lines = self.drawn.lines().count();
-            if lines > 0 {
-                // Up to where the last one began, and away with it.
-                write!(out, "\x1b[{lines}A\x1b[J")?;
-            }
-        } else if text == self.drawn {
+        if !self.is_terminal && text == self.drawn {
             return Ok(());
-        } else if !self.drawn.is_empty() {
-            writeln!(out)?;
         }
-        out.write_all(text.as_bytes())?;
+        let mut out = io::stdout().lock();
+        match self.drawn.lines().count() {
+            0 => {}
+            // Up to where the last one began, and away with it.
+            lines if self.is_terminal => write!(out, "\x1b[{lines}A\x1b[J")?,
+            _ => writeln!(out)?,
+        }
+        if self.is_terminal {
+            // Cut at the edge rather than wrapped: a line stays a line.
+            write!(out, "\x1b[?7l{text}\x1b[?7h")?;
+        } else {
+            write!(out, "{text}")?;
+        }
         out.flush()?;
         self.drawn = text;
         Ok(())
@@ -164,6 +167,12 @@ pub(super) fn table<const N: usize>(
         (line, Tone::Bad) => paint.bad(line),
     });
     header.into_iter().chain(rows).map(|line| format!("{line}\n")).collect()
+}
+
+/// A time of the hub's, without its fractions of a second.
+pub(super) fn seconds(time: &str) -> String {
+    let time = humantime::parse_rfc3339(time).map(humantime::format_rfc3339_seconds);
+    time.map_or_else(|_| "-".to_owned(), |time| time.to_string())
 }
 
 /// One line on stdout.

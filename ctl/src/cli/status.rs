@@ -14,6 +14,7 @@ use crate::report::{Ending, Report};
 /// By their device twins, which are what the devices last reported.
 #[derive(Debug, Args)]
 pub(super) struct StatusCommand {
+    /// Their names in the hub
     #[arg(required = true, value_name = "DEVICE")]
     devices: Vec<String>,
 }

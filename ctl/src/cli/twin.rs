@@ -8,6 +8,7 @@ use super::{CliError, Ctl, Exit};
 /// Print the whole device twin, as JSON
 #[derive(Debug, Args)]
 pub(super) struct Twin {
+    /// Its name in the hub
     device: String,
 }
 

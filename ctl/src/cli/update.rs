@@ -36,9 +36,8 @@ Exit codes: 0 completed, 4 failed, 5 rolled back, 6 refused by the device, 9 off
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = EXAMPLES, verbatim_doc_comment)]
 pub(super) struct Update {
+    /// Its name in the hub
     device: String,
-    #[command(flatten)]
-    package: Package,
     /// Return as soon as the device has taken it
     #[arg(long)]
     no_wait: bool,
@@ -49,6 +48,8 @@ pub(super) struct Update {
     #[arg(long, value_name = "SECS", default_value_t = 0,
         value_parser = clap::value_parser!(u64).range(..=*ANSWER_SECS.end()))]
     connect_timeout: u64,
+    #[command(flatten)]
+    package: Package,
 }
 
 impl Update {

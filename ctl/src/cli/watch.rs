@@ -12,6 +12,7 @@ use crate::follow::Follow;
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Watch {
+    /// Its name in the hub
     device: String,
 }
 

@@ -12,6 +12,7 @@ use super::super::{CliError, Ctl, Exit};
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Cancel {
+    /// Of the job
     name: String,
 }
 

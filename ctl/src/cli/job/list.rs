@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::super::screen::{Tone, print_line, print_text, table};
+use super::super::screen::{Tone, print_line, print_text, seconds, table};
 use super::super::{CliError, Ctl, Exit};
 use super::{count, text};
 
@@ -20,8 +20,14 @@ impl List {
         let rows = jobs.iter().map(|job| {
             let counts = ["deviceCount", "succeededCount", "failedCount"].map(|key| count(job, key));
             let [devices, succeeded, failed] = counts;
-            let cells =
-                [text(job, "jobId"), text(job, "status"), text(job, "startTime"), devices, succeeded, failed];
+            let cells = [
+                text(job, "jobId"),
+                text(job, "status"),
+                seconds(&text(job, "startTime")),
+                devices,
+                succeeded,
+                failed,
+            ];
             (cells, Tone::Plain)
         });
         print_text(&table(["NAME", "STATUS", "START", "DEVICES", "ANSWERED", "FAILED"], rows))?;

@@ -22,6 +22,7 @@ const EXAMPLES_MAX: usize = 3;
 /// Show how far a job is, and what devices answered
 #[derive(Debug, Args)]
 pub(super) struct Status {
+    /// Of the job
     name: String,
     /// Until it is over
     #[arg(long, short)]

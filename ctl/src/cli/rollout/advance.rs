@@ -22,6 +22,7 @@ Exit codes:
 #[derive(Debug, Args)]
 #[command(after_help = CODES, after_long_help = CODES)]
 pub(super) struct Advance {
+    /// Of the rollout
     name: String,
 }
 

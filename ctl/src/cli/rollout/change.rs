@@ -14,12 +14,14 @@ use crate::rollout::Rollout;
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Pause {
+    /// Of the rollout
     name: String,
 }
 
 /// Go on after a pause
 #[derive(Debug, Args)]
 pub(super) struct Resume {
+    /// Of the rollout
     name: String,
 }
 
@@ -29,6 +31,7 @@ pub(super) struct Resume {
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Delete {
+    /// Of the rollout
     name: String,
 }
 

@@ -15,6 +15,7 @@ const NAME_CHARS_MAX: usize = 128;
 /// Create a rollout, and open it or its first ring
 #[derive(Debug, Args)]
 pub(super) struct Create {
+    /// Its name from now on: a-z, 0-9, - and _
     #[arg(value_parser = name)]
     name: String,
     /// The devices, in IoT Hub's query language: of deviceId, tags and properties.reported

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::Value;
 use twinboot::cli::paint::harmless;
 
-use super::super::screen::{Tone, print_line, print_text, table};
+use super::super::screen::{Tone, print_line, print_text, seconds, table};
 use super::super::{CliError, Ctl, Exit, notice};
 use crate::rollout::Rollout;
 
@@ -39,7 +39,7 @@ fn row(configuration: &Value, rollout: &Rollout) -> ([String; 7], Tone) {
         let result = configuration.pointer(&format!("/systemMetrics/results/{name}"));
         result.and_then(Value::as_u64).map_or_else(|| "-".to_owned(), |count| count.to_string())
     };
-    let created = configuration.get("createdTimeUtc").and_then(Value::as_str).unwrap_or("-");
+    let created = configuration.get("createdTimeUtc").and_then(Value::as_str).unwrap_or_default();
     let cells = [
         harmless(&rollout.name),
         harmless(&rollout.version),
@@ -47,7 +47,7 @@ fn row(configuration: &Value, rollout: &Rollout) -> ([String; 7], Tone) {
         if rollout.paused { "paused" } else { "active" }.to_owned(),
         metric("targetedCount"),
         metric("appliedCount"),
-        harmless(created),
+        seconds(created),
     ];
     (cells, if rollout.paused { Tone::Notable } else { Tone::Plain })
 }

@@ -13,6 +13,7 @@ use crate::service::PAGE_ROWS_MAX;
 
 /// A table is for a glance; `--json` has all.
 const MESSAGE_CHARS_MAX: usize = 80;
+const REASONS_MAX: usize = 10;
 
 pub(super) struct Picture {
     pub configuration: Value,
@@ -160,15 +161,20 @@ impl Picture {
         if self.reasons.is_empty() {
             return String::new();
         }
-        let rows = self.reasons.iter().map(|reason| {
+        let rows = self.reasons.iter().take(REASONS_MAX).map(|reason| {
             let cut: String = harmless(&reason.message).chars().take(MESSAGE_CHARS_MAX).collect();
             let devices = harmless(&reason.examples.join(", "));
             let (status, code) = (harmless(&reason.status), harmless(&reason.code));
             ([reason.devices.to_string(), status, code, cut, devices], Tone::Plain)
         });
-        let partial =
-            if self.is_partial { format!("of the first {PAGE_ROWS_MAX} failures\n") } else { String::new() };
-        format!("\n{}{partial}\n", table(["COUNT", "STATUS", "WHY", "MESSAGE", "FOR EXAMPLE"], rows))
+        let mut text = format!("\n{}", table(["COUNT", "STATUS", "WHY", "MESSAGE", "FOR EXAMPLE"], rows));
+        if let more @ 1.. = self.reasons.len().saturating_sub(REASONS_MAX) {
+            text.push_str(&format!("and {more} other reasons\n"));
+        }
+        if self.is_partial {
+            text.push_str(&format!("of the first {PAGE_ROWS_MAX} failures\n"));
+        }
+        text + "\n"
     }
 }
 

@@ -23,6 +23,7 @@ have not begun. Interrupted, it goes on where it was when it is run again, here 
 #[derive(Debug, Args)]
 #[command(after_help = CODES, after_long_help = CODES)]
 pub(super) struct Run {
+    /// Of the rollout
     name: String,
     #[command(flatten)]
     refresh: Refresh,

@@ -15,6 +15,7 @@ use super::picture::Picture;
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Status {
+    /// Of the rollout
     name: String,
     /// Until Ctrl-C
     #[arg(long, short)]
