@@ -157,6 +157,7 @@ fn service_exit(error: &ServiceError) -> Exit {
     match error {
         ServiceError::Tls(_) | ServiceError::Client(_) | ServiceError::Token(_) => Exit::Usage,
         ServiceError::Unreachable { .. }
+        | ServiceError::Untrusted { .. }
         | ServiceError::Late { .. }
         | ServiceError::Garbled { .. }
         | ServiceError::ClockWrong { .. } => Exit::Unreachable,

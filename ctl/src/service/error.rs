@@ -24,6 +24,8 @@ pub enum ServiceError {
     Token(#[from] AuthError),
     #[error("cannot reach the hub {host}")]
     Unreachable { host: String, source: reqwest::Error },
+    #[error("the hub {host} has a certificate that is not trusted here")]
+    Untrusted { host: String, source: reqwest::Error },
     #[error("the hub {host} did not answer within {}", humantime::format_duration(*limit))]
     Late { host: String, limit: Duration },
     #[error("the answer of the hub {host} is not understood: {why}")]
@@ -109,9 +111,10 @@ impl ServiceError {
     /// What the operator can do about it; may be empty.
     pub fn advice(&self) -> &'static str {
         match self {
-            Self::Unreachable { .. } | Self::Late { .. } => {
-                "look at the network and at HostName; a private hub needs --ca-file, a certificate that is \
-                 not valid yet a clock that is right"
+            Self::Unreachable { .. } | Self::Late { .. } => "look at the network, and at HostName",
+            Self::Untrusted { .. } => {
+                "name the authority's own certificate with --ca-file; if it says that one has expired or is not \
+                 valid yet, look at this machine's clock"
             }
             Self::NotAuthorised { .. } => {
                 "take the connection string of a policy with ServiceConnect and RegistryWrite, such as iothubowner"

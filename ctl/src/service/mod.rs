@@ -9,6 +9,8 @@ mod query;
 mod retry;
 pub mod twin;
 
+use std::error::Error as _;
+use std::io;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -212,8 +214,12 @@ impl Service {
         if source.is_timeout() && !source.is_connect() {
             return Setback { error: ServiceError::Late { host, limit: request.limit }, again: None };
         }
-        // Our addresses hold no secret, but they would be a second line.
-        Setback { error: ServiceError::Unreachable { host, source: source.without_url() }, again }
+        // Our addresses hold no secret, but are long.
+        let source = source.without_url();
+        if is_distrust(&source) {
+            return Setback { error: ServiceError::Untrusted { host, source }, again: None };
+        }
+        Setback { error: ServiceError::Unreachable { host, source }, again }
     }
 }
 
@@ -229,6 +235,15 @@ fn clock_ahead_secs(headers: &HeaderMap) -> Option<i64> {
     let date = httpdate::parse_http_date(header(headers, &DATE)?).ok()?;
     let theirs = i64::try_from(date.duration_since(UNIX_EPOCH).ok()?.as_secs()).ok()?;
     Some(theirs.saturating_sub(i64::try_from(unix_now()).ok()?))
+}
+
+/// A TLS handshake that failed for what was said in it, and not because the connection broke.
+fn is_distrust(error: &reqwest::Error) -> bool {
+    let mut causes = std::iter::successors(error.source(), |cause| (**cause).source());
+    causes.any(|cause| {
+        let cause = cause.downcast_ref::<io::Error>();
+        error.is_connect() && cause.is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData)
+    })
 }
 
 fn brief(error: &ServiceError) -> String {

@@ -45,12 +45,17 @@ async fn a_hub_that_cannot_be_asked_is_said_to_be_so() {
     let wrong_ca = with("TWINBOOTCTL_CA_FILE", "/etc/hostname");
     let nobody = with("IOTHUB_CONNECTION_STRING", &string.replace(&rig.hub.https_port().to_string(), "1"));
     let garbage = with("IOTHUB_CONNECTION_STRING", &format!("HostName=h;{key}"));
+    let other_ca = hub_emulator::ca::Authority::new().unwrap();
+    let ca_file = rig.dir.path().join("other.pem");
+    std::fs::write(&ca_file, other_ca.pem()).unwrap();
+    let other_ca = with("TWINBOOTCTL_CA_FILE", ca_file.to_str().unwrap());
     let none = with("IOTHUB_CONNECTION_STRING", "");
     let public = rig.command(&["twin", "gateway-1", "--connection-string-file", file]);
     let address = rig.command(&["update", "gateway-1", "--uri", "images.example/2.img"]);
     let table = [
         (wrong_key, 7, "not authorised"),
         (wrong_ca, 2, "no certificate in /etc/hostname"),
+        (other_ca, 3, "has a certificate that is not trusted here"),
         (nobody, 3, "cannot reach the hub localhost:1"),
         (garbage, 2, "has no SharedAccessKeyName"),
         (none, 2, "set IOTHUB_CONNECTION_STRING"),
