@@ -10,6 +10,7 @@ mod failure;
 mod https;
 mod identity;
 mod inbox;
+mod job;
 mod listener;
 mod method;
 mod mqtt;
@@ -19,6 +20,7 @@ mod random;
 mod rest;
 mod rollout;
 mod sas;
+mod scheduler;
 mod session;
 mod state;
 mod topic;
@@ -60,6 +62,8 @@ pub struct HubOptions {
     /// How often configurations are evaluated besides when something changed; 5 minutes if not given, as on the real
     /// hub.
     pub evaluation_interval: Option<Duration>,
+    /// Jobs that may wait or run at once; 1 if not given, as on a hub of the tier S1. S2 has 5, S3 has 10.
+    pub active_jobs_limit: Option<usize>,
     /// Takes an etag without quotes in `If-Match` of `/configurations` for none, as the real hub does. Microsoft's
     /// Python kit sends it so.
     pub strict_etags: bool,
@@ -98,7 +102,10 @@ impl Hub {
         let mut host_names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         host_names.extend(options.host_names);
         let shared = Arc::new(Shared::new(host_names));
-        shared.change(|state| state.strict_etags = options.strict_etags);
+        shared.change(|state| {
+            state.strict_etags = options.strict_etags;
+            state.active_jobs_limit = options.active_jobs_limit.unwrap_or(state.active_jobs_limit);
+        });
         let loopback = Ipv4Addr::LOCALHOST.into();
         let (mqtt, https) =
             (listen(loopback, options.mqtt_port).await?, listen(loopback, options.https_port).await?);
@@ -110,6 +117,7 @@ impl Hub {
         tasks.spawn(accept(https, tls, Arc::clone(&shared), https::converse));
         let interval = options.evaluation_interval.unwrap_or(EVALUATION_INTERVAL);
         tasks.spawn(rollout::run(Arc::clone(&shared), interval));
+        tasks.spawn(scheduler::run(Arc::clone(&shared)));
         let inner = Inner { shared, authority, mqtt_port, https_port, _tasks: Mutex::new(tasks) };
         Ok(Self { inner: Arc::new(inner) })
     }

@@ -14,6 +14,7 @@ use super::device::{Device, Seen};
 use super::events::Events;
 use super::failure::Failure;
 use super::identity::{Identity, Registration, is_module, module_key};
+use super::job::Job;
 use super::policy::Policies;
 use super::query::{Query, Source};
 use super::twin::Write;
@@ -21,6 +22,9 @@ use super::{random, topic};
 
 /// A message to a device, with its properties.
 const C2D_LIMIT_BYTES: usize = 64 * 1024;
+
+/// Jobs of a hub of the smallest paid tier, S1.
+const ACTIVE_JOBS_LIMIT: usize = 1;
 
 /// Faults to inject.
 #[derive(Debug, Default)]
@@ -42,6 +46,11 @@ pub(super) struct State {
     pub configurations: BTreeMap<String, Configuration>,
     /// Rings when configurations are to be evaluated.
     pub rollout_due: Arc<Notify>,
+    pub jobs: BTreeMap<String, Job>,
+    /// Rings when there is a new job.
+    pub job_due: Arc<Notify>,
+    /// Jobs that may wait or run at once.
+    pub active_jobs_limit: usize,
     /// Whether an etag without quotes is not seen where the real hub does not see it.
     pub strict_etags: bool,
     pub events: Events,
@@ -78,13 +87,13 @@ impl State {
         self.devices.iter().map(|(key, device)| Seen { key, device })
     }
 
-    /// How many rows a query on twins has.
+    /// How many rows a query has.
     pub fn count(&self, query: &Query) -> usize {
         let everything = usize::MAX;
         match query.source {
             Source::Devices => query.run(self.seen(), 0, everything).len(),
             Source::Modules => query.run(self.seen_modules(), 0, everything).len(),
-            Source::Jobs => 0,
+            Source::Jobs => query.run(self.job_documents(), 0, everything).len(),
         }
     }
 
@@ -176,6 +185,9 @@ impl Shared {
             devices: BTreeMap::new(),
             configurations: BTreeMap::new(),
             rollout_due: Arc::default(),
+            jobs: BTreeMap::new(),
+            job_due: Arc::default(),
+            active_jobs_limit: ACTIVE_JOBS_LIMIT,
             strict_etags: false,
             events: Events::default(),
             faults: Faults::default(),
