@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use super::certificates::Authorities;
 use super::clock;
 use super::device::{Device, MethodResponse, Seen};
 use super::events::Events;
@@ -38,6 +39,8 @@ pub(super) struct Faults {
 pub(super) struct State {
     pub devices: BTreeMap<String, Device>,
     pub events: Events,
+    /// Whose signature on a certificate counts.
+    pub authorities: Authorities,
     pub faults: Faults,
     pub policies: Policies,
     /// The names clients may call this hub by.
@@ -154,6 +157,7 @@ impl Shared {
         let state = State {
             devices: BTreeMap::new(),
             events: Events::default(),
+            authorities: Authorities::default(),
             faults: Faults::default(),
             policies: Policies::new(),
             host_names,
