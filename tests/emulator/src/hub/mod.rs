@@ -2,6 +2,7 @@
 //! over HTTPS for services, and faults on request. Everything is in memory and on the loopback interface.
 
 mod admission;
+mod certificates;
 mod clock;
 mod configuration;
 mod device;
@@ -37,9 +38,11 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use self::certificates::Authorities;
+pub use self::certificates::CertificateError;
 pub use self::device::MethodResponse;
 pub use self::events::Event;
-use self::identity::Authentication;
+use self::identity::{Authentication, module_key};
 use self::listener::{accept, listen};
 use self::method::Call;
 pub use self::method::MethodError;
@@ -150,15 +153,35 @@ impl Hub {
         format!("HostName=localhost;DeviceId={id};SharedAccessKey={key}")
     }
 
+    /// Registers a module of a device with new keys. Returns its connection string.
+    pub fn add_module(&self, device: &str, module: &str) -> String {
+        let key = random::key();
+        let authentication = Authentication::Sas { primary: key.clone(), secondary: random::key() };
+        self.change(|state| state.register(&module_key(device, module), authentication.into()));
+        format!("HostName=localhost;DeviceId={device};ModuleId={module};SharedAccessKey={key}")
+    }
+
     /// Registers a device with a new certificate. Returns certificate and private key, in PEM.
     pub fn add_x509_device(&self, id: &str) -> Result<(String, String), HubError> {
         let (certificate, key) = self.authority().client_certificate(id)?;
         let der = CertificateDer::from_pem_slice(certificate.as_bytes());
         let der = der.map_err(|error| HubError::Refused(error.to_string()))?;
-        let [_, sha256] = admission::thumbprints(&der);
+        let [_, sha256] = certificates::thumbprints(&der);
         let authentication = Authentication::SelfSigned { primary: Some(sha256), secondary: None };
         self.change(|state| state.register(id, authentication.into()));
         Ok((certificate, key))
+    }
+
+    /// Registers a device that shows a certificate for its id, signed by an authority of [`Hub::add_ca`].
+    pub fn add_ca_device(&self, id: &str) {
+        self.change(|state| state.register(id, Authentication::CertificateAuthority.into()));
+    }
+
+    /// Trusts one or more authorities (PEM) to sign certificates of devices.
+    pub fn add_ca(&self, pem: &str) -> Result<(), CertificateError> {
+        let authorities = Authorities::from_pem(pem)?;
+        self.change(|state| state.authorities.extend(authorities));
+        Ok(())
     }
 
     /// The connection string of the policy `iothubowner`.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::Notify;
 
+use super::certificates::Authorities;
 use super::clock;
 use super::configuration::Configuration;
 use super::device::{Device, Seen};
@@ -54,6 +55,8 @@ pub(super) struct State {
     /// Whether an etag without quotes is not seen where the real hub does not see it.
     pub strict_etags: bool,
     pub events: Events,
+    /// Whose signature on a certificate counts.
+    pub authorities: Authorities,
     pub faults: Faults,
     pub policies: Policies,
     /// The names clients may call this hub by.
@@ -190,6 +193,7 @@ impl Shared {
             active_jobs_limit: ACTIVE_JOBS_LIMIT,
             strict_etags: false,
             events: Events::default(),
+            authorities: Authorities::default(),
             faults: Faults::default(),
             policies: Policies::new(),
             host_names,
