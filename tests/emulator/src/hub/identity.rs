@@ -16,6 +16,8 @@ pub(super) enum Authentication {
     Sas { primary: String, secondary: String },
     /// The SHA-1 or SHA-256 of either of two certificates, in hexadecimal.
     SelfSigned { primary: Option<String>, secondary: Option<String> },
+    /// A certificate for the device's id, signed by an authority that the hub trusts.
+    CertificateAuthority,
 }
 
 impl Authentication {
@@ -40,6 +42,7 @@ impl Authentication {
                     (thumbprint("primaryThumbprint")?, thumbprint("secondaryThumbprint")?);
                 Ok(Self::SelfSigned { primary, secondary })
             }
+            "certificateAuthority" => Ok(Self::CertificateAuthority),
             other => {
                 Err(Failure::bad_argument(format!("The emulator has no authentication type '{other}'.")))
             }
@@ -57,20 +60,21 @@ impl Authentication {
         match self {
             Self::Sas { .. } => "sas",
             Self::SelfSigned { .. } => "selfSigned",
+            Self::CertificateAuthority => "certificateAuthority",
         }
     }
 
     fn keys(&self) -> Value {
         match self {
             Self::Sas { primary, secondary } => json!({ "primaryKey": primary, "secondaryKey": secondary }),
-            Self::SelfSigned { .. } => json!({ "primaryKey": null, "secondaryKey": null }),
+            _ => json!({ "primaryKey": null, "secondaryKey": null }),
         }
     }
 
     fn thumbprints(&self) -> Value {
         let (primary, secondary) = match self {
-            Self::Sas { .. } => (&None, &None),
             Self::SelfSigned { primary, secondary } => (primary, secondary),
+            _ => (&None, &None),
         };
         json!({ "primaryThumbprint": primary, "secondaryThumbprint": secondary })
     }

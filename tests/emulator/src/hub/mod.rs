@@ -2,6 +2,7 @@
 //! over HTTPS for services, and faults on request. Everything is in memory and on the loopback interface.
 
 mod admission;
+mod certificates;
 mod clock;
 mod configuration;
 mod device;
@@ -10,7 +11,9 @@ mod failure;
 mod https;
 mod identity;
 mod inbox;
+mod job;
 mod listener;
+mod method;
 mod mqtt;
 mod policy;
 mod query;
@@ -18,6 +21,7 @@ mod random;
 mod rest;
 mod rollout;
 mod sas;
+mod scheduler;
 mod session;
 mod state;
 mod topic;
@@ -34,12 +38,15 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use self::certificates::Authorities;
+pub use self::certificates::CertificateError;
 pub use self::device::MethodResponse;
 pub use self::events::Event;
-use self::identity::Authentication;
+use self::identity::{Authentication, module_key};
 use self::listener::{accept, listen};
-pub use self::state::MethodError;
-use self::state::{Call, Shared, State};
+use self::method::Call;
+pub use self::method::MethodError;
+use self::state::{Shared, State};
 use self::twin::Write;
 use crate::ca::{Authority, AuthorityError};
 
@@ -58,6 +65,8 @@ pub struct HubOptions {
     /// How often configurations are evaluated besides when something changed; 5 minutes if not given, as on the real
     /// hub.
     pub evaluation_interval: Option<Duration>,
+    /// Jobs that may wait or run at once; 1 if not given, as on a hub of the tier S1. S2 has 5, S3 has 10.
+    pub active_jobs_limit: Option<usize>,
     /// Takes an etag without quotes in `If-Match` of `/configurations` for none, as the real hub does. Microsoft's
     /// Python kit sends it so.
     pub strict_etags: bool,
@@ -96,7 +105,10 @@ impl Hub {
         let mut host_names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         host_names.extend(options.host_names);
         let shared = Arc::new(Shared::new(host_names));
-        shared.change(|state| state.strict_etags = options.strict_etags);
+        shared.change(|state| {
+            state.strict_etags = options.strict_etags;
+            state.active_jobs_limit = options.active_jobs_limit.unwrap_or(state.active_jobs_limit);
+        });
         let loopback = Ipv4Addr::LOCALHOST.into();
         let (mqtt, https) =
             (listen(loopback, options.mqtt_port).await?, listen(loopback, options.https_port).await?);
@@ -108,6 +120,7 @@ impl Hub {
         tasks.spawn(accept(https, tls, Arc::clone(&shared), https::converse));
         let interval = options.evaluation_interval.unwrap_or(EVALUATION_INTERVAL);
         tasks.spawn(rollout::run(Arc::clone(&shared), interval));
+        tasks.spawn(scheduler::run(Arc::clone(&shared)));
         let inner = Inner { shared, authority, mqtt_port, https_port, _tasks: Mutex::new(tasks) };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -140,15 +153,35 @@ impl Hub {
         format!("HostName=localhost;DeviceId={id};SharedAccessKey={key}")
     }
 
+    /// Registers a module of a device with new keys. Returns its connection string.
+    pub fn add_module(&self, device: &str, module: &str) -> String {
+        let key = random::key();
+        let authentication = Authentication::Sas { primary: key.clone(), secondary: random::key() };
+        self.change(|state| state.register(&module_key(device, module), authentication.into()));
+        format!("HostName=localhost;DeviceId={device};ModuleId={module};SharedAccessKey={key}")
+    }
+
     /// Registers a device with a new certificate. Returns certificate and private key, in PEM.
     pub fn add_x509_device(&self, id: &str) -> Result<(String, String), HubError> {
         let (certificate, key) = self.authority().client_certificate(id)?;
         let der = CertificateDer::from_pem_slice(certificate.as_bytes());
         let der = der.map_err(|error| HubError::Refused(error.to_string()))?;
-        let [_, sha256] = admission::thumbprints(&der);
+        let [_, sha256] = certificates::thumbprints(&der);
         let authentication = Authentication::SelfSigned { primary: Some(sha256), secondary: None };
         self.change(|state| state.register(id, authentication.into()));
         Ok((certificate, key))
+    }
+
+    /// Registers a device that shows a certificate for its id, signed by an authority of [`Hub::add_ca`].
+    pub fn add_ca_device(&self, id: &str) {
+        self.change(|state| state.register(id, Authentication::CertificateAuthority.into()));
+    }
+
+    /// Trusts one or more authorities (PEM) to sign certificates of devices.
+    pub fn add_ca(&self, pem: &str) -> Result<(), CertificateError> {
+        let authorities = Authorities::from_pem(pem)?;
+        self.change(|state| state.authorities.extend(authorities));
+        Ok(())
     }
 
     /// The connection string of the policy `iothubowner`.

@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::Notify;
 
+use super::certificates::Authorities;
 use super::clock;
 use super::configuration::Configuration;
-use super::device::{Device, MethodResponse, Seen};
+use super::device::{Device, Seen};
 use super::events::Events;
 use super::failure::Failure;
 use super::identity::{Identity, Registration, is_module, module_key};
+use super::job::Job;
 use super::policy::Policies;
 use super::query::{Query, Source};
 use super::twin::Write;
@@ -21,6 +23,9 @@ use super::{random, topic};
 
 /// A message to a device, with its properties.
 const C2D_LIMIT_BYTES: usize = 64 * 1024;
+
+/// Jobs of a hub of the smallest paid tier, S1.
+const ACTIVE_JOBS_LIMIT: usize = 1;
 
 /// Faults to inject.
 #[derive(Debug, Default)]
@@ -42,9 +47,16 @@ pub(super) struct State {
     pub configurations: BTreeMap<String, Configuration>,
     /// Rings when configurations are to be evaluated.
     pub rollout_due: Arc<Notify>,
+    pub jobs: BTreeMap<String, Job>,
+    /// Rings when there is a new job.
+    pub job_due: Arc<Notify>,
+    /// Jobs that may wait or run at once.
+    pub active_jobs_limit: usize,
     /// Whether an etag without quotes is not seen where the real hub does not see it.
     pub strict_etags: bool,
     pub events: Events,
+    /// Whose signature on a certificate counts.
+    pub authorities: Authorities,
     pub faults: Faults,
     pub policies: Policies,
     /// The names clients may call this hub by.
@@ -78,13 +90,13 @@ impl State {
         self.devices.iter().map(|(key, device)| Seen { key, device })
     }
 
-    /// How many rows a query on twins has.
+    /// How many rows a query has.
     pub fn count(&self, query: &Query) -> usize {
         let everything = usize::MAX;
         match query.source {
             Source::Devices => query.run(self.seen(), 0, everything).len(),
             Source::Modules => query.run(self.seen_modules(), 0, everything).len(),
-            Source::Jobs => 0,
+            Source::Jobs => query.run(self.job_documents(), 0, everything).len(),
         }
     }
 
@@ -176,8 +188,12 @@ impl Shared {
             devices: BTreeMap::new(),
             configurations: BTreeMap::new(),
             rollout_due: Arc::default(),
+            jobs: BTreeMap::new(),
+            job_due: Arc::default(),
+            active_jobs_limit: ACTIVE_JOBS_LIMIT,
             strict_etags: false,
             events: Events::default(),
+            authorities: Authorities::default(),
             faults: Faults::default(),
             policies: Policies::new(),
             host_names,
@@ -216,94 +232,5 @@ impl Shared {
             }
         };
         tokio::time::timeout(limit, search).await.ok()
-    }
-}
-
-/// A direct method to call.
-#[derive(Debug)]
-pub(super) struct Call {
-    pub name: String,
-    pub payload: Value,
-    /// How long the device may take to answer.
-    pub response_limit: Duration,
-    /// How long to wait for the device to connect.
-    pub connect_limit: Duration,
-}
-
-/// Why a direct method was not answered.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MethodError {
-    /// No such device.
-    #[error("device {0} is not registered")]
-    DeviceNotFound(String),
-    /// The device is not connected, or takes no methods (404103).
-    #[error("device is not online or has not subscribed to methods")]
-    NotOnline,
-    /// The device took the request and did not answer in time, or went away (504101).
-    #[error("timed out waiting for the response from the device")]
-    Timeout,
-}
-
-impl Shared {
-    /// Calls a direct method and waits for the answer.
-    pub async fn call(&self, id: &str, call: &Call) -> Result<MethodResponse, MethodError> {
-        let unknown = || MethodError::DeviceNotFound(id.to_owned());
-        let ready = |state: &State| match state.devices.get(id) {
-            None => Some(Err(unknown())),
-            Some(device) => device.takes_methods().then_some(Ok(())),
-        };
-        self.wait(call.connect_limit, ready).await.ok_or(MethodError::NotOnline)??;
-        let (request, answered) = self.change(|state| {
-            let request = format!("{:x}", state.next_serial());
-            let device = state.devices.get_mut(id).ok_or_else(unknown)?;
-            let answered = device.call(&call.name, request.clone(), &call.payload);
-            Ok((request, answered.ok_or(MethodError::NotOnline)?))
-        })?;
-        match tokio::time::timeout(call.response_limit, answered).await {
-            Ok(Ok(response)) => Ok(response),
-            // The sender is dropped with the connection: an answer can no longer come.
-            Ok(Err(_)) => Err(MethodError::Timeout),
-            Err(_) => {
-                self.change(|state| state.forget_call(id, &request));
-                Err(MethodError::Timeout)
-            }
-        }
-    }
-}
-
-impl State {
-    fn forget_call(&mut self, id: &str, request: &str) {
-        if let Some(link) = self.devices.get_mut(id).and_then(|device| device.link.as_mut()) {
-            link.calls.remove(request);
-        }
-    }
-
-    /// Hands a device's answer to the call that waits for it; an answer nobody waits for is ignored.
-    pub fn answer_call(&mut self, id: &str, request: &str, response: MethodResponse) {
-        let link = self.devices.get_mut(id).and_then(|device| device.link.as_mut());
-        if let Some(call) = link.and_then(|link| link.calls.remove(request)) {
-            // The caller may have given up in this moment.
-            let _ = call.send(response);
-        }
-    }
-}
-
-impl From<MethodError> for Failure {
-    fn from(error: MethodError) -> Self {
-        match error {
-            MethodError::DeviceNotFound(id) => Self::device_not_found(&id),
-            MethodError::NotOnline => Self::in_gateway(
-                404,
-                "DeviceNotOnline",
-                404_103,
-                "The operation failed because the requested device isn't online or hasn't registered the direct \
-                 method callback. To learn more, see https://aka.ms/iothub404103",
-                json!({ "timeout": "00:00:00" }),
-            ),
-            MethodError::Timeout => {
-                let message = "Timed out waiting for the response from device.";
-                Self::in_gateway(504, "GatewayTimeout", 504_101, message, Value::Null)
-            }
-        }
     }
 }

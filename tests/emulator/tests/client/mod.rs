@@ -67,7 +67,7 @@ pub fn tls(hub: &Hub, certificate: Option<(&str, &str)>) -> ClientConfig {
         ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let builder = builder.with_root_certificates(roots);
     let Some((certificate, key)) = certificate else { return builder.with_no_client_auth() };
-    let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).map(Result::unwrap).collect();
     builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
 }
 

@@ -6,5 +6,6 @@
 mod client;
 
 mod configurations;
+mod jobs;
 mod query;
 mod registry;

@@ -5,6 +5,7 @@
 #[path = "../client/mod.rs"]
 mod client;
 
+mod chains;
 mod messages;
 mod raw;
 mod websocket;

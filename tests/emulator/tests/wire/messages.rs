@@ -4,11 +4,11 @@ use hub_emulator::hub::Event;
 use reqwest::Method;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::SubscribeReasonCode::{Failure, Success};
-use rumqttc::mqttbytes::v4::{LastWill, Packet, PubAck, Publish};
+use rumqttc::mqttbytes::v4::{ConnectReturnCode, LastWill, Packet, PubAck, Publish};
 use serde_json::json;
 
-use crate::client::{ID, LIMIT, Service, hub_with_device};
-use crate::raw::{Device, connect_with_key};
+use crate::client::{ID, LIMIT, Service, hub_with_device, key_of, token};
+use crate::raw::{Device, connect, connect_with_key};
 
 const EVENTS: &str = "devices/dev-1/messages/events/";
 const DEVICE_BOUND: &str = "devices/dev-1/messages/devicebound/#";
@@ -135,4 +135,29 @@ async fn a_service_sends_to_a_device_and_thinks_better_of_it() {
     let mut device = Device::connected(&hub, ID, &key).await;
     let message = device.subscribe_and_first(DEVICE_BOUND).await;
     assert!(message.topic.ends_with("&n=1") && message.payload.is_empty(), "{}", message.topic);
+}
+
+#[tokio::test]
+async fn a_module_has_a_session_of_its_own() {
+    let (hub, _) = hub_with_device().await;
+    let key = key_of(&hub.add_module(ID, "mod-1"));
+    let mut module = Device::on_port(&hub).await;
+    let password = token(&format!("localhost/devices/{ID}/modules/mod-1"), &key, 3600, "");
+    let accepted = module.connect(connect("dev-1/mod-1", &password)).await.unwrap();
+    assert_eq!(accepted.code, ConnectReturnCode::Success);
+    let filters = ["$iothub/methods/POST/#", "devices/dev-1/modules/mod-1/inputs/#", DEVICE_BOUND];
+    let granted = module.subscribe(&filters, QoS::AtMostOnce).await;
+    let once = Success(QoS::AtMostOnce);
+    assert_eq!(granted, [once, once, Failure]);
+    module.publish_acked("devices/dev-1/modules/mod-1/messages/events/", "1").await;
+    assert_eq!((hub.events("dev-1/mod-1").len(), hub.events(ID).len()), (1, 0));
+
+    let service = Service::new(&hub);
+    let call = service.call("dev-1/modules/mod-1", json!({"methodName": "m", "payload": 1}));
+    let answer = async {
+        let request = module.message().await.topic;
+        let id = request.strip_prefix("$iothub/methods/POST/m/?$rid=").unwrap().to_owned();
+        module.publish_acked(&format!("$iothub/methods/res/200/?$rid={id}"), "2").await;
+    };
+    assert_eq!(tokio::join!(call, answer).0.2, json!({"status": 200, "payload": 2}));
 }

@@ -4,6 +4,7 @@ mod access;
 mod bulk;
 mod configuration;
 mod device;
+mod job;
 mod message;
 mod method;
 mod module;
@@ -54,6 +55,10 @@ async fn route(call: &Call<'_>, segments: &[&str]) -> Result<Answer, Failure> {
         (&Method::GET, ["configurations", id]) => configuration::get(call, id),
         (&Method::PUT, ["configurations", id]) => configuration::put(call, id),
         (&Method::DELETE, ["configurations", id]) => configuration::delete(call, id),
+        (&Method::GET, ["jobs", "v2", "query"]) => job::query(call),
+        (&Method::GET, ["jobs", "v2", id]) => job::get(call, id),
+        (&Method::PUT, ["jobs", "v2", id]) => job::put(call, id),
+        (&Method::POST, ["jobs", "v2", id, "cancel"]) => job::cancel(call, id),
         (&Method::GET, ["statistics", "devices"]) => statistics::devices(call),
         (&Method::GET, ["statistics", "service"]) => statistics::service(call),
         (method, ["twins", id, "modules", module, rest @ ..]) => {

@@ -37,7 +37,9 @@ fn rows(state: &State, query: &Query, page: &Page) -> Vec<Value> {
     match query.source {
         Source::Devices => twins(query, state.seen(), page),
         Source::Modules => twins(query, state.seen_modules(), page),
-        Source::Jobs => Vec::new(),
+        Source::Jobs => match query.run(state.job_documents(), page.skip, page.wanted()) {
+            Rows::Documents(rows) | Rows::Objects(rows) => rows,
+        },
     }
 }
 
@@ -50,7 +52,7 @@ fn twins<'a>(query: &Query, seen: impl Iterator<Item = Seen<'a>>, page: &Page) -
 
 /// Which rows of an answer a client asks for.
 pub(super) struct Page {
-    skip: usize,
+    pub skip: usize,
     size: usize,
 }
 
