@@ -241,8 +241,10 @@ fn clock_ahead_secs(headers: &HeaderMap) -> Option<i64> {
 fn is_distrust(error: &reqwest::Error) -> bool {
     let mut causes = std::iter::successors(error.source(), |cause| (**cause).source());
     causes.any(|cause| {
-        let cause = cause.downcast_ref::<io::Error>();
-        error.is_connect() && cause.is_some_and(|cause| cause.kind() == io::ErrorKind::InvalidData)
+        // The client wraps what TLS says in an error of the system.
+        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let inner = inner.and_then(|inner| inner.downcast_ref::<io::Error>());
+        inner.is_some_and(|inner| inner.kind() == io::ErrorKind::InvalidData)
     })
 }
 

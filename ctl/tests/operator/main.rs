@@ -6,6 +6,7 @@
 mod daemon;
 mod device;
 mod fleet;
+mod job;
 mod one;
 mod refusals;
 mod rig;
