@@ -33,6 +33,8 @@ use crate::ca::{Authority, AuthorityError};
 
 /// Connections served at once; more than any test opens.
 const CONNECTION_LIMIT: usize = 1024;
+/// What a service connection string without a port means.
+const HTTPS_PORT: u16 = 443;
 /// The pause after an accept that failed: long enough not to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -135,13 +137,13 @@ impl Hub {
         Ok((certificate, key))
     }
 
-    /// The connection string of the policy `iothubowner`.
+    /// The connection string of the policy `iothubowner`. Without the port that every client takes by itself:
+    /// Microsoft's Node kit understands none.
     pub fn service_connection_string(&self) -> String {
         let key = self.inner.shared.read(|state| state.owner_key.clone());
-        format!(
-            "HostName=localhost:{};SharedAccessKeyName=iothubowner;SharedAccessKey={key}",
-            self.https_port()
-        )
+        let port = Some(self.https_port()).filter(|port| *port != HTTPS_PORT);
+        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+        format!("HostName=localhost{port};SharedAccessKeyName=iothubowner;SharedAccessKey={key}")
     }
 }
 
