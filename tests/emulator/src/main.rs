@@ -29,10 +29,18 @@ enum Command {
     Demo(demo::Demo),
 }
 
-const SERVE_HELP: &str = "\
-The keys and the certificate authority are new at each start. Give the device the connection string that is printed \
-for it, the port of --mqtt-port and the authority's certificate of --ca-file as the one to trust. It also prints how \
-to call a method of the device and read its twin with curl.";
+const SERVE_HELP: &str = r#"The keys and the certificate authority are new at each start. Give the device the connection string that is printed
+for it, the port of --mqtt-port and the authority's certificate of --ca-file as the one to trust. It also prints how
+to call a method of the device and read its twin with curl.
+
+Faults are injected by POST /emulator/faults with a token of iothubowner, as JSON with any of these keys:
+  {"dropConnections": true}                    drops every device's connection, without a word
+  {"refuseConnects": {"times": 2, "code": 3}}  refuses the next connects with this CONNACK code
+  {"keepOut": ["dev-1"]}                       drops these devices, until a list without them follows
+  {"muteTwin": true}                           carries out no twin request, pushes no desired properties
+  {"failNextPatch": 429}                       refuses the next patch of reported properties; 0 takes it back
+  {"throttle": 3}                              refuses the next calls of services with 429
+  {"awaySecs": 5}                              drops everybody, lets nobody in, answers when that is over"#;
 
 #[derive(Args)]
 struct Serve {

@@ -98,7 +98,7 @@ fn admit(hub: &Shared, connect: &Connect, wire: &Wire) -> Result<Visit, Option<C
     let certificates = wire.get_ref().get_ref().1.peer_certificates();
     let certificate = certificates.and_then(|chain| chain.first()).map(|first| first.as_ref());
     hub.change(|state| {
-        if state.faults.away {
+        if state.faults.away || state.faults.keep_out.contains(&connect.client_id) {
             return Err(None);
         }
         if let (times @ 1.., code) = state.faults.refuse {

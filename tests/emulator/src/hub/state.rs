@@ -1,6 +1,6 @@
 //! All the hub knows, behind one lock, and a bell that rings at each change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +24,10 @@ pub(super) struct Faults {
     pub mute_twin: bool,
     /// The status to refuse the next reported patch with.
     pub fail_next_patch: Option<u16>,
+    /// Devices that do not get through.
+    pub keep_out: BTreeSet<String>,
+    /// How many more calls of services to refuse as too many.
+    pub throttle: usize,
 }
 
 /// What the hub knows.

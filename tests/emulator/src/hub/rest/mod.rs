@@ -1,6 +1,7 @@
 //! The service side: HTTPS connections, who may ask, which resource answers, and what an answer looks like.
 
 mod device;
+mod faults;
 mod method;
 mod twin;
 
@@ -60,6 +61,7 @@ async fn route(call: &Call<'_>, segments: &[&str]) -> Result<Answer, Failure> {
         (&Method::GET, ["twins", id]) => twin::get(call, id),
         (&Method::PATCH, ["twins", id]) => twin::patch(call, id),
         (&Method::POST, ["twins", id, "methods"]) => method::call(call, id).await,
+        (&Method::POST, ["emulator", "faults"]) => faults::post(call).await,
         (method, _) => {
             let message = format!("The emulator has no {method} /{}.", segments.join("/"));
             Err(Failure::new(404, "GenericNotFound", message))
@@ -160,8 +162,19 @@ async fn handle(request: Request<Incoming>, hub: &Shared) -> Result<Answer, Fail
     if !head.uri.query().unwrap_or_default().split('&').any(|pair| pair.starts_with("api-version=")) {
         return Err(Failure::new(400, "InvalidProtocolVersion", "The query has no api-version."));
     }
+    if segments.first() != Some(&"emulator") {
+        hub.change(throttle)?;
+    }
     let body = read(body).await?;
     route(&Call { hub, head, body }, &segments).await
+}
+
+/// Refuses a call, if a test asked for that.
+fn throttle(state: &mut State) -> Result<(), Failure> {
+    let Some(left) = state.faults.throttle.checked_sub(1) else { return Ok(()) };
+    state.faults.throttle = left;
+    let message = "The request has been throttled. Wait 10 seconds and try again.";
+    Err(Failure::new(429, "ThrottlingException", message))
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Failure> {
