@@ -2,6 +2,7 @@
 
 import os
 import queue
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from azure.iot.device import IoTHubDeviceClient, MethodResponse
 from azure.iot.hub import IoTHubRegistryManager
 from azure.iot.hub.auth import ConnectionStringAuthentication
+from azure.iot.hub.models import Twin, TwinProperties
+from certificates import Workshop
 
 # A loaded machine may take its time; a test that passes does not wait for it.
 LIMIT_SECS = 30
@@ -93,6 +96,11 @@ def device(registry, rest):
     rest("DELETE", f"/devices/{device.id}", headers={"If-Match": "*"})
 
 
+@pytest.fixture
+def certificates(tmp_path):
+    return Workshop(tmp_path)
+
+
 @pytest.fixture(params=["mqtt", "websocket"])
 def transport(request):
     """How a device client reaches the hub: MQTT on port 8883, or in a WebSocket on port 443."""
@@ -100,13 +108,16 @@ def transport(request):
 
 
 def answer_methods(client, answer):
-    """Answers each direct method with what `answer(name, payload)` returns, a status and a payload."""
+    """Answers each direct method with what `answer(name, payload)` returns, a status and a payload.
 
-    def handle(request):
+    Each in a thread of its own: the SDK calls its handlers one after the other.
+    """
+
+    def respond(request):
         status, payload = answer(request.name, request.payload)
         client.send_method_response(MethodResponse.create_from_method_request(request, status, payload))
 
-    client.on_method_request_received = handle
+    client.on_method_request_received = lambda request: threading.Thread(target=respond, args=[request]).start()
 
 
 def desired_patches(client):
@@ -114,3 +125,8 @@ def desired_patches(client):
     patches = queue.Queue()
     client.on_twin_desired_properties_patch_received = patches.put
     return patches
+
+
+def desire(registry, device, patch):
+    """Patches the desired properties."""
+    registry.update_twin(device.id, Twin(properties=TwinProperties(desired=patch)))
