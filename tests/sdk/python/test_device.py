@@ -71,8 +71,8 @@ def test_reported_properties_reach_the_service(registry, device, transport):
 
 
 def nested(depth):
-    """Objects, one in the other. The outermost does not count."""
-    return functools.reduce(lambda inner, _: {"a": inner}, range(depth), 1)
+    """Objects, one in the other; the outermost, which is the section itself, does not count."""
+    return functools.reduce(lambda inner, _: {"a": inner}, range(depth + 1), 1)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def nested(depth):
         {"list": [None]},
         {"text": "x" * 4097},
         {"big": 1 << 53},
-        nested(11 + 1),
+        nested(11),
         {f"key{n}": "x" * 4000 for n in range(9)},
     ],
     ids=["space", "dot", "null in array", "long text", "large number", "deep", "32 KiB"],
@@ -98,7 +98,7 @@ def test_a_reported_patch_beyond_the_limits_is_refused_and_changes_nothing(devic
 
 def test_a_reported_patch_at_the_limits_is_taken(device):
     client = device.connect()
-    patch = nested(10 + 1) | {"k" * 1024: "x" * 4096, "low": -(1 << 52), "high": (1 << 52) - 1, "": 1.0}
+    patch = nested(10) | {"k" * 1024: "x" * 4096, "low": -(1 << 52), "high": (1 << 52) - 1, "": 1.0}
     client.patch_twin_reported_properties(patch)
     assert client.get_twin()["reported"] == patch | {"$version": 2}
 
