@@ -1,5 +1,6 @@
 //! One device as the hub holds it: identity, twin, session, and the connection if there is one.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use rumqttc::mqttbytes::QoS;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::NEVER;
 use super::identity::Identity;
+use super::query::Document;
 use super::topic;
 use super::twin::{Twin, with};
 
@@ -121,6 +123,40 @@ impl Device {
 
     /// The answer of `GET /twins/{id}`.
     pub fn twin_for_service(&self, id: &str) -> Value {
-        with(self.identity.for_twin(id, self.connection(), &self.last_activity), self.twin.for_service())
+        with(self.head(id), self.twin.for_service())
+    }
+
+    /// The twin but for tags and properties.
+    fn head(&self, id: &str) -> Value {
+        let head = self.identity.for_twin(id, self.connection(), &self.last_activity);
+        with(head, [("etag", self.twin.etag().into()), ("version", self.twin.version.into())])
+    }
+}
+
+/// A device as queries see it: its twin, of which only what is asked for is put together.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen<'a> {
+    pub id: &'a str,
+    pub device: &'a Device,
+}
+
+impl Seen<'_> {
+    pub fn twin(&self) -> Value {
+        self.device.twin_for_service(self.id)
+    }
+}
+
+impl Document for Seen<'_> {
+    fn find(&self, path: &[String]) -> Option<Cow<'_, Value>> {
+        let (first, rest) = path.split_first()?;
+        let twin = &self.device.twin;
+        match (first.as_str(), rest.split_first()) {
+            ("deviceId", None) => Some(Cow::Owned(self.id.into())),
+            ("tags", _) => twin.tags.properties.find(rest),
+            ("properties", Some((section, rest))) if section == "desired" => twin.desired.find(rest),
+            ("properties", Some((section, rest))) if section == "reported" => twin.reported.find(rest),
+            ("properties", _) => self.twin().find(path).map(|value| Cow::Owned(value.into_owned())),
+            _ => self.device.head(self.id).find(path).map(|value| Cow::Owned(value.into_owned())),
+        }
     }
 }

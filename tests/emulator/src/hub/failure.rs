@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::clock;
+use super::query::QueryError;
 use super::twin::TwinError;
 
 /// A refusal.
@@ -52,6 +53,14 @@ impl Failure {
 impl From<TwinError> for Failure {
     fn from(error: TwinError) -> Self {
         Self::bad_argument(error.to_string())
+    }
+}
+
+/// The hub does not say what is wrong with a query; the emulator's log does.
+impl From<QueryError> for Failure {
+    fn from(error: QueryError) -> Self {
+        tracing::info!(%error, "query refused");
+        Self::bad_argument("BadRequest")
     }
 }
 

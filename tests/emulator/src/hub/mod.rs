@@ -5,8 +5,12 @@ mod admission;
 mod clock;
 mod device;
 mod failure;
+mod https;
 mod identity;
+mod listener;
 mod mqtt;
+#[allow(dead_code, reason = "conditions alone are for configurations and jobs")]
+mod query;
 mod random;
 mod rest;
 mod sas;
@@ -14,6 +18,7 @@ mod session;
 mod state;
 mod topic;
 mod twin;
+mod websocket;
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -22,21 +27,17 @@ use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 pub use self::device::MethodResponse;
 use self::identity::Authentication;
+use self::listener::{accept, listen};
 pub use self::state::MethodError;
 use self::state::{Call, Shared, State};
 use crate::ca::{Authority, AuthorityError};
 
-/// Connections served at once; more than any test opens.
-const CONNECTION_LIMIT: usize = 1024;
 /// What a service connection string without a port means.
 const HTTPS_PORT: u16 = 443;
-/// The pause after an accept that failed: long enough not to spin, short enough not to be noticed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How to start a hub. The default suits tests.
 #[derive(Debug, Clone, Default)]
@@ -82,18 +83,15 @@ impl Hub {
         let mut host_names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         host_names.extend(options.host_names);
         let shared = Arc::new(Shared::new(host_names));
-        let (mqtt, https) = (listen(options.mqtt_port).await?, listen(options.https_port).await?);
+        let loopback = Ipv4Addr::LOCALHOST.into();
+        let (mqtt, https) =
+            (listen(loopback, options.mqtt_port).await?, listen(loopback, options.https_port).await?);
         let (mqtt_port, https_port) = (mqtt.local_addr()?.port(), https.local_addr()?.port());
 
         let mut listeners = JoinSet::new();
         let tls = Arc::new(authority.server_config_asking_clients());
-        listeners.spawn(accept(mqtt, Arc::clone(&shared), move |socket, shared| {
-            mqtt::converse(socket, Arc::clone(&tls), shared)
-        }));
-        let tls = Arc::new(authority.server_config());
-        listeners.spawn(accept(https, Arc::clone(&shared), move |socket, shared| {
-            rest::converse(socket, Arc::clone(&tls), shared)
-        }));
+        listeners.spawn(accept(mqtt, Arc::clone(&tls), Arc::clone(&shared), mqtt::converse_on_port));
+        listeners.spawn(accept(https, tls, Arc::clone(&shared), https::converse));
         let inner = Inner { shared, authority, mqtt_port, https_port, _listeners: Mutex::new(listeners) };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -277,39 +275,4 @@ fn reported(state: &State, id: &str) -> Value {
 
 fn connected(state: &State, id: &str) -> bool {
     state.devices.get(id).is_some_and(|device| device.link.is_some())
-}
-
-async fn listen(port: u16) -> io::Result<TcpListener> {
-    let address = (Ipv4Addr::LOCALHOST, port);
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("listen on {}:{port}: {error}", address.0));
-    TcpListener::bind(address).await.map_err(named)
-}
-
-/// Accepts connections for ever, and serves each in a task of its own.
-async fn accept<F, S>(listener: TcpListener, shared: Arc<Shared>, serve: F)
-where
-    F: Fn(TcpStream, Arc<Shared>) -> S,
-    S: Future<Output = ()> + Send + 'static,
-{
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((socket, _)) if !shared.read(|state| state.faults.away) => {
-                    connections.spawn(serve(socket, Arc::clone(&shared)));
-                }
-                Ok(_) => {}
-                // Out of file descriptors, most likely: some come back when a connection ends.
-                Err(error) => {
-                    tracing::warn!(%error, "accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
-        }
-        while connections.len() >= CONNECTION_LIMIT {
-            connections.join_next().await;
-        }
-    }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::clock;
-use super::device::{Device, MethodResponse};
+use super::device::{Device, MethodResponse, Seen};
 use super::failure::Failure;
 use super::identity::{Authentication, Identity};
 use super::random;
@@ -52,6 +52,11 @@ impl State {
     /// The device, or 404.
     pub fn device(&mut self, id: &str) -> Result<&mut Device, Failure> {
         self.devices.get_mut(id).ok_or_else(|| Failure::device_not_found(id))
+    }
+
+    /// The devices, in the order of their ids.
+    pub fn seen(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.devices.iter().map(|(id, device)| Seen { id, device })
     }
 
     /// Registers a device, or gives it new credentials; its connection is closed then.

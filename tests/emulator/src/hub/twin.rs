@@ -1,8 +1,12 @@
 //! The device twin: merge patches, versions, limits, and the two ways of showing it.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
+
+use super::query::Document;
 
 /// Total size of the desired or the reported properties.
 const PROPERTIES_SIZE_LIMIT_BYTES: usize = 32 * 1024;
@@ -85,14 +89,25 @@ impl Section {
     }
 }
 
+impl Document for Section {
+    fn find(&self, path: &[String]) -> Option<Cow<'_, Value>> {
+        match path.split_first() {
+            Some((first, _)) if first == "$version" => Some(Cow::Owned(self.version.into())),
+            Some((first, rest)) if first == "$metadata" => self.metadata.find(rest),
+            Some(_) => self.properties.find(path),
+            None => Some(Cow::Owned(self.for_service())),
+        }
+    }
+}
+
 /// A twin.
 #[derive(Debug, Clone)]
 pub(super) struct Twin {
     pub desired: Section,
     pub reported: Section,
-    tags: Section,
+    pub tags: Section,
     /// Counts the writes of the service: tags and desired properties.
-    version: i64,
+    pub version: i64,
 }
 
 impl Twin {
@@ -133,15 +148,10 @@ impl Twin {
     }
 
     /// The parts of the service's view that the twin itself holds.
-    pub fn for_service(&self) -> [(&'static str, Value); 4] {
+    pub fn for_service(&self) -> [(&'static str, Value); 2] {
         let properties =
             json!({ "desired": self.desired.for_service(), "reported": self.reported.for_service() });
-        [
-            ("etag", json!(self.etag())),
-            ("version", json!(self.version)),
-            ("tags", self.tags.properties.clone()),
-            ("properties", properties),
-        ]
+        [("tags", self.tags.properties.clone()), ("properties", properties)]
     }
 }
 

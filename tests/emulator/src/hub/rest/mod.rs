@@ -1,60 +1,38 @@
-//! The service side: HTTPS connections, who may ask, which resource answers, and what an answer looks like.
+//! The service side: who may ask, which resource answers, and what an answer looks like.
 
 mod device;
 mod faults;
 mod method;
+mod query;
 mod twin;
 
-use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderMap, IF_MATCH};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
 use hyper::http::request::Parts;
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use percent_encoding::percent_decode_str;
-use rustls::ServerConfig;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 
 use super::clock;
 use super::failure::{Failure, tracking_id};
 use super::sas::Token;
 use super::state::{Shared, State};
 
-/// A client's time for the TLS handshake and for sending a request.
+/// A client's time for sending a request.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Larger than any request the hub accepts: a method's payload may have 128 KiB.
 const BODY_LIMIT_BYTES: usize = 256 * 1024;
 
-/// Serves one HTTPS connection.
-pub(super) async fn converse(socket: TcpStream, tls: Arc<ServerConfig>, hub: Arc<Shared>) {
-    let Ok(Ok(stream)) = timeout(PATIENCE, TlsAcceptor::from(tls).accept(socket)).await else {
-        tracing::info!("https: no TLS handshake from a client");
-        return;
-    };
-    let service = service_fn(|request| {
-        let hub = Arc::clone(&hub);
-        async move { Ok::<_, Infallible>(respond(request, &hub).await) }
-    });
-    let mut server = hyper::server::conn::http1::Builder::new();
-    let server = server.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
-    if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-        tracing::debug!(%error, "https: connection ended");
-    }
-}
-
 /// Which resource answers which request.
 async fn route(call: &Call<'_>, segments: &[&str]) -> Result<Answer, Failure> {
     match (&call.head.method, segments) {
+        (&Method::POST, ["devices", "query"]) => query::run(call),
         (&Method::GET, ["devices", id]) => device::get(call, id),
         (&Method::PUT, ["devices", id]) => device::put(call, id),
         (&Method::DELETE, ["devices", id]) => device::delete(call, id),
@@ -84,9 +62,13 @@ impl Call<'_> {
             .map_err(|error| Failure::bad_argument(format!("The body is not understood: {error}")))
     }
 
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.headers.get(name)?.to_str().ok()
+    }
+
     /// The etag of `If-Match`, unquoted: clients send it both ways, and `*` for any.
     fn if_match(&self) -> Option<&str> {
-        self.head.headers.get(IF_MATCH)?.to_str().ok().map(|etag| etag.trim_matches('"'))
+        self.header("if-match").map(|etag| etag.trim_matches('"'))
     }
 
     /// Whether `If-Match` allows to change what has the etag `current` now.
@@ -98,28 +80,34 @@ impl Call<'_> {
     }
 }
 
-/// What a request that succeeded is answered: a status, a body, and its etag.
+/// What a request that succeeded is answered.
 struct Answer {
     status: StatusCode,
     body: Option<Value>,
-    etag: Option<String>,
+    headers: Vec<(&'static str, String)>,
 }
 
 impl Answer {
     fn ok(body: Value) -> Self {
-        Self { status: StatusCode::OK, body: Some(body), etag: None }
+        Self { status: StatusCode::OK, body: Some(body), headers: Vec::new() }
     }
 
     fn tagged(body: Value, etag: &str) -> Self {
-        Self { etag: Some(format!("\"{etag}\"")), ..Self::ok(body) }
+        Self::ok(body).with("etag", format!("\"{etag}\""))
     }
 
     fn no_content() -> Self {
-        Self { status: StatusCode::NO_CONTENT, body: None, etag: None }
+        Self { status: StatusCode::NO_CONTENT, body: None, headers: Vec::new() }
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
     }
 }
 
-async fn respond(request: Request<Incoming>, hub: &Shared) -> Response<Full<Bytes>> {
+/// Carries out a request.
+pub(super) async fn respond(request: Request<Incoming>, hub: &Shared) -> Response<Full<Bytes>> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let result = handle(request, hub).await;
     let mut response = Response::new(Full::default());
@@ -129,8 +117,10 @@ async fn respond(request: Request<Incoming>, hub: &Shared) -> Response<Full<Byte
     }
     let (status, body) = match result {
         Ok(answer) => {
-            if let Some(Ok(etag)) = answer.etag.map(|etag| etag.parse()) {
-                headers.insert(ETAG, etag);
+            for (name, value) in answer.headers {
+                if let Ok(value) = value.parse() {
+                    headers.insert(name, value);
+                }
             }
             (answer.status, answer.body)
         }

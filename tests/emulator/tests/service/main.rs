@@ -1,0 +1,8 @@
+//! The service API, resource by resource, as an operator's tools meet it.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "../client/mod.rs"]
+mod client;
+
+mod query;
