@@ -1,7 +1,7 @@
 //! One device as the hub holds it: identity, twin, session, and the connection if there is one.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::Publish;
@@ -11,9 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::clock::NEVER;
 use super::identity::Identity;
+use super::inbox::Inbox;
 use super::query::Document;
 use super::topic;
 use super::twin::{Twin, with};
+
+/// Reported patches kept of a device: more than any test looks at.
+const HISTORY_LIMIT: usize = 1024;
 
 /// A device's answer to a direct method.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,14 +46,16 @@ pub(super) struct Link {
 pub(super) struct Device {
     pub identity: Identity,
     pub twin: Twin,
-    /// Topic filters subscribed to; they outlive a connection that asked for a persistent session.
-    pub filters: BTreeSet<String>,
+    /// Topic filters subscribed to, and whether at QoS 1; they outlive a connection that asked for a persistent
+    /// session.
+    pub filters: BTreeMap<String, bool>,
+    pub inbox: Inbox,
     pub link: Option<Link>,
     /// Accepted connections so far.
     pub connects: usize,
     pub last_activity: String,
-    /// Each accepted reported patch, oldest first.
-    pub history: Vec<Value>,
+    /// The newest accepted reported patches, oldest first.
+    pub history: VecDeque<Value>,
 }
 
 impl Device {
@@ -57,11 +63,12 @@ impl Device {
         Self {
             identity,
             twin: Twin::new(now),
-            filters: BTreeSet::new(),
+            filters: BTreeMap::new(),
+            inbox: Inbox::default(),
             link: None,
             connects: 0,
             last_activity: NEVER.to_owned(),
-            history: Vec::new(),
+            history: VecDeque::new(),
         }
     }
 
@@ -71,6 +78,30 @@ impl Device {
         self.link = Some(link);
         self.connects = self.connects.saturating_add(1);
         self.last_activity = now;
+        self.inbox.restart();
+        self.deliver();
+    }
+
+    /// Sends what waits in the inbox, as far as the device listens for it and keeps up.
+    pub fn deliver(&mut self) {
+        let Some(link) = &self.link else { return };
+        let mut filters = self.filters.iter();
+        let Some((_, acked)) = filters.find(|(filter, _)| filter.ends_with(topic::DEVICE_BOUND)) else {
+            return;
+        };
+        let qos = if *acked { QoS::AtLeastOnce } else { QoS::AtMostOnce };
+        while let Ok(place) = link.outgoing.try_reserve() {
+            let Some(publish) = self.inbox.next(qos) else { return };
+            place.send(publish);
+        }
+    }
+
+    /// Notes a patch of the reported properties.
+    pub fn remember(&mut self, patch: Value) {
+        if self.history.len() >= HISTORY_LIMIT {
+            self.history.pop_front();
+        }
+        self.history.push_back(patch);
     }
 
     /// Closes the connection, if there is one.
@@ -82,7 +113,7 @@ impl Device {
 
     /// Whether a method call would reach the device.
     pub fn takes_methods(&self) -> bool {
-        self.link.is_some() && self.filters.contains(topic::METHODS)
+        self.link.is_some() && self.filters.contains_key(topic::METHODS)
     }
 
     /// Sends a method request. Nothing if the device is not there to take it.
@@ -92,7 +123,7 @@ impl Device {
         request: String,
         payload: &Value,
     ) -> Option<oneshot::Receiver<MethodResponse>> {
-        let link = self.link.as_mut().filter(|_| self.filters.contains(topic::METHODS))?;
+        let link = self.link.as_mut().filter(|_| self.filters.contains_key(topic::METHODS))?;
         let (answer, answered) = oneshot::channel();
         let topic = format!("$iothub/methods/POST/{name}/?$rid={request}");
         let sent = link.outgoing.try_send(Publish::new(topic, QoS::AtMostOnce, payload.to_string()));
@@ -105,7 +136,9 @@ impl Device {
 
     /// Sends a change of the desired properties to a device that listens for it. It is not kept for one that does not.
     pub fn push_desired(&mut self, patch: &Value) {
-        let Some(link) = self.link.as_mut().filter(|_| self.filters.contains(topic::DESIRED)) else { return };
+        let Some(link) = self.link.as_mut().filter(|_| self.filters.contains_key(topic::DESIRED)) else {
+            return;
+        };
         let topic = format!("$iothub/twin/PATCH/properties/desired/?$version={}", self.twin.desired.version);
         if link.outgoing.try_send(Publish::new(topic, QoS::AtMostOnce, patch.to_string())).is_err() {
             tracing::warn!("desired properties not pushed: the device does not read");
@@ -118,7 +151,8 @@ impl Device {
 
     /// The answer of `GET /devices/{id}`.
     pub fn identity_for_service(&self, id: &str) -> Value {
-        self.identity.for_service(id, self.connection(), &self.last_activity)
+        let identity = self.identity.for_service(id, self.connection(), &self.last_activity);
+        with(identity, [self.message_count()])
     }
 
     /// The answer of `GET /twins/{id}`.
@@ -129,7 +163,12 @@ impl Device {
     /// The twin but for tags and properties.
     fn head(&self, id: &str) -> Value {
         let head = self.identity.for_twin(id, self.connection(), &self.last_activity);
-        with(head, [("etag", self.twin.etag().into()), ("version", self.twin.version.into())])
+        let version = ("version", self.twin.version.into());
+        with(head, [("etag", self.twin.etag().into()), version, self.message_count()])
+    }
+
+    fn message_count(&self) -> (&'static str, Value) {
+        ("cloudToDeviceMessageCount", self.inbox.len().into())
     }
 }
 

@@ -4,9 +4,11 @@
 mod admission;
 mod clock;
 mod device;
+mod events;
 mod failure;
 mod https;
 mod identity;
+mod inbox;
 mod listener;
 mod mqtt;
 #[allow(dead_code, reason = "conditions alone are for configurations and jobs")]
@@ -25,11 +27,13 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 pub use self::device::MethodResponse;
+pub use self::events::Event;
 use self::identity::Authentication;
 use self::listener::{accept, listen};
 pub use self::state::MethodError;
@@ -166,10 +170,41 @@ impl Hub {
         self.inner.shared.read(look).unwrap_or_default()
     }
 
-    /// Each accepted patch of the reported properties, oldest first.
+    /// Each accepted patch of the reported properties, oldest first; of very many, the newest.
     pub fn history(&self, id: &str) -> Vec<Value> {
         let look = |state: &State| state.devices.get(id).map(|device| device.history.clone());
-        self.inner.shared.read(look).unwrap_or_default()
+        self.inner.shared.read(look).unwrap_or_default().into()
+    }
+
+    /// The messages of the device to the cloud, oldest first; of very many, the newest.
+    pub fn events(&self, id: &str) -> Vec<Event> {
+        self.inner.shared.read(|state| state.events.of(id))
+    }
+
+    /// Waits until `wanted` is found among the messages of the device. Returns that message.
+    ///
+    /// # Errors
+    /// A text, if it did not come within `limit`.
+    pub async fn wait_event(
+        &self,
+        id: &str,
+        limit: Duration,
+        wanted: impl Fn(&Event) -> bool,
+    ) -> Result<Event, String> {
+        let look = |state: &State| state.events.of(id).into_iter().find(|event| wanted(event));
+        let found = self.inner.shared.wait(limit, look).await;
+        found.ok_or_else(|| format!("no such message from {id} within {limit:?}"))
+    }
+
+    /// Sends a message to the device. It is kept until the device has acknowledged it. Returns its message id.
+    pub fn send_c2d(
+        &self,
+        id: &str,
+        body: impl Into<Bytes>,
+        properties: &[(&str, &str)],
+    ) -> Result<String, HubError> {
+        let sent = self.change(|state| state.send_to_device(id, body.into(), properties));
+        sent.map_err(|failure| HubError::Refused(failure.message))
     }
 
     /// Connections accepted from the device so far.

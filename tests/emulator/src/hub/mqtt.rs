@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use rumqttc::mqttbytes::Error as MqttError;
 use rumqttc::mqttbytes::v4::{Codec, ConnAck, Connect, ConnectReturnCode, Packet, Publish};
-use rumqttc::mqttbytes::{Error as MqttError, QoS};
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -24,6 +24,7 @@ use super::device::Link;
 use super::listener::{Stream, shown_certificates};
 use super::session::Session;
 use super::state::{Shared, State};
+use super::topic;
 
 /// A message is at most 256 KiB; its topic comes on top.
 pub(super) const PACKET_LIMIT_BYTES: usize = 257 * 1024;
@@ -116,6 +117,10 @@ fn admit(
             state.faults.refuse = (times.saturating_sub(1), code);
             return Err(Some(refusal(code)));
         }
+        let will = connect.last_will.as_ref();
+        if will.is_some_and(|will| !topic::may_be_will(&connect.client_id, &will.topic)) {
+            return Err(None);
+        }
         let admission = admission::judge(state, connect, certificate).map_err(Some)?;
         attach(state, connect, admission).ok_or(Some(ConnectReturnCode::NotAuthorized))
     })
@@ -136,7 +141,7 @@ fn attach(state: &mut State, connect: &Connect, admission: Admission) -> Option<
     let silence = keep_alive.saturating_mul(3).checked_div(2).filter(|silence| !silence.is_zero());
     Some(Visit {
         session_present: !device.filters.is_empty(),
-        session: Session { device: admission.device, serial },
+        session: Session { device: admission.device, serial, will: connect.last_will.clone() },
         clean_session: connect.clean_session,
         outgoing,
         closing,
@@ -187,7 +192,6 @@ impl Visit {
                 }
                 Some(publish) = self.outgoing.recv() => {
                     tracing::info!(device = %self.session.device, topic = %publish.topic, "mqtt: sent");
-                    debug_assert_eq!(publish.qos, QoS::AtMostOnce);
                     if !send(wire, Packet::Publish(publish)).await {
                         return;
                     }

@@ -4,14 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::clock;
 use super::device::{Device, MethodResponse, Seen};
+use super::events::Events;
 use super::failure::Failure;
 use super::identity::{Authentication, Identity};
-use super::random;
+use super::{random, topic};
+
+/// A message to a device, with its properties.
+const C2D_LIMIT_BYTES: usize = 64 * 1024;
 
 /// Faults to inject.
 #[derive(Debug, Default)]
@@ -34,6 +39,7 @@ pub(super) struct Faults {
 #[derive(Debug)]
 pub(super) struct State {
     pub devices: BTreeMap<String, Device>,
+    pub events: Events,
     pub faults: Faults,
     /// The key of the policy `iothubowner`, in base64.
     pub owner_key: String,
@@ -85,6 +91,27 @@ impl State {
         Ok(())
     }
 
+    /// Queues a message for a device, and sends it if the device is there to take it. Returns the message id.
+    pub fn send_to_device(
+        &mut self,
+        id: &str,
+        body: Bytes,
+        properties: &[(&str, &str)],
+    ) -> Result<String, Failure> {
+        let message_id = random::hex(16);
+        let device = self.device(id)?;
+        let topic = topic::device_bound(id, &message_id, properties);
+        if topic.len().saturating_add(body.len()) > C2D_LIMIT_BYTES {
+            return Err(Failure::new(413, "MessageTooLarge", "A message to a device has at most 64 KiB."));
+        }
+        if !device.inbox.push(topic, body) {
+            let message = "Total number of messages for the device exceeded the limit.";
+            return Err(Failure::new(403, "DeviceMaximumQueueDepthExceeded", message));
+        }
+        device.deliver();
+        Ok(message_id)
+    }
+
     /// Changes reported properties. Returns their new version.
     pub fn patch_reported(&mut self, id: &str, patch: &Value) -> Result<i64, Failure> {
         if let Some(status) = self.faults.fail_next_patch.take() {
@@ -92,7 +119,7 @@ impl State {
         }
         let device = self.device(id)?;
         device.twin.reported.patch(patch, &clock::now_text())?;
-        device.history.push(patch.clone());
+        device.remember(patch.clone());
         Ok(device.twin.reported.version)
     }
 }
@@ -108,6 +135,7 @@ impl Shared {
     pub fn new(host_names: Vec<String>) -> Self {
         let state = State {
             devices: BTreeMap::new(),
+            events: Events::default(),
             faults: Faults::default(),
             owner_key: random::key(),
             host_names,

@@ -72,6 +72,11 @@ pub async fn tls(hub: &Hub, port: u16, certificate: Option<(&str, &str)>) -> Tls
     connector.connect(ServerName::try_from("localhost").unwrap(), socket).await.unwrap()
 }
 
+/// An HTTPS client that trusts this hub.
+pub fn http(hub: &Hub) -> reqwest::Client {
+    reqwest::Client::builder().tls_backend_preconfigured(tls_config(hub, None)).build().unwrap()
+}
+
 /// CONNECT of device `id` (or `device/module`), for a session that persists.
 pub fn connect(id: &str, password: &str) -> Connect {
     let mut connect = Connect::new(id);
@@ -148,6 +153,17 @@ impl Device {
         match self.next().await {
             Some(Packet::SubAck(granted)) => granted.return_codes,
             other => panic!("expected a SUBACK, got {other:?}"),
+        }
+    }
+
+    /// Subscribes at QoS 1. Returns the first message, which may come before the SUBACK.
+    pub async fn subscribe_and_first(&mut self, filter: &str) -> Publish {
+        let mut subscribe = Subscribe::new(filter, QoS::AtLeastOnce);
+        subscribe.pkid = 3;
+        self.send(Packet::Subscribe(subscribe)).await;
+        match self.next().await {
+            Some(Packet::Publish(publish)) => publish,
+            _ => self.message().await,
         }
     }
 

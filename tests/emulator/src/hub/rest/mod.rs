@@ -2,6 +2,7 @@
 
 mod device;
 mod faults;
+mod message;
 mod method;
 mod query;
 mod twin;
@@ -36,6 +37,8 @@ async fn route(call: &Call<'_>, segments: &[&str]) -> Result<Answer, Failure> {
         (&Method::GET, ["devices", id]) => device::get(call, id),
         (&Method::PUT, ["devices", id]) => device::put(call, id),
         (&Method::DELETE, ["devices", id]) => device::delete(call, id),
+        (&Method::DELETE, ["devices", id, "commands"]) => message::purge(call, id),
+        (&Method::POST, ["devices", id, "messages", "devicebound"]) => message::send(call, id),
         (&Method::GET, ["twins", id]) => twin::get(call, id),
         (&Method::PATCH, ["twins", id]) => twin::patch(call, id),
         (&Method::POST, ["twins", id, "methods"]) => method::call(call, id).await,
