@@ -33,6 +33,9 @@ const SERVE_HELP: &str = r#"The keys and the certificate authority are new at ea
 for it, the port of --mqtt-port and the authority's certificate of --ca-file as the one to trust. It also prints how
 to call a method of the device and read its twin with curl.
 
+GET /emulator/events/dev-1, with a token of iothubowner, gives what the device has sent to the cloud; and POST
+/devices/dev-1/messages/devicebound sends it a message.
+
 Faults are injected by POST /emulator/faults with a token of iothubowner, as JSON with any of these keys:
   {"dropConnections": true}                    drops every device's connection, without a word
   {"refuseConnects": {"times": 2, "code": 3}}  refuses the next connects with this CONNACK code

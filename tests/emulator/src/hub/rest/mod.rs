@@ -1,6 +1,7 @@
 //! The service side: who may ask, which resource answers, and what an answer looks like.
 
 mod device;
+mod events;
 mod faults;
 mod message;
 mod method;
@@ -42,6 +43,7 @@ async fn route(call: &Call<'_>, segments: &[&str]) -> Result<Answer, Failure> {
         (&Method::GET, ["twins", id]) => twin::get(call, id),
         (&Method::PATCH, ["twins", id]) => twin::patch(call, id),
         (&Method::POST, ["twins", id, "methods"]) => method::call(call, id).await,
+        (&Method::GET, ["emulator", "events", id]) => Ok(events::list(call, id)),
         (&Method::POST, ["emulator", "faults"]) => faults::post(call).await,
         (method, _) => {
             let message = format!("The emulator has no {method} /{}.", segments.join("/"));
