@@ -1,6 +1,7 @@
 //! `hub-emulator`: an IoT Hub on this machine, to point a device and one's own tools at.
 
 mod demo;
+mod lone_board;
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ enum Command {
     Serve(Serve),
     /// Shows one update of an emulated board, from the method call to its end
     Demo(demo::Demo),
+    /// Runs an emulated board against a hub that runs already, and offers an image for it, until Ctrl-C
+    Board(lone_board::LoneBoard),
 }
 
 const SERVE_HELP: &str = r#"The keys and the certificate authority are new at each start. Give the device the connection string that is printed
@@ -79,6 +82,8 @@ enum CliError {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Demo(#[from] demo::DemoError),
+    #[error(transparent)]
+    Board(#[from] lone_board::LoneBoardError),
 }
 
 fn main() -> ExitCode {
@@ -105,6 +110,7 @@ fn run(command: &Command) -> Result<(), CliError> {
             Ok(runtime.block_on(serve(options))?)
         }
         Command::Demo(options) => Ok(runtime.block_on(demo::run(options))?),
+        Command::Board(options) => Ok(runtime.block_on(lone_board::run(options))?),
     }
 }
 

@@ -17,7 +17,8 @@ from certificates import Workshop
 # A loaded machine may take its time; a test that passes does not wait for it.
 LIMIT_SECS = 30
 SERVICE = os.environ["HUB_SERVICE"]
-CA_PEM = Path(os.environ["HUB_CA"]).read_text()
+CA_FILE = os.environ["HUB_CA"]
+CA_PEM = Path(CA_FILE).read_text()
 
 
 def until(condition, limit_secs=LIMIT_SECS):
