@@ -109,7 +109,7 @@ fn admit(
     certificates: &[CertificateDer<'_>],
 ) -> Result<Visit, Option<ConnectReturnCode>> {
     hub.change(|state| {
-        if state.faults.away {
+        if state.faults.away || state.faults.keep_out.contains(&connect.client_id) {
             return Err(None);
         }
         if let (times @ 1.., code) = state.faults.refuse {

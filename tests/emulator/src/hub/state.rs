@@ -1,6 +1,6 @@
 //! All the hub knows, behind one lock, and a bell that rings at each change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use super::identity::{Identity, Registration, is_module, module_key};
 use super::job::Job;
 use super::policy::Policies;
 use super::query::{Query, Source};
+use super::throttle::Operation;
 use super::twin::Write;
 use super::{random, topic};
 
@@ -38,6 +39,10 @@ pub(super) struct Faults {
     pub mute_twin: bool,
     /// The status to refuse the next reported patch with.
     pub fail_next_patch: Option<u16>,
+    /// Devices that do not get through.
+    pub keep_out: BTreeSet<String>,
+    /// How many more calls of services to refuse as too many: of one kind, or (none) of any.
+    pub throttle: BTreeMap<Option<Operation>, usize>,
 }
 
 /// What the hub knows.

@@ -4,6 +4,8 @@ mod access;
 mod bulk;
 mod configuration;
 mod device;
+mod events;
+mod faults;
 mod job;
 mod message;
 mod method;
@@ -17,7 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -28,6 +30,7 @@ use tokio::time::timeout;
 use super::failure::{Failure, tracking_id};
 use super::identity::module_key;
 use super::state::Shared;
+use super::throttle::Operation;
 use super::twin::Write;
 
 /// A client's time for sending a request.
@@ -50,6 +53,8 @@ async fn route(call: &Call<'_>, segments: &[&str]) -> Result<Answer, Failure> {
         (&Method::DELETE, ["devices", id, "modules", module]) => module::delete(call, id, module),
         (&Method::DELETE, ["devices", id, "commands"]) => message::purge(call, id),
         (&Method::POST, ["devices", id, "messages", "devicebound"]) => message::send(call, id),
+        (&Method::GET, ["emulator", "events", id]) => Ok(events::list(call, id)),
+        (&Method::POST, ["emulator", "faults"]) => faults::post(call).await,
         (&Method::GET, ["configurations"]) => configuration::list(call),
         (&Method::POST, ["configurations", "testQueries"]) => configuration::test_queries(call),
         (&Method::GET, ["configurations", id]) => configuration::get(call, id),
@@ -186,6 +191,9 @@ pub(super) async fn respond(request: Request<Incoming>, hub: &Shared) -> Respons
             (answer.status, answer.body)
         }
         Err(failure) => {
+            if failure.status == 429 {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             if let Ok(symbol) = failure.symbol.parse() {
                 headers.insert("iothub-errorcode", symbol);
             }
@@ -196,7 +204,7 @@ pub(super) async fn respond(request: Request<Incoming>, hub: &Shared) -> Respons
     tracing::info!(%method, path, status = status.as_u16(), "https");
     *response.status_mut() = status;
     if let Some(body) = body {
-        let json = hyper::header::HeaderValue::from_static("application/json; charset=utf-8");
+        let json = HeaderValue::from_static("application/json; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, json);
         *response.body_mut() = Full::from(body.to_string());
     }
@@ -216,6 +224,9 @@ async fn handle(request: Request<Incoming>, hub: &Shared) -> Result<Answer, Fail
     let call = Call { hub, head, body: read(body).await? };
     if call.parameter("api-version").is_none() {
         return Err(Failure::new(400, "InvalidProtocolVersion", "The query has no api-version."));
+    }
+    if let Some(operation) = Operation::of(&call.head.method, &segments) {
+        hub.change(|state| state.throttle(operation))?;
     }
     route(&call, &segments).await
 }
