@@ -1,5 +1,6 @@
 //! What to install: the arguments that all ways of asking for an update share.
 
+use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -44,12 +45,15 @@ pub(super) struct Wanted {
 impl Package {
     /// Reads the copy, and looks at all with the device's own eyes. `uri_key` is `fwPackageUri` in the method and
     /// `fwPackageURI` in the desired property, as in Microsoft's tutorials.
-    pub fn wanted(&self, uri_key: &str) -> Result<Wanted, CliError> {
+    pub async fn wanted(&self, uri_key: &str) -> Result<Wanted, CliError> {
         let (mut check, mut size) = (self.check_value, self.size);
-        if let Some(path) = &self.check_file {
+        if let Some(path) = self.check_file.clone() {
             let read = |source| CliError::Read { path: path.clone(), source };
-            size = size.or(Some(path.metadata().map_err(read)?.len()));
-            check = Some(check_value(path).map_err(read)?);
+            let copy = path.clone();
+            let measure = move || Ok((check_value(&copy)?, copy.metadata()?.len()));
+            let measured = tokio::task::spawn_blocking(measure).await.map_err(io::Error::other);
+            let (digest, bytes) = measured.and_then(|measured| measured).map_err(read)?;
+            (check, size) = (Some(digest), size.or(Some(bytes)));
         }
         let entries = [
             (uri_key, Some(Value::from(self.uri.as_str()))),

@@ -55,11 +55,16 @@ impl<'a> Story<'a> {
 
     fn say(&mut self, twin: &Value, look: &Look) -> Result<(), CliError> {
         self.screen.event(&look.event(self.device))?;
+        let last_word = self.told.as_ref().map(|(word, ..)| *word);
+        if matches!(last_word, Some(Word::Waiting | Word::Downloading)) && look.word == Word::Applied {
+            // A small image was applied between two looks.
+            self.screen.line(Word::Applying.text())?;
+        }
         if let Some(outcome) = &look.outcome {
             self.screen.event(&outcome.event(self.device))?;
             return self.screen.line(&sentence(outcome, Report::of(twin)));
         }
-        if self.told.as_ref().is_none_or(|(word, ..)| *word != look.word) {
+        if last_word != Some(look.word) {
             self.screen.line(look.word.text())?;
         }
         look.sentence.as_ref().map_or(Ok(()), |sentence| self.screen.line(&format!("  {sentence}")))

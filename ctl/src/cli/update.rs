@@ -54,7 +54,7 @@ pub(super) struct Update {
 
 impl Update {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
-        let wanted = self.package.wanted("fwPackageUri")?;
+        let wanted = self.package.wanted("fwPackageUri").await?;
         let before = ctl.service.twin(&self.device).await?;
         let called = ctl.service.call(&self.device, "firmwareUpdate", wanted.payload, self.patience()).await;
         let (follow, doubt) = match called {

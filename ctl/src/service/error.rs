@@ -117,7 +117,8 @@ impl ServiceError {
                  valid yet, look at this machine's clock"
             }
             Self::NotAuthorised { .. } => {
-                "take the connection string of a policy with ServiceConnect and RegistryWrite, such as iothubowner"
+                "take the connection string of a policy with ServiceConnect, such as `service`, and for rollouts \
+                 RegistryWrite, such as `iothubowner`"
             }
             Self::ClockWrong { .. } => "set it: the hub takes no token of a machine with another time",
             Self::Offline { .. } => {

@@ -63,6 +63,8 @@ async fn a_real_device_is_updated_and_a_sick_image_is_told_to_be_rolled_back() {
     let run = update("2.0", Traits::default()).await;
     assert_eq!(run.code, 0, "{run:?}\n{}", board.log());
     assert!(run.stdout.starts_with("gateway-1: Firmware update started\n"), "{run:?}");
+    let applied = "Download complete, applying firmware...\n";
+    assert!(run.stdout.contains(applied), "{run:?}");
     assert!(run.stdout.ends_with("Firmware applied; version 2.0 runs from slot b\n"), "{run:?}");
     assert_eq!(board.booted(), Some(Slot::B));
 
@@ -72,4 +74,26 @@ async fn a_real_device_is_updated_and_a_sick_image_is_told_to_be_rolled_back() {
     let run = update("3.0", Traits::SICK).await;
     assert_eq!(run.code, 6, "{run:?}");
     assert!(run.stderr.contains("RolledBackBefore"), "{run:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_reaches_a_real_device_and_leaves_one_alone_that_has_the_version() {
+    let rig = Rig::new().await;
+    let board = board(&rig).await;
+    let images = ImageServer::start(Some(rig.hub.authority().server_config())).await.unwrap();
+    let copy = rig.dir.path().join("2.0.img");
+    std::fs::write(&copy, board_image("2.0", Traits::default(), IMAGE_BYTES, 7)).unwrap();
+    for (rollout, name) in [("fw-2", "2.0.img"), ("fw-2b", "again.img")] {
+        images.put_file(name, &copy);
+        let (uri, copy) = (images.url(name), copy.to_str().unwrap());
+        let create = ["rollout", "create", rollout, "--target", "deviceId = 'gateway-1'", "--uri", &uri];
+        let create: Vec<_> = create.into_iter().chain(["--check-file", copy, "--version", "2.0"]).collect();
+        let run = rig.run(&create).await;
+        assert_eq!(run.code, 0, "{run:?}");
+        let run = rig.run(&["rollout", "run", rollout, "--interval", "200ms"]).await;
+        assert_eq!(run.code, 0, "{run:?}\n{}", board.log());
+        assert!(run.stdout.ends_with("complete\n"), "{run:?}");
+    }
+    assert_eq!(board.booted(), Some(Slot::B));
+    assert_eq!(images.bytes_sent("again.img"), 0, "what is desired runs already");
 }

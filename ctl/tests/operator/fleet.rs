@@ -51,6 +51,7 @@ async fn rings_open_one_after_the_other_as_long_as_the_gate_allows() {
     assert_eq!(run.code, 0, "{run:?}");
     assert!(run.stdout.contains("devices: ring 1 has 2, ring 2 has 1"), "{run:?}");
     assert_eq!(rig.run(&create(&["--target", "*"])).await.code, 8, "there already");
+    assert_eq!(rig.run(&create(&["--rings", "*", "--rings", RING_2])).await.code, 2);
     a1.desires("u-2").await;
     a2.desires("u-2").await;
     assert_eq!(desired_id(&rig, "b1"), Value::Null);

@@ -71,6 +71,19 @@ async fn a_hub_that_cannot_be_asked_is_said_to_be_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_throttles_is_asked_again_later() {
+    let rig = Rig::new().await;
+    rig.hub.add_device("gateway-1");
+    rig.hub.throttle(None, 1);
+    let run = rig.run(&["twin", "gateway-1"]).await;
+    assert_eq!(run.code, 0, "{run:?}");
+    assert!(
+        run.stderr.starts_with("twinbootctl: the hub throttles these calls; trying again in "),
+        "{run:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_settings_may_be_in_files() {
     use std::os::unix::fs::PermissionsExt as _;
     let rig = Rig::new().await;

@@ -30,7 +30,7 @@ pub(super) struct Create {
 
 impl Create {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
-        let wanted = self.package.wanted("fwPackageUri")?;
+        let wanted = self.package.wanted("fwPackageUri").await?;
         let start_time = self.at.map(|at| humantime::format_rfc3339_seconds(at).to_string());
         let order = JobOrder {
             id: &self.name,

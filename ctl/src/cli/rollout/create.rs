@@ -36,28 +36,34 @@ pub(super) struct Create {
 
 impl Create {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
-        let wanted = self.package.wanted("fwPackageURI")?;
+        let wanted = self.package.wanted("fwPackageURI").await?;
         let Some(version) = self.package.version.clone() else {
             let why = "a rollout needs --version: by it devices are known that have it already";
             return Err(CliError::Usage(why.to_owned()));
         };
+        let rings = self.target.map_or(self.rings, |target| vec![target]);
+        if rings.iter().rev().skip(1).any(|ring| ring == "*") {
+            return Err(CliError::Usage(
+                "only the last ring may be '*': nobody is left for those behind".to_owned(),
+            ));
+        }
         let rollout = Rollout {
             name: self.name,
             version,
             update_id: wanted.id,
-            rings: self.target.map_or(self.rings, |target| vec![target]),
+            rings,
             open: 1,
             gate: Gate { failed_percent: self.gate_failed_percent, done_percent: self.gate_done_percent },
             paused: false,
         };
         // Asked first: a condition that the hub does not understand, or that nobody meets, is told before it acts.
-        let mut rings = Vec::new();
+        let mut counts = Vec::new();
         for (ring, condition) in (1..).zip(&rollout.rings) {
             let devices = count(ctl, condition).await?;
             if devices == 0 {
                 notice(&format!("no device meets the condition of ring {ring} now: {condition}"));
             }
-            rings.push(format!("ring {ring} has {devices}"));
+            counts.push(format!("ring {ring} has {devices}"));
         }
         ctl.service.create_configuration(&rollout.name, rollout.configuration(&wanted.payload)).await?;
         if ctl.json {
@@ -66,7 +72,7 @@ impl Create {
         } else {
             let (name, package) = (&rollout.name, self.package.name());
             print_line(&format!("rollout {name}: {package}; ring 1 of {} is open", rollout.rings.len()))?;
-            print_line(&format!("devices: {}", rings.join(", ")))?;
+            print_line(&format!("devices: {}", counts.join(", ")))?;
         }
         Ok(Exit::Done)
     }
