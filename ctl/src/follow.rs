@@ -127,13 +127,10 @@ impl Follow {
         let sentence = report.reported("firmware/fwUpdateSubstatus");
         let waiting =
             Look { word: Word::Waiting, sentence: None, amount: None, bytes_per_sec: None, outcome: None };
-        match (&self.id, report.update_id()) {
-            (Some(ours), theirs) if theirs != Some(ours) => {
-                let replaced = theirs.filter(|_| self.seen);
-                let outcome = replaced.map(|theirs| Outcome::Replaced(theirs.to_owned()));
-                return Look { outcome, ..waiting };
-            }
-            _ => {}
+        let theirs = report.update_id();
+        if self.id.as_deref().is_some_and(|ours| theirs != Some(ours)) {
+            let replaced = theirs.filter(|_| self.seen).map(str::to_owned);
+            return Look { outcome: replaced.map(Outcome::Replaced), ..waiting };
         }
         if self.stale.is_some() && Mark::of(report) == self.stale {
             return waiting;
