@@ -134,11 +134,11 @@ impl Call<'_> {
         pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
     }
 
-    /// How many items a list is to have at most.
+    /// How many items a list is to have. What lies beyond the `limit`, or is nothing, stands for the limit.
     fn top(&self, limit: usize) -> Result<usize, Failure> {
-        let bad = || Failure::bad_argument(format!("top is a number from 1 to {limit}."));
-        let top = self.parameter("top").map(|top| top.parse().ok().filter(|top| (1..=limit).contains(top)));
-        top.map_or(Ok(limit), |top| top.ok_or_else(bad))
+        let Some(top) = self.parameter("top") else { return Ok(limit) };
+        let top: usize = top.parse().map_err(|_| Failure::bad_argument("top is not a number."))?;
+        Ok(if (1..=limit).contains(&top) { top } else { limit })
     }
 }
 
