@@ -33,7 +33,7 @@ pub(super) fn judge(
     if connect.client_id != device {
         return Err(BadClientId);
     }
-    if !state.host_names.iter().any(|name| name.eq_ignore_ascii_case(host)) {
+    if !state.is_called(host) {
         return Err(NotAuthorized);
     }
     let known = state.devices.get(device).filter(|_| is_enabled(state, device)).ok_or(NotAuthorized)?;

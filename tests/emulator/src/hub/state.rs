@@ -12,6 +12,7 @@ use super::certificates::Authorities;
 use super::clock;
 use super::configuration::Configuration;
 use super::device::{Device, Seen};
+use super::dps::Provisioning;
 use super::events::Events;
 use super::failure::Failure;
 use super::identity::{Identity, Registration, is_module, module_key};
@@ -62,6 +63,7 @@ pub(super) struct State {
     pub events: Events,
     /// Whose signature on a certificate counts.
     pub authorities: Authorities,
+    pub dps: Provisioning,
     pub faults: Faults,
     pub policies: Policies,
     /// The names clients may call this hub by.
@@ -74,6 +76,11 @@ impl State {
     pub fn next_serial(&mut self) -> u64 {
         self.serial = self.serial.wrapping_add(1);
         self.serial
+    }
+
+    /// Whether `host` is a name of this hub.
+    pub fn is_called(&self, host: &str) -> bool {
+        self.host_names.iter().any(|name| name.eq_ignore_ascii_case(host))
     }
 
     /// The device, or 404.
@@ -200,6 +207,7 @@ impl Shared {
             strict_etags: false,
             events: Events::default(),
             authorities: Authorities::default(),
+            dps: Provisioning::new(),
             faults: Faults::default(),
             policies: Policies::new(),
             host_names,

@@ -6,6 +6,7 @@
 mod client;
 
 mod chains;
+mod dps;
 mod messages;
 mod raw;
 mod websocket;
