@@ -28,6 +28,7 @@ mod state;
 mod throttle;
 mod topic;
 mod twin;
+mod upload;
 mod websocket;
 
 use std::io;
@@ -52,6 +53,7 @@ pub use self::method::MethodError;
 use self::state::{Shared, State};
 pub use self::throttle::Operation;
 use self::twin::Write;
+pub use self::upload::{Upload, UploadNotification};
 use crate::ca::{Authority, AuthorityError};
 
 /// How often the real hub evaluates configurations.
@@ -253,6 +255,11 @@ impl Hub {
         let look = |state: &State| state.events.of(id).into_iter().find(|event| wanted(event));
         let found = self.inner.shared.wait(limit, look).await;
         found.ok_or_else(|| format!("no such message from {id} within {limit:?}"))
+    }
+
+    /// The files that the device has begun to upload, oldest first; of very many, the newest.
+    pub fn uploads(&self, id: &str) -> Vec<Upload> {
+        self.inner.shared.read(|state| state.uploads.of(id))
     }
 
     /// Sends a message to the device. It is kept until the device has acknowledged it. Returns its message id.

@@ -21,6 +21,7 @@ use super::policy::Policies;
 use super::query::{Query, Source};
 use super::throttle::Operation;
 use super::twin::Write;
+use super::upload::Uploads;
 use super::{random, topic};
 
 /// A message to a device, with its properties.
@@ -61,6 +62,7 @@ pub(super) struct State {
     /// Whether an etag without quotes is not seen where the real hub does not see it.
     pub strict_etags: bool,
     pub events: Events,
+    pub uploads: Uploads,
     /// Whose signature on a certificate counts.
     pub authorities: Authorities,
     pub dps: Provisioning,
@@ -206,6 +208,7 @@ impl Shared {
             active_jobs_limit: ACTIVE_JOBS_LIMIT,
             strict_etags: false,
             events: Events::default(),
+            uploads: Uploads::default(),
             authorities: Authorities::default(),
             dps: Provisioning::new(),
             faults: Faults::default(),

@@ -9,4 +9,5 @@ mod chains;
 mod dps;
 mod messages;
 mod raw;
+mod uploads;
 mod websocket;

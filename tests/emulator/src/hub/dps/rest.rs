@@ -2,72 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, IF_MATCH};
-use hyper::http::request::Parts;
-use hyper::{Method, Response, StatusCode};
-use rustls::pki_types::CertificateDer;
+use hyper::Method;
+use hyper::header::{AUTHORIZATION, IF_MATCH};
 use serde_json::{Value, json};
 
 use super::registration::{Answer, Registration};
 use super::{Enrollment, OWNER, Proof, Provisioning, Refusal};
 use crate::hub::clock;
-use crate::hub::random;
+use crate::hub::https::{Call, Reply};
 use crate::hub::sas::Token;
 use crate::hub::state::State;
 
-/// A request, with its whole body.
-pub(in crate::hub) struct Call<'a> {
-    pub head: &'a Parts,
-    /// The path, decoded.
-    pub segments: &'a [&'a str],
-    pub body: &'a Bytes,
-    /// What the client showed in the TLS handshake.
-    pub chain: &'a [CertificateDer<'static>],
-}
-
-/// What to answer.
-pub(in crate::hub) struct Reply {
-    pub status: u16,
-    /// Null for none.
-    pub body: Value,
-    pub headers: Vec<(&'static str, String)>,
-}
-
-impl Reply {
-    fn ok(body: Value) -> Self {
-        Self { status: 200, body, headers: Vec::new() }
-    }
-
-    fn no_content() -> Self {
-        Self { status: 204, ..Self::ok(Value::Null) }
-    }
-}
-
 impl From<Refusal> for Reply {
     fn from(refusal: Refusal) -> Self {
-        Self { status: refusal.status, ..Self::ok(refusal.body()) }
-    }
-}
-
-impl From<Reply> for Response<Full<Bytes>> {
-    fn from(reply: Reply) -> Self {
-        let mut response = Self::default();
-        *response.status_mut() =
-            StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let id = [("x-ms-request-id", random::hex(16))];
-        for (name, value) in reply.headers.into_iter().chain(id) {
-            if let Ok(value) = value.parse() {
-                response.headers_mut().insert(name, value);
-            }
-        }
-        if !reply.body.is_null() {
-            let json = HeaderValue::from_static("application/json; charset=utf-8");
-            response.headers_mut().insert(CONTENT_TYPE, json);
-            *response.body_mut() = Full::from(reply.body.to_string());
-        }
-        response
+        Self::json(refusal.status, &refusal.body())
     }
 }
 
@@ -94,6 +42,10 @@ pub(in crate::hub) fn respond(state: &mut State, call: &Call) -> Reply {
     result.unwrap_or_else(Reply::from)
 }
 
+fn ok(body: Value) -> Reply {
+    Reply::json(200, &body)
+}
+
 impl Call<'_> {
     fn of_device(&self, state: &mut State, id: &str, rest: &[&str]) -> Result<Reply, Refusal> {
         let password = self.header(AUTHORIZATION.as_str()).unwrap_or_default();
@@ -114,14 +66,12 @@ impl Call<'_> {
     }
 
     fn reply(&self, answer: Answer, id: &str, scope: &str) -> Reply {
-        let mut headers = Vec::new();
-        if let Some(secs) = answer.retry_after_secs {
-            let operation = &answer.operation_id;
-            let host = self.header("host").unwrap_or("localhost");
-            let location = format!("https://{host}/{scope}/registrations/{id}/operations/{operation}");
-            headers.extend([("retry-after", secs.to_string()), ("location", location)]);
-        }
-        Reply { status: answer.status, body: answer.body, headers }
+        let reply = Reply::json(answer.status, &answer.body);
+        let Some(secs) = answer.retry_after_secs else { return reply };
+        let host = self.header("host").unwrap_or("localhost");
+        let operation = &answer.operation_id;
+        let location = format!("https://{host}/{scope}/registrations/{id}/operations/{operation}");
+        reply.with("retry-after", secs.to_string()).with("location", location)
     }
 
     fn of_service(&self, dps: &mut Provisioning) -> Result<Reply, Refusal> {
@@ -139,12 +89,12 @@ impl Call<'_> {
             (&Method::POST, ["registrations", group, "query"]) => {
                 let of_group = |one: &Registration| one.group.as_deref() == Some(*group);
                 let found = dps.registrations.iter().filter(|(_, one)| of_group(one));
-                Ok(Reply::ok(found.map(|(id, one)| one.state(id)).collect()))
+                Ok(ok(found.map(|(id, one)| one.state(id)).collect()))
             }
             (&Method::GET, ["registrations", id]) => dps.registration(id),
             (&Method::DELETE, ["registrations", id]) => {
                 let removed = dps.registrations.remove(&id.to_ascii_lowercase());
-                removed.map(|_| Reply::no_content()).ok_or_else(|| Refusal::not_found("Registration"))
+                removed.map(|_| Reply::empty(204)).ok_or_else(|| Refusal::not_found("Registration"))
             }
             _ => Err(self.nothing_there()),
         }
@@ -160,20 +110,18 @@ impl Call<'_> {
         let missing = || Refusal::not_found("Enrollment");
         match (method, rest) {
             (&Method::POST, ["query"]) => {
-                Ok(Reply::ok(all.iter().map(|(id, one)| one.for_service(kind.id_name(), id)).collect()))
+                Ok(ok(all.iter().map(|(id, one)| one.for_service(kind.id_name(), id)).collect()))
             }
-            (&Method::GET, [id]) => {
-                Ok(Reply::ok(all.get(*id).ok_or_else(missing)?.for_service(kind.id_name(), id)))
-            }
+            (&Method::GET, [id]) => Ok(ok(all.get(*id).ok_or_else(missing)?.for_service(kind.id_name(), id))),
             (&Method::POST, [id, "attestationmechanism"]) => {
-                Ok(Reply::ok(json!(all.get(*id).ok_or_else(missing)?.attestation)))
+                Ok(ok(json!(all.get(*id).ok_or_else(missing)?.attestation)))
             }
             (&Method::PUT, [id]) => {
                 self.check_etag(all.get(*id))?;
                 let enrollment = Enrollment::from_body(self.json()?, kind == Kind::Group)?;
                 let shown = enrollment.for_service(kind.id_name(), id);
                 all.insert((*id).to_owned(), enrollment);
-                Ok(Reply::ok(shown))
+                Ok(ok(shown))
             }
             (&Method::DELETE, [id]) => {
                 let stored = all.get(*id).ok_or_else(missing)?;
@@ -181,7 +129,7 @@ impl Call<'_> {
                     self.check_etag(Some(stored))?;
                 }
                 all.remove(*id);
-                Ok(Reply::no_content())
+                Ok(Reply::empty(204))
             }
             _ => Err(self.nothing_there()),
         }
@@ -213,10 +161,6 @@ impl Call<'_> {
         good.then_some(()).ok_or_else(Refusal::unauthorized)
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head.headers.get(name)?.to_str().ok()
-    }
-
     fn json(&self) -> Result<Value, Refusal> {
         let refuse = |error| Refusal::bad_request(format!("The body is not JSON: {error}"));
         serde_json::from_slice(self.body).map_err(refuse)
@@ -245,7 +189,7 @@ impl Kind {
 impl Provisioning {
     fn registration(&self, id: &str) -> Result<Reply, Refusal> {
         let found = self.registrations.get(&id.to_ascii_lowercase());
-        found.map(|one| Reply::ok(one.state(id))).ok_or_else(|| Refusal::not_found("Registration"))
+        found.map(|one| ok(one.state(id))).ok_or_else(|| Refusal::not_found("Registration"))
     }
 
     /// A registration goes with its enrollment.

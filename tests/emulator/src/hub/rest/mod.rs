@@ -219,7 +219,7 @@ async fn handle(request: Request<Incoming>, hub: &Shared) -> Result<Answer, Fail
     if segments.iter().any(|segment| segment.contains('/')) {
         return Err(Failure::bad_argument("No name has a slash."));
     }
-    let call = Call { hub, head, body: read(body).await? };
+    let call = Call { hub, head, body: read(body, BODY_LIMIT_BYTES).await? };
     if call.parameter("api-version").is_none() {
         return Err(Failure::new(400, "InvalidProtocolVersion", "The query has no api-version."));
     }
@@ -236,8 +236,8 @@ pub(super) fn segments(path: &str) -> Vec<String> {
 }
 
 /// The whole body, if it is not too large.
-pub(super) async fn read(body: Incoming) -> Result<Bytes, Failure> {
-    match timeout(PATIENCE, Limited::new(body, BODY_LIMIT_BYTES).collect()).await {
+pub(super) async fn read(body: Incoming, limit_bytes: usize) -> Result<Bytes, Failure> {
+    match timeout(PATIENCE, Limited::new(body, limit_bytes).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         _ => Err(Failure::new(413, "MessageTooLarge", "The body is too large, or did not arrive.")),
     }
