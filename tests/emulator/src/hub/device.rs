@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::Publish;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::NEVER;
-use super::identity::Identity;
+use super::configuration::Status;
+use super::identity::{Identity, is_module};
 use super::inbox::Inbox;
 use super::query::Document;
 use super::topic;
@@ -41,7 +42,7 @@ pub(super) struct Link {
     pub calls: BTreeMap<String, oneshot::Sender<MethodResponse>>,
 }
 
-/// A registered device.
+/// A registered device, or one of its modules.
 #[derive(Debug)]
 pub(super) struct Device {
     pub identity: Identity,
@@ -50,6 +51,8 @@ pub(super) struct Device {
     /// session.
     pub filters: BTreeMap<String, bool>,
     pub inbox: Inbox,
+    /// The configurations that target it, by id.
+    pub configurations: BTreeMap<String, Status>,
     pub link: Option<Link>,
     /// Accepted connections so far.
     pub connects: usize,
@@ -65,6 +68,7 @@ impl Device {
             twin: Twin::new(now),
             filters: BTreeMap::new(),
             inbox: Inbox::default(),
+            configurations: BTreeMap::new(),
             link: None,
             connects: 0,
             last_activity: NEVER.to_owned(),
@@ -164,7 +168,12 @@ impl Device {
     fn head(&self, id: &str) -> Value {
         let head = self.identity.for_twin(id, self.connection(), &self.last_activity);
         let version = ("version", self.twin.version.into());
-        with(head, [("etag", self.twin.etag().into()), version, self.message_count()])
+        let head = with(head, [("etag", self.twin.etag().into()), version, self.message_count()]);
+        if self.configurations.is_empty() {
+            return head;
+        }
+        let status = |(id, status): (&String, &Status)| (id.clone(), json!({ "status": status }));
+        with(head, [("configurations", self.configurations.iter().map(status).collect())])
     }
 
     fn message_count(&self) -> (&'static str, Value) {
@@ -172,16 +181,20 @@ impl Device {
     }
 }
 
-/// A device as queries see it: its twin, of which only what is asked for is put together.
+/// A device or a module as queries see it: its twin, of which only what is asked for is put together.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seen<'a> {
-    pub id: &'a str,
+    pub key: &'a str,
     pub device: &'a Device,
 }
 
 impl Seen<'_> {
+    pub fn identity(&self) -> Value {
+        self.device.identity_for_service(self.key)
+    }
+
     pub fn twin(&self) -> Value {
-        self.device.twin_for_service(self.id)
+        self.device.twin_for_service(self.key)
     }
 }
 
@@ -190,12 +203,16 @@ impl Document for Seen<'_> {
         let (first, rest) = path.split_first()?;
         let twin = &self.device.twin;
         match (first.as_str(), rest.split_first()) {
-            ("deviceId", None) => Some(Cow::Owned(self.id.into())),
+            ("deviceId", None) if !is_module(self.key) => Some(Cow::Owned(self.key.into())),
+            ("configurations", Some((id, rest))) => {
+                let status = json!({ "status": self.device.configurations.get(id)? });
+                status.find(rest).map(|value| Cow::Owned(value.into_owned()))
+            }
             ("tags", _) => twin.tags.properties.find(rest),
             ("properties", Some((section, rest))) if section == "desired" => twin.desired.find(rest),
             ("properties", Some((section, rest))) if section == "reported" => twin.reported.find(rest),
             ("properties", _) => self.twin().find(path).map(|value| Cow::Owned(value.into_owned())),
-            _ => self.device.head(self.id).find(path).map(|value| Cow::Owned(value.into_owned())),
+            _ => self.device.head(self.key).find(path).map(|value| Cow::Owned(value.into_owned())),
         }
     }
 }

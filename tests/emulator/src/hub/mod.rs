@@ -2,20 +2,26 @@
 //! over HTTPS for services, and faults on request. Everything is in memory and on the loopback interface.
 
 mod admission;
+mod certificates;
 mod clock;
+mod configuration;
 mod device;
 mod events;
 mod failure;
 mod https;
 mod identity;
 mod inbox;
+mod job;
 mod listener;
+mod method;
 mod mqtt;
-#[allow(dead_code, reason = "conditions alone are for configurations and jobs")]
+mod policy;
 mod query;
 mod random;
 mod rest;
+mod rollout;
 mod sas;
+mod scheduler;
 mod session;
 mod state;
 mod topic;
@@ -32,16 +38,22 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use self::certificates::Authorities;
+pub use self::certificates::CertificateError;
 pub use self::device::MethodResponse;
 pub use self::events::Event;
-use self::identity::Authentication;
+use self::identity::{Authentication, module_key};
 use self::listener::{accept, listen};
-pub use self::state::MethodError;
-use self::state::{Call, Shared, State};
+use self::method::Call;
+pub use self::method::MethodError;
+use self::state::{Shared, State};
+use self::twin::Write;
 use crate::ca::{Authority, AuthorityError};
 
 /// What a service connection string without a port means.
 const HTTPS_PORT: u16 = 443;
+/// How often the real hub evaluates configurations.
+const EVALUATION_INTERVAL: Duration = Duration::from_secs(300);
 
 /// How to start a hub. The default suits tests.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +64,14 @@ pub struct HubOptions {
     pub https_port: u16,
     /// Names of the hub besides `localhost` and `127.0.0.1`, for devices that reach it through a gateway.
     pub host_names: Vec<String>,
+    /// How often configurations are evaluated besides when something changed; 5 minutes if not given, as on the real
+    /// hub.
+    pub evaluation_interval: Option<Duration>,
+    /// Jobs that may wait or run at once; 1 if not given, as on a hub of the tier S1. S2 has 5, S3 has 10.
+    pub active_jobs_limit: Option<usize>,
+    /// Takes an etag without quotes in `If-Match` of `/configurations` for none, as the real hub does. Microsoft's
+    /// Python kit sends it so.
+    pub strict_etags: bool,
 }
 
 /// Why the hub refused what a test asked of it.
@@ -76,8 +96,8 @@ struct Inner {
     authority: Authority,
     mqtt_port: u16,
     https_port: u16,
-    /// Ends with its connections when dropped. The lock only makes it shareable.
-    _listeners: Mutex<JoinSet<()>>,
+    /// Ports and engines: end when dropped. The lock only makes them shareable.
+    _tasks: Mutex<JoinSet<()>>,
 }
 
 impl Hub {
@@ -87,16 +107,23 @@ impl Hub {
         let mut host_names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         host_names.extend(options.host_names);
         let shared = Arc::new(Shared::new(host_names));
+        shared.change(|state| {
+            state.strict_etags = options.strict_etags;
+            state.active_jobs_limit = options.active_jobs_limit.unwrap_or(state.active_jobs_limit);
+        });
         let loopback = Ipv4Addr::LOCALHOST.into();
         let (mqtt, https) =
             (listen(loopback, options.mqtt_port).await?, listen(loopback, options.https_port).await?);
         let (mqtt_port, https_port) = (mqtt.local_addr()?.port(), https.local_addr()?.port());
 
-        let mut listeners = JoinSet::new();
+        let mut tasks = JoinSet::new();
         let tls = Arc::new(authority.server_config_asking_clients());
-        listeners.spawn(accept(mqtt, Arc::clone(&tls), Arc::clone(&shared), mqtt::converse_on_port));
-        listeners.spawn(accept(https, tls, Arc::clone(&shared), https::converse));
-        let inner = Inner { shared, authority, mqtt_port, https_port, _listeners: Mutex::new(listeners) };
+        tasks.spawn(accept(mqtt, Arc::clone(&tls), Arc::clone(&shared), mqtt::converse_on_port));
+        tasks.spawn(accept(https, tls, Arc::clone(&shared), https::converse));
+        let interval = options.evaluation_interval.unwrap_or(EVALUATION_INTERVAL);
+        tasks.spawn(rollout::run(Arc::clone(&shared), interval));
+        tasks.spawn(scheduler::run(Arc::clone(&shared)));
+        let inner = Inner { shared, authority, mqtt_port, https_port, _tasks: Mutex::new(tasks) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -124,8 +151,16 @@ impl Hub {
     pub fn add_device(&self, id: &str) -> String {
         let key = random::key();
         let authentication = Authentication::Sas { primary: key.clone(), secondary: random::key() };
-        self.change(|state| state.register(id, authentication, true));
+        self.change(|state| state.register(id, authentication.into()));
         format!("HostName=localhost;DeviceId={id};SharedAccessKey={key}")
+    }
+
+    /// Registers a module of a device with new keys. Returns its connection string.
+    pub fn add_module(&self, device: &str, module: &str) -> String {
+        let key = random::key();
+        let authentication = Authentication::Sas { primary: key.clone(), secondary: random::key() };
+        self.change(|state| state.register(&module_key(device, module), authentication.into()));
+        format!("HostName=localhost;DeviceId={device};ModuleId={module};SharedAccessKey={key}")
     }
 
     /// Registers a device with a new certificate. Returns certificate and private key, in PEM.
@@ -133,19 +168,41 @@ impl Hub {
         let (certificate, key) = self.authority().client_certificate(id)?;
         let der = CertificateDer::from_pem_slice(certificate.as_bytes());
         let der = der.map_err(|error| HubError::Refused(error.to_string()))?;
-        let [_, sha256] = admission::thumbprints(&der);
+        let [_, sha256] = certificates::thumbprints(&der);
         let authentication = Authentication::SelfSigned { primary: Some(sha256), secondary: None };
-        self.change(|state| state.register(id, authentication, true));
+        self.change(|state| state.register(id, authentication.into()));
         Ok((certificate, key))
     }
 
-    /// The connection string of the policy `iothubowner`. Without the port that every client takes by itself:
-    /// Microsoft's Node kit understands none.
+    /// Registers a device that shows a certificate for its id, signed by an authority of [`Hub::add_ca`].
+    pub fn add_ca_device(&self, id: &str) {
+        self.change(|state| state.register(id, Authentication::CertificateAuthority.into()));
+    }
+
+    /// Trusts one or more authorities (PEM) to sign certificates of devices.
+    pub fn add_ca(&self, pem: &str) -> Result<(), CertificateError> {
+        let authorities = Authorities::from_pem(pem)?;
+        self.change(|state| state.authorities.extend(authorities));
+        Ok(())
+    }
+
+    /// The connection string of the policy `iothubowner`.
     pub fn service_connection_string(&self) -> String {
-        let key = self.inner.shared.read(|state| state.owner_key.clone());
+        self.policy_connection_string(policy::OWNER).unwrap_or_default()
+    }
+
+    /// The connection string of a policy: `iothubowner`, `service`, `device`, `registryRead` or
+    /// `registryReadWrite`; there are no others. It names no port that every client takes by itself: Microsoft's
+    /// Node kit understands none.
+    pub fn policy_connection_string(&self, name: &str) -> Option<String> {
+        let key = self.policy_key(name)?;
         let port = Some(self.https_port()).filter(|port| *port != HTTPS_PORT);
         let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-        format!("HostName=localhost{port};SharedAccessKeyName=iothubowner;SharedAccessKey={key}")
+        Some(format!("HostName=localhost{port};SharedAccessKeyName={name};SharedAccessKey={key}"))
+    }
+
+    fn policy_key(&self, name: &str) -> Option<String> {
+        self.inner.shared.read(|state| state.policies.named(name).map(|policy| policy.key.clone()))
     }
 }
 
@@ -154,9 +211,8 @@ impl Hub {
     /// A token of the policy `iothubowner`, for a day: the `Authorization` of a call by hand.
     pub fn service_token(&self) -> Option<String> {
         const LIFE_SECS: i64 = 24 * 3600;
-        let key = self.inner.shared.read(|state| state.owner_key.clone());
         let expiry = time::OffsetDateTime::now_utc().unix_timestamp() + LIFE_SECS;
-        sas::policy_token("localhost", "iothubowner", &key, expiry)
+        sas::policy_token("localhost", policy::OWNER, &self.policy_key(policy::OWNER)?, expiry)
     }
 
     /// The reported properties, without metadata and version; null for an unknown device.
@@ -221,7 +277,7 @@ impl Hub {
     pub fn patch_desired(&self, id: &str, patch: Value) -> Result<i64, HubError> {
         let patch = json!({ "properties": { "desired": patch } });
         self.change(|state| {
-            state.patch_twin(id, &patch)?;
+            state.write_twin(id, Write::Patch, &patch)?;
             Ok(state.device(id)?.twin.desired.version)
         })
         .map_err(|failure: failure::Failure| HubError::Refused(failure.message))

@@ -108,7 +108,6 @@ fn admit(
     connect: &Connect,
     certificates: &[CertificateDer<'_>],
 ) -> Result<Visit, Option<ConnectReturnCode>> {
-    let certificate = certificates.first().map(|first| first.as_ref());
     hub.change(|state| {
         if state.faults.away || state.faults.keep_out.contains(&connect.client_id) {
             return Err(None);
@@ -121,7 +120,7 @@ fn admit(
         if will.is_some_and(|will| !topic::may_be_will(&connect.client_id, &will.topic)) {
             return Err(None);
         }
-        let admission = admission::judge(state, connect, certificate).map_err(Some)?;
+        let admission = admission::judge(state, connect, certificates).map_err(Some)?;
         attach(state, connect, admission).ok_or(Some(ConnectReturnCode::NotAuthorized))
     })
 }

@@ -2,6 +2,8 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::identity::is_module;
+
 /// What RFC 3986 has escaped in the properties of a topic.
 const UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -13,6 +15,8 @@ pub(super) const DESIRED: &str = "$iothub/twin/PATCH/properties/desired/#";
 const TWIN_ANSWERS: &str = "$iothub/twin/res/#";
 /// How the filter for messages to the device ends.
 pub(super) const DEVICE_BOUND: &str = "/messages/devicebound/#";
+/// The same for messages from other modules.
+const MODULE_INPUTS: &str = "/inputs/#";
 
 /// What a device asks for by publishing.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,19 +31,25 @@ pub(super) enum Request<'a> {
     MethodResponse { status: i64, request: &'a str },
 }
 
-/// Whether `device` may subscribe to `filter`: the documented filters, to the letter.
-pub(super) fn is_filter_of(device: &str, filter: &str) -> bool {
-    [METHODS, DESIRED, TWIN_ANSWERS].contains(&filter)
-        || filter
-            .strip_prefix("devices/")
-            .and_then(|rest| rest.strip_prefix(device))
-            .is_some_and(|rest| rest == DEVICE_BOUND)
+/// What follows `devices/{device}`, or `devices/{device}/modules/{module}`, in a topic or filter of `key`'s own.
+fn below_own<'a>(key: &str, topic: &'a str) -> Option<&'a str> {
+    let rest = topic.strip_prefix("devices/")?;
+    match key.split_once('/') {
+        None => rest.strip_prefix(key),
+        Some((device, module)) => rest.strip_prefix(device)?.strip_prefix("/modules/")?.strip_prefix(module),
+    }
 }
 
-/// Reads the topic of a PUBLISH from `device`. The hub closes the connection on any topic that means nothing.
-pub(super) fn parse<'a>(device: &str, topic: &'a str) -> Option<Request<'a>> {
-    if let Some(rest) = topic.strip_prefix("devices/") {
-        let bag = rest.strip_prefix(device)?.strip_prefix("/messages/events")?;
+/// Whether the device or module `key` may subscribe to `filter`: the documented filters, to the letter.
+pub(super) fn is_filter_of(key: &str, filter: &str) -> bool {
+    let own = if is_module(key) { MODULE_INPUTS } else { DEVICE_BOUND };
+    [METHODS, DESIRED, TWIN_ANSWERS].contains(&filter) || below_own(key, filter) == Some(own)
+}
+
+/// Reads the topic of a PUBLISH from `key`. The hub closes the connection on any topic that means nothing.
+pub(super) fn parse<'a>(key: &str, topic: &'a str) -> Option<Request<'a>> {
+    if topic.starts_with("devices/") {
+        let bag = below_own(key, topic)?.strip_prefix("/messages/events")?;
         return (bag.is_empty() || bag.starts_with('/'))
             .then(|| Request::Telemetry { bag: bag.strip_prefix('/').unwrap_or(bag) });
     }
@@ -94,6 +104,8 @@ mod tests {
         let response = Some(Request::MethodResponse { status: -1, request: "2f" });
         assert_eq!(parse("d", "$iothub/methods/res/-1/?$rid=2f"), response);
         assert_eq!(parse("d", "devices/d/messages/events/a=b"), Some(Request::Telemetry { bag: "a=b" }));
+        let module = parse("d/m", "devices/d/modules/m/messages/events/a=b");
+        assert_eq!(module, Some(Request::Telemetry { bag: "a=b" }));
     }
 
     #[test]
@@ -110,12 +122,16 @@ mod tests {
         ] {
             assert_eq!(parse("d", topic), None, "{topic}");
         }
+        assert_eq!(parse("d/m", "devices/d/messages/events/"), None);
+        assert_eq!(parse("d", "devices/d/modules/m/messages/events/"), None);
     }
 
     #[test]
     fn only_the_documented_filters_may_be_subscribed_to() {
         assert!(is_filter_of("d", METHODS));
         assert!(is_filter_of("d", "devices/d/messages/devicebound/#"));
+        assert!(is_filter_of("d/m", "devices/d/modules/m/inputs/#"));
+        assert!(!is_filter_of("d/m", "devices/d/messages/devicebound/#"));
         assert!(!is_filter_of("d", "devices/e/messages/devicebound/#"));
         assert!(!is_filter_of("d", "$iothub/#"));
         assert!(!is_filter_of("d", "#"));

@@ -67,7 +67,7 @@ pub fn tls(hub: &Hub, certificate: Option<(&str, &str)>) -> ClientConfig {
         ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let builder = builder.with_root_certificates(roots);
     let Some((certificate, key)) = certificate else { return builder.with_no_client_auth() };
-    let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+    let chain = CertificateDer::pem_slice_iter(certificate.as_bytes()).map(Result::unwrap).collect();
     builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
 }
 
@@ -187,15 +187,20 @@ pub struct Service {
 
 impl Service {
     pub fn new(hub: &Hub) -> Self {
+        Self::with_policy(hub, "iothubowner")
+    }
+
+    pub fn with_policy(hub: &Hub, policy: &str) -> Self {
         let http = reqwest::Client::builder().tls_backend_preconfigured(tls(hub, None)).build().unwrap();
-        let key = key_of(&hub.service_connection_string());
+        let key = key_of(&hub.policy_connection_string(policy).unwrap());
         let base = format!("localhost:{}", hub.https_port());
-        let token = token(&base, &key, 3600, "&skn=iothubowner");
+        let token = token(&base, &key, 3600, &format!("&skn={policy}"));
         Self { http, base: format!("https://{base}"), token }
     }
 
     pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        let url = format!("{}/{path}?api-version=2021-04-12", self.base);
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let url = format!("{}/{path}{separator}api-version=2021-04-12", self.base);
         self.http.request(method, url).header("Authorization", &self.token)
     }
 
@@ -207,7 +212,56 @@ impl Service {
         (status, label, serde_json::from_str(&answer.text().await.unwrap()).unwrap_or_default())
     }
 
+    /// Sends a request; a body of null is none. Returns the status, `iothub-errorcode` or the etag, and the body.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        etag: &str,
+        body: &Value,
+    ) -> (StatusCode, String, Value) {
+        let mut request = self.request(method, path);
+        if !etag.is_empty() {
+            request = request.header("If-Match", etag);
+        }
+        if !body.is_null() {
+            request = request.json(body);
+        }
+        self.answer(request).await
+    }
+
+    pub async fn get(&self, path: &str) -> (StatusCode, String, Value) {
+        self.send(Method::GET, path, "", &Value::Null).await
+    }
+
+    /// The rows of a query, in one page.
+    pub async fn query(&self, query: &str) -> Value {
+        let body = serde_json::json!({ "query": query });
+        let (status, _, rows) = self.send(Method::POST, "devices/query", "", &body).await;
+        assert_eq!(status, StatusCode::OK, "{query}: {rows}");
+        rows
+    }
+
     pub async fn call(&self, id: &str, body: Value) -> (StatusCode, String, Value) {
         self.answer(self.request(Method::POST, &format!("twins/{id}/methods")).json(&body)).await
     }
+}
+
+/// Asks again and again until `wanted` likes the answer. Returns that answer.
+pub async fn eventually<T: std::fmt::Debug>(
+    mut ask: impl AsyncFnMut() -> T,
+    wanted: impl Fn(&T) -> bool,
+) -> T {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let mut last = ask().await;
+    let found = timeout(LIMIT, async {
+        while !wanted(&last) {
+            tokio::time::sleep(PAUSE).await;
+            last = ask().await;
+        }
+    });
+    if found.await.is_err() {
+        panic!("not within {LIMIT:?}; the last answer is {last:?}");
+    }
+    last
 }

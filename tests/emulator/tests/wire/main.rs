@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+#[path = "../client/mod.rs"]
 mod client;
+
+mod chains;
 mod messages;
+mod raw;
 mod websocket;

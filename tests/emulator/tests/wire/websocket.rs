@@ -1,7 +1,7 @@
 //! MQTT over WebSocket on the HTTPS port.
 
 use futures_util::{SinkExt, StreamExt};
-use hub_emulator::hub::{Hub, HubOptions};
+use hub_emulator::hub::Hub;
 use rumqttc::mqttbytes::v4::ConnectReturnCode;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
@@ -10,9 +10,8 @@ use tokio_tungstenite::tungstenite::handshake::client::Response;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use crate::client::{Device, connect, connect_with_key, hub_with_device, tls};
-
-const ID: &str = "dev-1";
+use crate::client::{ID, hub, hub_with_device};
+use crate::raw::{self, Device, connect, connect_with_key};
 
 type Opened = Result<(WebSocketStream<TlsStream<TcpStream>>, Response), Error>;
 
@@ -22,7 +21,7 @@ async fn open(hub: &Hub, query: &str, protocol: &str, certificate: Option<(&str,
     let headers = request.headers_mut();
     headers.insert("Sec-WebSocket-Protocol", protocol.parse().unwrap());
     headers.insert("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits".parse().unwrap());
-    client_async(request, tls(hub, hub.https_port(), certificate).await).await
+    client_async(request, raw::open(hub, hub.https_port(), certificate).await).await
 }
 
 /// Puts bytes into binary frames of at most three bytes, and takes those of received frames out of them.
@@ -51,7 +50,7 @@ fn in_small_frames(mut socket: WebSocketStream<TlsStream<TcpStream>>) -> tokio::
 
 #[tokio::test]
 async fn a_device_gets_in_over_websocket_however_its_packets_are_cut() {
-    let (hub, key) = hub_with_device(ID).await;
+    let (hub, key) = hub_with_device().await;
     for query in ["", "?iothub-no-client-cert=true"] {
         let (socket, answer) = open(&hub, query, "mqtt", None).await.unwrap();
         assert_eq!(answer.headers()["Sec-WebSocket-Protocol"], "mqtt");
@@ -68,7 +67,7 @@ async fn a_device_gets_in_over_websocket_however_its_packets_are_cut() {
 
 #[tokio::test]
 async fn a_certificate_counts_on_the_https_port_too() {
-    let hub = Hub::start(HubOptions::default()).await.unwrap();
+    let hub = hub().await;
     let (certificate, key) = hub.add_x509_device(ID).unwrap();
     let (socket, _) = open(&hub, "", "mqtt", Some((&certificate, &key))).await.unwrap();
     let accepted = Device::over(in_small_frames(socket)).connect(connect(ID, "")).await.unwrap();
@@ -77,7 +76,7 @@ async fn a_certificate_counts_on_the_https_port_too() {
 
 #[tokio::test]
 async fn what_is_not_mqtt_is_not_upgraded_and_a_text_frame_ends_it() {
-    let (hub, _) = hub_with_device(ID).await;
+    let (hub, _) = hub_with_device().await;
     let Err(Error::Http(refused)) = open(&hub, "", "AMQPWSB10", None).await else { panic!("not refused") };
     assert_eq!(refused.status(), 400);
 

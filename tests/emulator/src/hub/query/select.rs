@@ -17,6 +17,15 @@ pub(in crate::hub) enum Rows<D> {
     Objects(Vec<Value>),
 }
 
+impl<D> Rows<D> {
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Documents(rows) => rows.len(),
+            Self::Objects(rows) => rows.len(),
+        }
+    }
+}
+
 impl Query {
     /// Runs the query, and leaves out the first `skip` rows and all beyond `limit` more.
     pub fn run<D: Document>(&self, documents: impl Iterator<Item = D>, skip: usize, limit: usize) -> Rows<D> {

@@ -1,11 +1,17 @@
-//! The service side: who may ask, which resource answers, and what an answer looks like.
+//! The service side: which resource answers which request, and what an answer looks like.
 
+mod access;
+mod bulk;
+mod configuration;
 mod device;
 mod events;
 mod faults;
+mod job;
 mod message;
 mod method;
+mod module;
 mod query;
+mod statistics;
 mod twin;
 
 use std::time::Duration;
@@ -13,7 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap};
+use hyper::header::CONTENT_TYPE;
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -21,10 +27,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::clock;
 use super::failure::{Failure, tracking_id};
-use super::sas::Token;
+use super::identity::module_key;
 use super::state::{Shared, State};
+use super::twin::Write;
 
 /// A client's time for sending a request.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,22 +40,53 @@ const BODY_LIMIT_BYTES: usize = 256 * 1024;
 /// Which resource answers which request.
 async fn route(call: &Call<'_>, segments: &[&str]) -> Result<Answer, Failure> {
     match (&call.head.method, segments) {
+        (&Method::GET, ["devices"]) => device::list(call),
+        (&Method::POST, ["devices"]) => bulk::write(call),
         (&Method::POST, ["devices", "query"]) => query::run(call),
         (&Method::GET, ["devices", id]) => device::get(call, id),
         (&Method::PUT, ["devices", id]) => device::put(call, id),
         (&Method::DELETE, ["devices", id]) => device::delete(call, id),
+        (&Method::GET, ["devices", id, "modules"]) => module::list(call, id),
+        (&Method::GET, ["devices", id, "modules", module]) => module::get(call, id, module),
+        (&Method::PUT, ["devices", id, "modules", module]) => module::put(call, id, module),
+        (&Method::DELETE, ["devices", id, "modules", module]) => module::delete(call, id, module),
         (&Method::DELETE, ["devices", id, "commands"]) => message::purge(call, id),
         (&Method::POST, ["devices", id, "messages", "devicebound"]) => message::send(call, id),
-        (&Method::GET, ["twins", id]) => twin::get(call, id),
-        (&Method::PATCH, ["twins", id]) => twin::patch(call, id),
-        (&Method::POST, ["twins", id, "methods"]) => method::call(call, id).await,
         (&Method::GET, ["emulator", "events", id]) => Ok(events::list(call, id)),
         (&Method::POST, ["emulator", "faults"]) => faults::post(call).await,
-        (method, _) => {
-            let message = format!("The emulator has no {method} /{}.", segments.join("/"));
-            Err(Failure::new(404, "GenericNotFound", message))
+        (&Method::GET, ["configurations"]) => configuration::list(call),
+        (&Method::POST, ["configurations", "testQueries"]) => configuration::test_queries(call),
+        (&Method::GET, ["configurations", id]) => configuration::get(call, id),
+        (&Method::PUT, ["configurations", id]) => configuration::put(call, id),
+        (&Method::DELETE, ["configurations", id]) => configuration::delete(call, id),
+        (&Method::GET, ["jobs", "v2", "query"]) => job::query(call),
+        (&Method::GET, ["jobs", "v2", id]) => job::get(call, id),
+        (&Method::PUT, ["jobs", "v2", id]) => job::put(call, id),
+        (&Method::POST, ["jobs", "v2", id, "cancel"]) => job::cancel(call, id),
+        (&Method::GET, ["statistics", "devices"]) => statistics::devices(call),
+        (&Method::GET, ["statistics", "service"]) => statistics::service(call),
+        (method, ["twins", id, "modules", module, rest @ ..]) => {
+            twin_of(call, method, &module_key(id, module), rest).await
         }
+        (method, ["twins", id, rest @ ..]) => twin_of(call, method, id, rest).await,
+        _ => Err(nothing_there(call)),
     }
+}
+
+/// What devices and their modules have alike.
+async fn twin_of(call: &Call<'_>, method: &Method, key: &str, rest: &[&str]) -> Result<Answer, Failure> {
+    match (method, rest) {
+        (&Method::GET, []) => twin::get(call, key),
+        (&Method::PATCH, []) => twin::write(call, key, Write::Patch),
+        (&Method::PUT, []) => twin::write(call, key, Write::Replace),
+        (&Method::POST, ["methods"]) => method::call(call, key).await,
+        _ => Err(nothing_there(call)),
+    }
+}
+
+fn nothing_there(call: &Call) -> Failure {
+    let message = format!("The emulator has no {} {}.", call.head.method, call.head.uri.path());
+    Failure::new(404, "GenericNotFound", message)
 }
 
 /// A request that was let in, with its whole body.
@@ -73,16 +110,39 @@ impl Call<'_> {
 
     /// The etag of `If-Match`, unquoted: clients send it both ways, and `*` for any.
     fn if_match(&self) -> Option<&str> {
-        self.header("if-match").map(|etag| etag.trim_matches('"'))
+        self.header("if-match").map(unquoted)
     }
 
     /// Whether `If-Match` allows to change what has the etag `current` now.
     fn check_etag(&self, current: &str) -> Result<(), Failure> {
-        if self.if_match().is_none_or(|asked| asked == "*" || asked == current) {
-            return Ok(());
-        }
-        Err(Failure::new(412, "PreconditionFailed", format!("The current etag is {current}.")))
+        let allows = self.if_match().is_none_or(|asked| asked == "*" || asked == current);
+        if allows { Ok(()) } else { Err(Failure::stale(current)) }
     }
+
+    /// The same where `If-Match` is required.
+    fn check_etag_given(&self, current: &str) -> Result<(), Failure> {
+        if self.if_match().is_none() {
+            return Err(Failure::new(412, "PreconditionFailed", "Etag missing"));
+        }
+        self.check_etag(current)
+    }
+
+    /// The value of a parameter in the query of the URL.
+    fn parameter(&self, name: &str) -> Option<&str> {
+        let mut pairs = self.head.uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+
+    /// How many items a list is to have at most.
+    fn top(&self, limit: usize) -> Result<usize, Failure> {
+        let bad = || Failure::bad_argument(format!("top is a number from 1 to {limit}."));
+        let top = self.parameter("top").map(|top| top.parse().ok().filter(|top| (1..=limit).contains(top)));
+        top.map_or(Ok(limit), |top| top.ok_or_else(bad))
+    }
+}
+
+fn unquoted(etag: &str) -> &str {
+    etag.trim_matches('"')
 }
 
 /// What a request that succeeded is answered.
@@ -153,15 +213,18 @@ async fn handle(request: Request<Incoming>, hub: &Shared) -> Result<Answer, Fail
     let segments: Vec<String> =
         path.split('/').map(|part| percent_decode_str(part).decode_utf8_lossy().into_owned()).collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-    hub.read(|state| authorize(state, &head.headers, &segments.join("/")))?;
-    if !head.uri.query().unwrap_or_default().split('&').any(|pair| pair.starts_with("api-version=")) {
+    hub.read(|state| access::authorize(state, &head.method, &head.headers, &segments))?;
+    if segments.iter().any(|segment| segment.contains('/')) {
+        return Err(Failure::bad_argument("No name has a slash."));
+    }
+    let call = Call { hub, head, body: read(body).await? };
+    if call.parameter("api-version").is_none() {
         return Err(Failure::new(400, "InvalidProtocolVersion", "The query has no api-version."));
     }
     if segments.first() != Some(&"emulator") {
         hub.change(throttle)?;
     }
-    let body = read(body).await?;
-    route(&Call { hub, head, body }, &segments).await
+    route(&call, &segments).await
 }
 
 /// Refuses a call, if a test asked for that.
@@ -177,25 +240,4 @@ async fn read(body: Incoming) -> Result<Bytes, Failure> {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         _ => Err(Failure::new(413, "MessageTooLarge", "The body is too large, or did not arrive.")),
     }
-}
-
-fn authorize(state: &State, headers: &HeaderMap, path: &str) -> Result<(), Failure> {
-    if state.faults.away {
-        return Err(Failure::new(503, "ServiceUnavailable", "The hub is away."));
-    }
-    let refuse = |why: &str| Err(Failure::new(401, "IotHubUnauthorizedAccess", why));
-    let Some(header) = headers.get(AUTHORIZATION) else { return refuse("Authorization header missing") };
-    let Some(token) = header.to_str().ok().and_then(Token::parse) else {
-        return refuse("The authorization header is not a shared access signature.");
-    };
-    if token.policy.as_deref() != Some("iothubowner") || !token.is_signed_with(&state.owner_key) {
-        return refuse("The token is not signed with the key of the policy iothubowner.");
-    }
-    if !token.is_for(&state.host_names) || !token.covers(path) {
-        return refuse("The token is for another resource.");
-    }
-    if clock::until(token.expiry).is_none() {
-        return refuse("The token has expired.");
-    }
-    Ok(())
 }

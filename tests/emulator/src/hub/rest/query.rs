@@ -35,17 +35,24 @@ pub(super) fn run(call: &Call) -> Result<Answer, Failure> {
 
 fn rows(state: &State, query: &Query, page: &Page) -> Vec<Value> {
     match query.source {
-        Source::Devices => match query.run(state.seen(), page.skip, page.wanted()) {
-            Rows::Documents(devices) => devices.iter().map(Seen::twin).collect(),
-            Rows::Objects(objects) => objects,
+        Source::Devices => twins(query, state.seen(), page),
+        Source::Modules => twins(query, state.seen_modules(), page),
+        Source::Jobs => match query.run(state.job_documents(), page.skip, page.wanted()) {
+            Rows::Documents(rows) | Rows::Objects(rows) => rows,
         },
-        Source::Modules | Source::Jobs => Vec::new(),
+    }
+}
+
+fn twins<'a>(query: &Query, seen: impl Iterator<Item = Seen<'a>>, page: &Page) -> Vec<Value> {
+    match query.run(seen, page.skip, page.wanted()) {
+        Rows::Documents(twins) => twins.iter().map(Seen::twin).collect(),
+        Rows::Objects(objects) => objects,
     }
 }
 
 /// Which rows of an answer a client asks for.
 pub(super) struct Page {
-    skip: usize,
+    pub skip: usize,
     size: usize,
 }
 

@@ -5,21 +5,23 @@ use serde_json::Value;
 use super::{Answer, Call};
 use crate::hub::failure::Failure;
 use crate::hub::state::State;
+use crate::hub::twin::Write;
 
-pub(super) fn get(call: &Call, id: &str) -> Result<Answer, Failure> {
-    call.hub.change(|state| show(state, id))
+pub(super) fn get(call: &Call, key: &str) -> Result<Answer, Failure> {
+    call.hub.read(|state| show(state, key))
 }
 
-pub(super) fn patch(call: &Call, id: &str) -> Result<Answer, Failure> {
-    let patch: Value = call.json()?;
+/// `PATCH` merges, `PUT` replaces.
+pub(super) fn write(call: &Call, key: &str, write: Write) -> Result<Answer, Failure> {
+    let content: Value = call.json()?;
     call.hub.change(|state| {
-        call.check_etag(&state.device(id)?.twin.etag())?;
-        state.patch_twin(id, &patch)?;
-        show(state, id)
+        call.check_etag(&state.device(key)?.twin.etag())?;
+        state.write_twin(key, write, &content)?;
+        show(state, key)
     })
 }
 
-fn show(state: &mut State, id: &str) -> Result<Answer, Failure> {
-    let device = state.device(id)?;
-    Ok(Answer::tagged(device.twin_for_service(id), &device.twin.etag()))
+fn show(state: &State, key: &str) -> Result<Answer, Failure> {
+    let device = state.devices.get(key).ok_or_else(|| Failure::device_not_found(key))?;
+    Ok(Answer::tagged(device.twin_for_service(key), &device.twin.etag()))
 }

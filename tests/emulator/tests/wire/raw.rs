@@ -1,23 +1,15 @@
 //! A device, packet by packet: what a client library would not send can be sent.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use futures_util::{SinkExt, StreamExt};
 use hub_emulator::hub::Hub;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use ring::hmac;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{
     Codec, ConnAck, Connect, ConnectReturnCode, Login, Packet, PubAck, Publish, Subscribe, SubscribeFilter,
     SubscribeReasonCode,
 };
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
-use time::OffsetDateTime;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -25,56 +17,18 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::codec::Framed;
 
-/// Far more than anything here takes.
-pub const LIMIT: Duration = Duration::from_secs(20);
+use crate::client::{LIMIT, device_token, tls};
+
 const PACKET_LIMIT_BYTES: usize = 1 << 20;
 
 pub trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
-/// A hub with one device, and that device's key.
-pub async fn hub_with_device(id: &str) -> (Hub, String) {
-    let hub = Hub::start(hub_emulator::hub::HubOptions::default()).await.unwrap();
-    let key = key_of(&hub.add_device(id));
-    (hub, key)
-}
-
-pub fn key_of(connection_string: &str) -> String {
-    connection_string.split_once("SharedAccessKey=").unwrap().1.to_owned()
-}
-
-/// A token for `resource`, good for an hour; `more` goes to its end.
-pub fn token(resource: &str, key: &str, more: &str) -> String {
-    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-    let (resource, expiry) = (encode(resource), OffsetDateTime::now_utc().unix_timestamp() + 3600);
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(key).unwrap());
-    let signature = STANDARD.encode(hmac::sign(&key, format!("{resource}\n{expiry}").as_bytes()));
-    format!("SharedAccessSignature sr={resource}&sig={}&se={expiry}{more}", encode(&signature))
-}
-
-/// TLS settings that trust this hub, with a client certificate chain and its key (PEM) or without.
-pub fn tls_config(hub: &Hub, certificate: Option<(&str, &str)>) -> ClientConfig {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(hub.ca_pem().as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let builder = builder.with_root_certificates(roots);
-    let Some((chain, key)) = certificate else { return builder.with_no_client_auth() };
-    let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
-    builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
-}
-
 /// A TLS connection to a port of the hub.
-pub async fn tls(hub: &Hub, port: u16, certificate: Option<(&str, &str)>) -> TlsStream<TcpStream> {
-    let connector = TlsConnector::from(Arc::new(tls_config(hub, certificate)));
+pub async fn open(hub: &Hub, port: u16, certificate: Option<(&str, &str)>) -> TlsStream<TcpStream> {
+    let connector = TlsConnector::from(Arc::new(tls(hub, certificate)));
     let socket = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     connector.connect(ServerName::try_from("localhost").unwrap(), socket).await.unwrap()
-}
-
-/// An HTTPS client that trusts this hub.
-pub fn http(hub: &Hub) -> reqwest::Client {
-    reqwest::Client::builder().tls_backend_preconfigured(tls_config(hub, None)).build().unwrap()
 }
 
 /// CONNECT of device `id` (or `device/module`), for a session that persists.
@@ -87,7 +41,7 @@ pub fn connect(id: &str, password: &str) -> Connect {
 
 /// The same, with a token made from the device's key.
 pub fn connect_with_key(id: &str, key: &str) -> Connect {
-    connect(id, &token(&format!("localhost/devices/{id}"), key, ""))
+    connect(id, &device_token(id, key))
 }
 
 /// A connection that speaks MQTT.
@@ -103,7 +57,7 @@ impl Device {
 
     /// Connected to the hub's MQTT port, but not let in yet.
     pub async fn on_port(hub: &Hub) -> Self {
-        Self::over(tls(hub, hub.mqtt_port(), None).await)
+        Self::over(open(hub, hub.mqtt_port(), None).await)
     }
 
     /// Let in.
