@@ -45,7 +45,10 @@ Faults are injected by POST /emulator/faults with a token of iothubowner, as JSO
   {"keepOut": ["dev-1"]}                       drops these devices, until a list without them follows
   {"muteTwin": true}                           carries out no twin request, pushes no desired properties
   {"failNextPatch": 429}                       refuses the next patch of reported properties; 0 takes it back
-  {"throttle": 3}                              refuses the next calls of services with 429
+  {"throttle": 3}                              refuses the next calls of services with 429; with
+                                               "throttleOperation" those of one kind: registryRead, registryWrite,
+                                               twinRead, twinWrite, query, directMethod, configurationRead,
+                                               configurationWrite, jobRead, jobWrite or message
   {"awaySecs": 5}                              drops everybody, lets nobody in, answers when that is over"#;
 
 #[derive(Args)]

@@ -24,6 +24,7 @@ mod sas;
 mod scheduler;
 mod session;
 mod state;
+mod throttle;
 mod topic;
 mod twin;
 mod websocket;
@@ -47,13 +48,14 @@ use self::listener::{accept, listen};
 use self::method::Call;
 pub use self::method::MethodError;
 use self::state::{Shared, State};
+pub use self::throttle::Operation;
 use self::twin::Write;
 use crate::ca::{Authority, AuthorityError};
 
-/// What a service connection string without a port means.
-const HTTPS_PORT: u16 = 443;
 /// How often the real hub evaluates configurations.
 const EVALUATION_INTERVAL: Duration = Duration::from_secs(300);
+/// What a service connection string without a port means.
+const HTTPS_PORT: u16 = 443;
 
 /// How to start a hub. The default suits tests.
 #[derive(Debug, Clone, Default)]
@@ -192,12 +194,11 @@ impl Hub {
     }
 
     /// The connection string of a policy: `iothubowner`, `service`, `device`, `registryRead` or
-    /// `registryReadWrite`; there are no others. It names no port that every client takes by itself: Microsoft's
-    /// Node kit understands none.
+    /// `registryReadWrite`; there are no others. Without the port that every client takes by itself: Microsoft's Node
+    /// kit understands none.
     pub fn policy_connection_string(&self, name: &str) -> Option<String> {
-        let key = self.policy_key(name)?;
         let port = Some(self.https_port()).filter(|port| *port != HTTPS_PORT);
-        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+        let (port, key) = (port.map(|port| format!(":{port}")).unwrap_or_default(), self.policy_key(name)?);
         Some(format!("HostName=localhost{port};SharedAccessKeyName={name};SharedAccessKey={key}"))
     }
 
@@ -348,6 +349,11 @@ impl Hub {
     /// Mute: twin requests are neither carried out nor answered, and desired properties are not pushed.
     pub fn mute_twin(&self, mute: bool) {
         self.change(|state| state.faults.mute_twin = mute);
+    }
+
+    /// Refuses the next `times` calls of services, of one kind or (`None`) of any, as too many (429).
+    pub fn throttle(&self, operation: Option<Operation>, times: usize) {
+        self.change(|state| state.faults.throttle.insert(operation, times));
     }
 
     /// Refuses the next patch of reported properties with this status.

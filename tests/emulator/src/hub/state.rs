@@ -18,6 +18,7 @@ use super::identity::{Identity, Registration, is_module, module_key};
 use super::job::Job;
 use super::policy::Policies;
 use super::query::{Query, Source};
+use super::throttle::Operation;
 use super::twin::Write;
 use super::{random, topic};
 
@@ -40,8 +41,8 @@ pub(super) struct Faults {
     pub fail_next_patch: Option<u16>,
     /// Devices that do not get through.
     pub keep_out: BTreeSet<String>,
-    /// How many more calls of services to refuse as too many.
-    pub throttle: usize,
+    /// How many more calls of services to refuse as too many: of one kind, or (none) of any.
+    pub throttle: BTreeMap<Option<Operation>, usize>,
 }
 
 /// What the hub knows.
@@ -122,14 +123,15 @@ impl State {
 
     /// Forgets a device and its modules, or a module. Their connections are closed.
     pub fn remove(&mut self, key: &str) {
-        let modules = module_key(key, "");
-        self.devices.retain(|other, device| {
-            let stays = other != key && !other.starts_with(&modules);
-            if !stays {
+        let prefix = module_key(key, "");
+        let modules = self.devices.range(prefix.clone()..).map(|(key, _)| key.clone());
+        let modules: Vec<String> = modules.take_while(|key| key.starts_with(&prefix)).collect();
+        for key in modules.iter().map(String::as_str).chain([key]) {
+            if let Some(mut device) = self.devices.remove(key) {
                 device.detach();
             }
-            stays
-        });
+        }
+        self.rollout_due.notify_one();
     }
 
     /// Changes tags and desired properties as a service asks, and tells the device.

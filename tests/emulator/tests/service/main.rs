@@ -9,3 +9,4 @@ mod configurations;
 mod jobs;
 mod query;
 mod registry;
+mod throttling;

@@ -8,6 +8,7 @@ use super::{Answer, Call};
 use crate::hub::device::Device;
 use crate::hub::failure::Failure;
 use crate::hub::state::State;
+use crate::hub::throttle::Operation;
 
 /// Longer than any client's patience, short enough that a test that forgot it ends.
 const AWAY_LIMIT_SECS: u64 = 300;
@@ -23,6 +24,7 @@ struct Wanted {
     mute_twin: Option<bool>,
     fail_next_patch: Option<u16>,
     throttle: Option<usize>,
+    throttle_operation: Option<Operation>,
     #[serde(default)]
     away_secs: u64,
 }
@@ -67,7 +69,7 @@ fn inject(state: &mut State, wanted: Wanted) {
         faults.fail_next_patch = Some(status).filter(|status| *status != 0);
     }
     if let Some(times) = wanted.throttle {
-        faults.throttle = times;
+        faults.throttle.insert(wanted.throttle_operation, times);
     }
     let everybody = wanted.drop_connections || faults.away;
     let leaving = state.devices.iter_mut().filter(|(id, _)| everybody || faults.keep_out.contains(*id));

@@ -19,7 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
@@ -29,7 +29,8 @@ use tokio::time::timeout;
 
 use super::failure::{Failure, tracking_id};
 use super::identity::module_key;
-use super::state::{Shared, State};
+use super::state::Shared;
+use super::throttle::Operation;
 use super::twin::Write;
 
 /// A client's time for sending a request.
@@ -133,11 +134,11 @@ impl Call<'_> {
         pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
     }
 
-    /// How many items a list is to have at most.
+    /// How many items a list is to have. What lies beyond the `limit`, or is nothing, stands for the limit.
     fn top(&self, limit: usize) -> Result<usize, Failure> {
-        let bad = || Failure::bad_argument(format!("top is a number from 1 to {limit}."));
-        let top = self.parameter("top").map(|top| top.parse().ok().filter(|top| (1..=limit).contains(top)));
-        top.map_or(Ok(limit), |top| top.ok_or_else(bad))
+        let Some(top) = self.parameter("top") else { return Ok(limit) };
+        let top: usize = top.parse().map_err(|_| Failure::bad_argument("top is not a number."))?;
+        Ok(if (1..=limit).contains(&top) { top } else { limit })
     }
 }
 
@@ -190,6 +191,9 @@ pub(super) async fn respond(request: Request<Incoming>, hub: &Shared) -> Respons
             (answer.status, answer.body)
         }
         Err(failure) => {
+            if failure.status == 429 {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             if let Ok(symbol) = failure.symbol.parse() {
                 headers.insert("iothub-errorcode", symbol);
             }
@@ -200,7 +204,7 @@ pub(super) async fn respond(request: Request<Incoming>, hub: &Shared) -> Respons
     tracing::info!(%method, path, status = status.as_u16(), "https");
     *response.status_mut() = status;
     if let Some(body) = body {
-        let json = hyper::header::HeaderValue::from_static("application/json; charset=utf-8");
+        let json = HeaderValue::from_static("application/json; charset=utf-8");
         response.headers_mut().insert(CONTENT_TYPE, json);
         *response.body_mut() = Full::from(body.to_string());
     }
@@ -221,18 +225,10 @@ async fn handle(request: Request<Incoming>, hub: &Shared) -> Result<Answer, Fail
     if call.parameter("api-version").is_none() {
         return Err(Failure::new(400, "InvalidProtocolVersion", "The query has no api-version."));
     }
-    if segments.first() != Some(&"emulator") {
-        hub.change(throttle)?;
+    if let Some(operation) = Operation::of(&call.head.method, &segments) {
+        hub.change(|state| state.throttle(operation))?;
     }
     route(&call, &segments).await
-}
-
-/// Refuses a call, if a test asked for that.
-fn throttle(state: &mut State) -> Result<(), Failure> {
-    let Some(left) = state.faults.throttle.checked_sub(1) else { return Ok(()) };
-    state.faults.throttle = left;
-    let message = "The request has been throttled. Wait 10 seconds and try again.";
-    Err(Failure::new(429, "ThrottlingException", message))
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Failure> {
