@@ -5,14 +5,16 @@ import queue
 import threading
 import time
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from azure.iot.device import IoTHubDeviceClient, MethodResponse
+from azure.iot.device import IoTHubDeviceClient, IoTHubModuleClient, MethodResponse
 from azure.iot.hub import IoTHubRegistryManager
 from azure.iot.hub.auth import ConnectionStringAuthentication
 from azure.iot.hub.models import Twin, TwinProperties
 from certificates import Workshop
+from msrest.exceptions import HttpOperationError
 
 # A loaded machine may take its time; a test that passes does not wait for it.
 LIMIT_SECS = 30
@@ -61,6 +63,20 @@ def faults(rest):
     inject(refuseConnects={"times": 0}, keepOut=[], muteTwin=False, failNextPatch=None, throttle=0)
 
 
+def new_id():
+    return f"py-{uuid.uuid4()}"
+
+
+@contextmanager
+def refused(status, symbol=None):
+    """The service SDK is refused with this status and, in the header that tells refusals apart, this name."""
+    with pytest.raises(HttpOperationError) as refusal:
+        yield
+    response = refusal.value.response
+    assert response.status_code == status, response.text
+    assert symbol in (None, response.headers["iothub-errorcode"]), response.text
+
+
 class Device:
     """A registered device, and the clients that stand for it."""
 
@@ -76,6 +92,10 @@ class Device:
             text, server_verification_cert=CA_PEM, connection_retry_interval=1, **options
         ))
 
+    def module_client(self, module_id, key):
+        text = f"HostName=localhost;DeviceId={self.id};ModuleId={module_id};SharedAccessKey={key}"
+        return self.keep(IoTHubModuleClient.create_from_connection_string(text, server_verification_cert=CA_PEM))
+
     def keep(self, client):
         self.clients.append(client)
         return client
@@ -89,7 +109,7 @@ class Device:
 @pytest.fixture
 def device(registry, rest):
     """A device with keys that the hub made. It and its clients end with the test."""
-    device = Device(registry.create_device_with_sas(f"py-{uuid.uuid4()}", None, None, "enabled"))
+    device = Device(registry.create_device_with_sas(new_id(), None, None, "enabled"))
     yield device
     for client in device.clients:
         client.shutdown()

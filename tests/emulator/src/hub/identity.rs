@@ -125,6 +125,8 @@ pub(super) struct Registration {
     pub authentication: Authentication,
     pub enabled: bool,
     pub status_reason: Option<String>,
+    /// Of a module: who looks after it.
+    pub managed_by: Option<String>,
 }
 
 impl Registration {
@@ -137,13 +139,15 @@ impl Registration {
             other => return Err(Failure::bad_argument(format!("'{other}' is not a status."))),
         };
         let authentication = Authentication::from_body(body)?;
-        Ok(Self { authentication, enabled, status_reason: text("statusReason").map(String::from) })
+        let [status_reason, managed_by] =
+            ["statusReason", "managedBy"].map(|name| text(name).map(String::from));
+        Ok(Self { authentication, enabled, status_reason, managed_by })
     }
 }
 
 impl From<Authentication> for Registration {
     fn from(authentication: Authentication) -> Self {
-        Self { authentication, enabled: true, status_reason: None }
+        Self { authentication, enabled: true, status_reason: None, managed_by: None }
     }
 }
 
@@ -153,6 +157,7 @@ pub(super) struct Identity {
     pub authentication: Authentication,
     pub enabled: bool,
     status_reason: Option<String>,
+    managed_by: Option<String>,
     status_updated: String,
     generation: u64,
     /// Counts the writes of this entry.
@@ -162,9 +167,9 @@ pub(super) struct Identity {
 impl Identity {
     /// A new entry. `serial` was never used before.
     pub fn new(registration: Registration, serial: u64) -> Self {
-        let Registration { authentication, enabled, status_reason } = registration;
+        let Registration { authentication, enabled, status_reason, managed_by } = registration;
         let (status_updated, generation, version) = (NEVER.to_owned(), serial, serial);
-        Self { authentication, enabled, status_reason, status_updated, generation, version }
+        Self { authentication, enabled, status_reason, managed_by, status_updated, generation, version }
     }
 
     /// Replaces the entry. Whether a device that got in before has to show its credentials again.
@@ -206,7 +211,7 @@ impl Identity {
             ],
         );
         if is_module(key) {
-            return with(identity, [("managedBy", Value::Null)]);
+            return with(identity, [("managedBy", json!(self.managed_by))]);
         }
         with(
             identity,

@@ -44,14 +44,18 @@ struct Rule {
 }
 
 async fn evaluate(hub: &Shared) {
+    let ids: Vec<String> = hub.read(|state| state.configurations.keys().cloned().collect());
+    if ids.is_empty() {
+        return;
+    }
     let rules = hub.read(rules);
     let mut after = String::new();
     while let Some(last) = hub.change(|state| apply_to_some(state, &rules, &after)) {
         after = last;
         tokio::task::yield_now().await;
     }
-    for rule in &rules {
-        measure(hub, &rule.id).await;
+    for id in &ids {
+        measure(hub, id).await;
     }
 }
 

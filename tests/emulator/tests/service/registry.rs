@@ -74,14 +74,12 @@ async fn devices_are_listed_and_counted() {
     let module = json!({"deviceId": "dev-1", "moduleId": "m"});
     service.send(Method::PUT, "devices/dev-1/modules/m", "", &module).await;
     let _device = Device::connected(&hub, &key_of(&hub.add_device(ID))).await;
-    for (path, length) in [("devices", 5), ("devices/", 5), ("devices?top=2", 2)] {
+    for (path, length) in [("devices", 5), ("devices/", 5), ("devices?top=2", 2), ("devices?top=0", 5)] {
         let (status, _, devices) = service.get(path).await;
         assert_eq!((status, devices.as_array().unwrap().len()), (StatusCode::OK, length), "{path}");
         assert_eq!(devices[1]["connectionState"], "Connected");
     }
-    for path in ["devices?top=0", "devices?top=1001", "devices?top=x"] {
-        assert_eq!(service.get(path).await.0, StatusCode::BAD_REQUEST, "{path}");
-    }
+    assert_eq!(service.get("devices?top=x").await.0, StatusCode::BAD_REQUEST);
     let counts = json!({"totalDeviceCount": 5, "enabledDeviceCount": 4, "disabledDeviceCount": 1});
     assert_eq!(service.get("statistics/devices").await.2, counts);
     assert_eq!(service.get("statistics/service").await.2, json!({"connectedDeviceCount": 1}));
@@ -146,11 +144,11 @@ async fn a_device_has_modules_with_twins_of_their_own() {
     let (hub, _) = hub_with_device().await;
     let service = Service::new(&hub);
     let path = "devices/dev-1/modules/probe";
-    let body = json!({"deviceId": ID, "moduleId": "probe"});
+    let body = json!({"deviceId": ID, "moduleId": "probe", "managedBy": "us"});
     let put = async |etag: &str| service.send(Method::PUT, path, etag, &body).await;
     let (status, etag, module) = put("").await;
     assert_eq!((status, module["moduleId"].as_str()), (StatusCode::OK, Some("probe")));
-    assert_eq!(module["deviceId"], ID);
+    assert_eq!((&module["deviceId"], &module["managedBy"]), (&json!(ID), &json!("us")));
     let (status, symbol, answer) = put("").await;
     assert_eq!((status, symbol.as_str()), (StatusCode::CONFLICT, "ModuleAlreadyExistsOnDevice"));
     assert_eq!(answer["errorCode"], 409_301);

@@ -16,7 +16,7 @@ fn needed(method: &Method, segments: &[&str]) -> &'static [Permission] {
     match segments {
         ["devices", "query"] | ["devices", _, "messages" | "commands", ..] => &[ServiceConnect],
         ["devices" | "statistics", ..] if reads => &[RegistryRead],
-        ["devices", ..] => &[RegistryWrite],
+        ["devices" | "emulator", ..] => &[RegistryWrite],
         // The documentation names none for configurations; tools are known to use either.
         ["configurations", ..] if reads => &[RegistryRead, ServiceConnect],
         ["configurations", ..] => &[RegistryWrite, ServiceConnect],
