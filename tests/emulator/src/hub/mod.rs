@@ -25,6 +25,7 @@ mod sas;
 mod scheduler;
 mod session;
 mod state;
+mod store;
 mod throttle;
 mod topic;
 mod twin;
@@ -32,8 +33,9 @@ mod upload;
 mod websocket;
 
 use std::io;
-use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -51,6 +53,8 @@ use self::listener::{accept, listen};
 use self::method::Call;
 pub use self::method::MethodError;
 use self::state::{Shared, State};
+use self::store::Store;
+pub use self::store::StoreError;
 pub use self::throttle::Operation;
 use self::twin::Write;
 pub use self::upload::{Upload, UploadNotification};
@@ -68,8 +72,13 @@ pub struct HubOptions {
     pub mqtt_port: u16,
     /// The port for services; 0 takes any free one.
     pub https_port: u16,
-    /// Names of the hub besides `localhost` and `127.0.0.1`, for devices that reach it through a gateway.
+    /// Names of the hub besides `localhost` and its address, also in its certificate.
     pub host_names: Vec<String>,
+    /// The address to listen on; the loopback interface's if not given.
+    pub bind: Option<IpAddr>,
+    /// Where to keep the state across restarts: keys, devices with their twins, enrollments, configurations and jobs.
+    /// In memory only if not given.
+    pub state_directory: Option<PathBuf>,
     /// How often configurations are evaluated besides when something changed; 5 minutes if not given, as on the real
     /// hub.
     pub evaluation_interval: Option<Duration>,
@@ -99,27 +108,32 @@ pub struct Hub {
 
 struct Inner {
     shared: Arc<Shared>,
-    authority: Authority,
+    authority: Arc<Authority>,
+    store: Option<Arc<Store>>,
     mqtt_port: u16,
     https_port: u16,
     /// Ports and engines: end when dropped. The lock only makes them shareable.
-    _tasks: Mutex<JoinSet<()>>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Hub {
-    /// Opens both ports on the loopback interface, with a new certificate authority, and no devices yet.
+    /// Opens both ports, with the state of the directory or, without one, as a new hub.
+    ///
+    /// # Errors
+    /// A port is taken, or the state is unusable; [`StoreError`] is inside then.
     pub async fn start(options: HubOptions) -> io::Result<Self> {
-        let authority = Authority::new().map_err(io::Error::other)?;
-        let mut host_names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
-        host_names.extend(options.host_names);
-        let shared = Arc::new(Shared::new(host_names));
-        shared.change(|state| {
-            state.strict_etags = options.strict_etags;
-            state.active_jobs_limit = options.active_jobs_limit.unwrap_or(state.active_jobs_limit);
-        });
-        let loopback = Ipv4Addr::LOCALHOST.into();
-        let (mqtt, https) =
-            (listen(loopback, options.mqtt_port).await?, listen(loopback, options.https_port).await?);
+        let bind = options.bind.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let mut names = options.host_names.clone();
+        names.extend((!bind.is_unspecified()).then(|| bind.to_string()));
+        let directory = options.state_directory.clone();
+        let opened = tokio::task::spawn_blocking(move || open(directory.as_deref(), &names)).await?;
+        let (mut state, authority, store) = opened.map_err(io::Error::other)?;
+        state.host_names = vec!["localhost".to_owned(), bind.to_string()];
+        state.host_names.extend(options.host_names);
+        state.strict_etags = options.strict_etags;
+        state.active_jobs_limit = options.active_jobs_limit.unwrap_or(state.active_jobs_limit);
+        let (shared, authority) = (Arc::new(Shared::new(state)), Arc::new(authority));
+        let (mqtt, https) = (listen(bind, options.mqtt_port).await?, listen(bind, options.https_port).await?);
         let (mqtt_port, https_port) = (mqtt.local_addr()?.port(), https.local_addr()?.port());
 
         let mut tasks = JoinSet::new();
@@ -129,8 +143,23 @@ impl Hub {
         let interval = options.evaluation_interval.unwrap_or(EVALUATION_INTERVAL);
         tasks.spawn(rollout::run(Arc::clone(&shared), interval));
         tasks.spawn(scheduler::run(Arc::clone(&shared)));
-        let inner = Inner { shared, authority, mqtt_port, https_port, _tasks: Mutex::new(tasks) };
+        if let Some(store) = &store {
+            tasks.spawn(store::keep(Arc::clone(store), Arc::clone(&shared), Arc::clone(&authority)));
+        }
+        let inner = Inner { shared, authority, store, mqtt_port, https_port, tasks: Mutex::new(tasks) };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Closes ports and connections, and writes what has changed in the last second to the state directory. A hub that
+    /// is only dropped closes too.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        let mut tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.shutdown().await;
+        let inner = Arc::clone(&self.inner);
+        let save =
+            move || inner.store.as_ref().map_or(Ok(()), |store| store.save(&inner.shared, &inner.authority));
+        // It does not panic, and nothing cancels it.
+        tokio::task::spawn_blocking(save).await.unwrap_or(Ok(()))
     }
 
     /// The port devices connect to.
@@ -381,4 +410,17 @@ fn reported(state: &State, id: &str) -> Value {
 
 fn connected(state: &State, id: &str) -> bool {
     state.devices.get(id).is_some_and(|device| device.link.is_some())
+}
+
+/// The hub as it was left, or a new one.
+type Opened = (State, Authority, Option<Arc<Store>>);
+
+fn open(directory: Option<&Path>, server_names: &[String]) -> Result<Opened, StoreError> {
+    let store = directory.map(Store::open).transpose()?.map(Arc::new);
+    let saved = store.as_ref().map(|store| store.load(server_names)).transpose()?.flatten();
+    let (state, authority) = match saved {
+        Some(saved) => saved,
+        None => (State::default(), Authority::with_server_names(server_names)?),
+    };
+    Ok((state, authority, store))
 }
