@@ -1,6 +1,7 @@
 //! `hub-emulator`: an IoT Hub on this machine, to point a device and one's own tools at.
 
 mod demo;
+mod fleet;
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,9 @@ enum Command {
     Serve(Serve),
     /// Shows one update of an emulated board, from the method call to its end
     Demo(demo::Demo),
+    /// Runs a whole fleet of simulated devices, to rehearse a rollout or an outage
+    #[command(after_help = fleet::HELP)]
+    Fleet(fleet::Fleet),
 }
 
 const SERVE_HELP: &str = "\
@@ -68,6 +72,8 @@ enum CliError {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Demo(#[from] demo::DemoError),
+    #[error(transparent)]
+    Fleet(#[from] fleet::FleetError),
 }
 
 fn main() -> ExitCode {
@@ -94,6 +100,7 @@ fn run(command: &Command) -> Result<(), CliError> {
             Ok(runtime.block_on(serve(options))?)
         }
         Command::Demo(options) => Ok(runtime.block_on(demo::run(options))?),
+        Command::Fleet(options) => Ok(runtime.block_on(fleet::run(options))?),
     }
 }
 

@@ -13,6 +13,7 @@ mod sas;
 mod session;
 mod state;
 mod topic;
+mod traffic;
 mod twin;
 
 use std::io;
@@ -29,10 +30,11 @@ pub use self::device::MethodResponse;
 use self::identity::Authentication;
 pub use self::state::MethodError;
 use self::state::{Call, Shared, State};
+pub use self::traffic::Traffic;
 use crate::ca::{Authority, AuthorityError};
 
-/// Connections served at once; more than any test opens.
-const CONNECTION_LIMIT: usize = 1024;
+/// Connections served at once: each of a fleet's devices has one.
+const CONNECTION_LIMIT: usize = 1 << 16;
 /// The pause after an accept that failed: long enough not to spin, short enough not to be noticed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -190,6 +192,17 @@ impl Hub {
             Ok(state.device(id)?.twin.desired.version)
         })
         .map_err(|failure: failure::Failure| HubError::Refused(failure.message))
+    }
+
+    /// Changes the tags, which nobody but services sees.
+    pub fn patch_tags(&self, id: &str, patch: Value) -> Result<(), HubError> {
+        let patched = self.change(|state| state.patch_twin(id, &json!({ "tags": patch })));
+        patched.map_err(|failure| HubError::Refused(failure.message))
+    }
+
+    /// What all devices have asked so far.
+    pub fn traffic(&self) -> Traffic {
+        self.inner.shared.read(|state| state.traffic)
     }
 
     /// Calls a direct method, once, of a device that is connected now. Waits for the answer up to `limit`.

@@ -98,6 +98,7 @@ fn admit(hub: &Shared, connect: &Connect, wire: &Wire) -> Result<Visit, Option<C
     let certificates = wire.get_ref().get_ref().1.peer_certificates();
     let certificate = certificates.and_then(|chain| chain.first()).map(|first| first.as_ref());
     hub.change(|state| {
+        state.traffic.connects += 1;
         if state.faults.away {
             return Err(None);
         }

@@ -84,7 +84,13 @@ impl Session {
             QoS::AtLeastOnce => vec![Packet::PubAck(PubAck::new(publish.pkid))],
             QoS::ExactlyOnce => return None,
         };
-        let twin_answer = match topic::parse(&self.device, &publish.topic)? {
+        let request = topic::parse(&self.device, &publish.topic)?;
+        match request {
+            Request::GetTwin { .. } => state.traffic.twin_reads += 1,
+            Request::PatchReported { .. } => state.traffic.twin_updates += 1,
+            Request::Telemetry | Request::MethodResponse { .. } => {}
+        }
+        let twin_answer = match request {
             Request::Telemetry => None,
             Request::GetTwin { .. } | Request::PatchReported { .. } if state.faults.mute_twin => None,
             Request::GetTwin { request } => {

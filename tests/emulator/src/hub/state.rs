@@ -12,6 +12,7 @@ use super::device::{Device, MethodResponse};
 use super::failure::Failure;
 use super::identity::{Authentication, Identity};
 use super::random;
+use super::traffic::Traffic;
 
 /// Faults to inject.
 #[derive(Debug, Default)]
@@ -35,6 +36,7 @@ pub(super) struct State {
     pub owner_key: String,
     /// The names clients may call this hub by.
     pub host_names: Vec<String>,
+    pub traffic: Traffic,
     serial: u64,
 }
 
@@ -102,6 +104,7 @@ impl Shared {
             faults: Faults::default(),
             owner_key: random::key(),
             host_names,
+            traffic: Traffic::default(),
             serial: 0,
         };
         Self { state: Mutex::new(state), changed: Notify::new() }
