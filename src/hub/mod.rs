@@ -70,8 +70,11 @@ pub type Reported = Option<Map<String, Value>>;
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// First pause after a lost session is drawn below this. A lone device is back within seconds;
-    /// a fleet of 1000 that the hub threw out together stays at the 100 connects/s of the smallest
-    /// hub, and larger ones are spread by the next pauses.
+    /// a fleet of 1000 that the hub threw out together stays near the 100 connects/s of the smallest
+    /// hub. A larger one needs devices / connects per second, which no device knows: whoever is not let
+    /// in doubles its pause, and so they find it out. A million are back at an S3 unit's 6000 connects/s
+    /// after twice the time that a perfect queue would take, with four attempts each
+    /// (`hub-emulator fleet --storm --tier s3` reckons it with this code).
     pub first_pause: Duration,
     /// Doubled pauses end here: a million devices then make at most 6600 attempts/s, and nobody waits
     /// for minutes on end once the hub is back.
@@ -92,7 +95,10 @@ pub struct Pace {
     pub connect_limit: Duration,
     /// An answer to a twin request or a SUBACK: what Microsoft's clients grant.
     pub answer_limit: Duration,
-    /// After a 429 the twin is left alone for this long at least, and up to twice as long.
+    /// After a 429 the twin is left alone for this long at least, and up to twice as long. The read after
+    /// a connect is not held back before there is one: the connects are spread already, and where a hub
+    /// takes fewer reads than connects, these pauses end when a perfect queue would. A hold of two minutes
+    /// would halve the 429s of the largest hubs, and make a fleet on the smallest wait six times as long.
     pub throttled_pause: Duration,
     /// The longest response timeout that a caller of a method can ask for; nobody listens after it.
     pub call_limit: Duration,

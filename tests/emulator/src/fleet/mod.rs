@@ -4,6 +4,7 @@
 mod census;
 mod device;
 mod machine;
+mod paper;
 mod screen;
 mod storm;
 mod tags;
@@ -29,6 +30,7 @@ use twinboot::hub::Pace;
 use self::census::Census;
 use self::device::ConnectError;
 use self::machine::{Behaviour, Simulated};
+use self::paper::Tier;
 use self::screen::Screen;
 use self::storm::Storm;
 use self::tags::Tag;
@@ -57,7 +59,10 @@ A rollout by hand, to see what 3 % of bad devices look like:
   hub-emulator fleet --devices 500 --sick-percent 3 --update-to 2.0 --until-idle
 
 A hub-wide outage of ten seconds, and how the fleet comes back:
-  hub-emulator fleet --devices 2000 --storm --away-secs 10";
+  hub-emulator fleet --devices 2000 --storm --away-secs 10
+
+The same for a million, reckoned with the daemon's own code in virtual time:
+  hub-emulator fleet --devices 1000000 --storm --tier s3";
 
 #[derive(Args)]
 pub(super) struct Fleet {
@@ -106,6 +111,12 @@ pub(super) struct Fleet {
     /// How long the hub is away in a storm
     #[arg(long, value_name = "SECONDS", default_value_t = 0, requires = "storm")]
     away_secs: u64,
+    /// Reckon the storm of any number of devices in virtual time, against the quotas of this tier of IoT Hub
+    #[arg(long, requires = "storm")]
+    tier: Option<Tier>,
+    /// Units of that tier
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "tier", value_parser = clap::value_parser!(u32).range(1..=200))]
+    units: u32,
     /// End once there was an update and it is over everywhere
     #[arg(long)]
     until_idle: bool,
@@ -140,11 +151,16 @@ pub(super) enum FleetError {
 /// Runs the fleet until it is asked to end.
 pub(super) async fn run(options: &Fleet) -> Result<(), FleetError> {
     let mut screen = Screen::new();
+    if let Some(tier) = options.tier {
+        let storm = paper::reckon(options.devices, tier.quotas(options.units), options.seed);
+        return Ok(screen.say(&storm.curves())?);
+    }
     let (hub, devices) = match &options.connection_strings {
         Some(path) => (None, read(path, options)?),
         None => {
             allow_files(options.devices)?;
-            let (hub, devices) = own_hub(options, &mut screen).await?;
+            let (hub, devices) = own_hub(options).await?;
+            introduce(&hub, options, &mut screen)?;
             (Some(hub), devices)
         }
     };
@@ -167,19 +183,19 @@ pub(super) async fn run(options: &Fleet) -> Result<(), FleetError> {
 }
 
 /// A hub in this process, with all devices registered and tagged.
-async fn own_hub(options: &Fleet, screen: &mut Screen) -> Result<(Hub, Vec<config::Hub>), FleetError> {
+async fn own_hub(options: &Fleet) -> Result<(Hub, Vec<config::Hub>), FleetError> {
     let (mqtt, https) = (options.mqtt_port, options.https_port);
     let ports = HubOptions { mqtt_port: mqtt, https_port: https, ..HubOptions::default() };
     let hub = Hub::start(ports).await.map_err(|source| FleetError::Hub { mqtt, https, source })?;
-    let ca_file = options.ca_file.clone().unwrap_or_else(|| PathBuf::from("hub-emulator-ca.pem"));
-    let written = tokio::fs::write(&ca_file, hub.ca_pem()).await;
-    written.map_err(|source| FleetError::CaFile { path: ca_file.clone(), source })?;
+    let ca_file = own_ca_file(options);
+    let written = tokio::fs::write(ca_file, hub.ca_pem()).await;
+    written.map_err(|source| FleetError::CaFile { path: ca_file.to_owned(), source })?;
 
     let ids: Vec<String> = (1..=options.devices).map(|number| format!("sim-{number:05}")).collect();
     let mut devices = Vec::new();
     for id in &ids {
         let string = hub.add_device(id);
-        let device = device::hub(&string, hub.mqtt_port(), Some(&ca_file));
+        let device = device::hub(&string, hub.mqtt_port(), Some(ca_file));
         let no_file = |source| FleetError::ConnectionString { path: PathBuf::from(id), line: 1, source };
         devices.push(device.map_err(no_file)?);
     }
@@ -187,15 +203,19 @@ async fn own_hub(options: &Fleet, screen: &mut Screen) -> Result<(Hub, Vec<confi
         for (id, value) in ids.iter().zip(tag.deal(ids.len(), seed)) {
             hub.patch_tags(id, json!({ &tag.name: value }))?;
         }
-        screen.say(&format!("tag {tag}"))?;
     }
-    screen.say(&format!(
-        "service:   https://localhost:{}, authority {}\nservice connection string:\n  {}",
-        hub.https_port(),
-        ca_file.display(),
-        hub.service_connection_string()
-    ))?;
     Ok((hub, devices))
+}
+
+fn own_ca_file(options: &Fleet) -> &Path {
+    options.ca_file.as_deref().unwrap_or(Path::new("hub-emulator-ca.pem"))
+}
+
+fn introduce(hub: &Hub, options: &Fleet, screen: &mut Screen) -> io::Result<()> {
+    screen.say(&format!("service:   https://localhost:{}", hub.https_port()))?;
+    screen.say(&format!("authority: {}", own_ca_file(options).display()))?;
+    screen.say(&format!("service connection string:\n  {}", hub.service_connection_string()))?;
+    options.tags.iter().try_for_each(|tag| screen.say(&format!("tag {tag}")))
 }
 
 /// The devices of a file.
@@ -321,5 +341,99 @@ impl Rehearsal {
             (usage.user_time() + usage.system_time()).num_seconds(),
             usage.max_rss() / 1000,
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tempfile::TempDir;
+    use twinboot::update::Code;
+
+    use super::*;
+
+    /// Generous: other tests run beside this one.
+    const LIMIT: Duration = Duration::from_secs(120);
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        fleet: Fleet,
+    }
+
+    async fn start(arguments: &str, behaviour: Behaviour) -> (TempDir, Rehearsal) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut line =
+            Line::parse_from(["", "--mqtt-port=0", "--https-port=0"].into_iter().chain(arguments.split(' ')));
+        line.fleet.ca_file = Some(directory.path().join("ca.pem"));
+        let (hub, devices) = own_hub(&line.fleet).await.unwrap();
+        let rehearsal = Rehearsal::start(Some(hub), devices, &Arc::new(behaviour), Pace::default());
+        rehearsal.reach(Census::all_connected).await;
+        (directory, rehearsal)
+    }
+
+    fn quick() -> Behaviour {
+        Behaviour {
+            version: "1.0".to_owned(),
+            download: Duration::from_secs(1),
+            reboot: Duration::from_secs(1),
+            corrupt_percent: 0,
+            sick_percent: 0,
+            seed: 1,
+        }
+    }
+
+    impl Rehearsal {
+        async fn reach(&self, wanted: impl Fn(&Census) -> bool) -> Census {
+            let mut ticks = tokio::time::interval(Duration::from_millis(50));
+            let reach = async {
+                loop {
+                    ticks.tick().await;
+                    let census = Census::take(&self.statuses);
+                    if wanted(&census) {
+                        return census;
+                    }
+                }
+            };
+            tokio::time::timeout(LIMIT, reach).await.unwrap()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_rollout_ends_on_each_device_as_its_image_deserves() {
+        let behaviour = Behaviour { corrupt_percent: 10, sick_percent: 30, ..quick() };
+        let (_directory, rehearsal) = start("--devices=60 --tag=ring=canary:10,broad:90", behaviour).await;
+        let hub = rehearsal.hub.clone().unwrap();
+        let rings = rehearsal.ids.iter().map(|id| hub.twin(id)["tags"]["ring"] == "canary");
+        assert_eq!(rings.filter(|canary| *canary).count(), 6);
+
+        rehearsal.update(&hub, "2.0").unwrap();
+        let census = rehearsal.reach(|census| census.told == 60 && census.is_idle_again()).await;
+        let failed = |code: Code| census.failures.get(&code.to_string()).map_or(0, |(count, _)| *count);
+        let (corrupt, fell_back, unhealthy) =
+            (failed(Code::DigestMismatch), failed(Code::BootFailed), failed(Code::HealthCheckFailed));
+        assert!(corrupt > 0 && fell_back > 0 && unhealthy > 0, "{census:?}");
+        assert_eq!(census.with_status("error"), corrupt);
+        assert_eq!(census.with_status("rolledback"), fell_back + unhealthy);
+        assert_eq!(census.versions["2.0"], 60 - corrupt - fell_back - unhealthy);
+        assert_eq!(census.versions["2.0"], census.with_status("current"));
+        // What the fleet shows is what the hub was told.
+        for id in &rehearsal.ids {
+            let wanted = |twin: &serde_json::Value| twin["firmware"]["lastFwUpdateEndTime"].is_string();
+            hub.wait_reported(id, LIMIT, wanted).await.unwrap();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_fleet_that_lost_its_hub_at_once_comes_back_spread() {
+        const DEVICES: usize = 300;
+        let (_directory, rehearsal) = start("--devices=300", quick()).await;
+        let storm = Storm::brew(rehearsal.hub.as_ref().unwrap(), DEVICES, Duration::ZERO).await;
+        for curve in [&storm.connects, &storm.twin_reads] {
+            assert!(storm.per_device(curve) >= 1.0, "{}", storm.curves());
+            // A ninth is expected; all of it would come of no jitter at all.
+            assert!(storm.peak(curve) < 0.35, "{}", storm.curves());
+        }
+        rehearsal.reach(Census::all_connected).await;
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use hub_emulator::hub::{Hub, Traffic};
+use hub_emulator::hub::Hub;
 use tokio::time::Instant;
 
 use super::screen::bar;
@@ -11,18 +11,51 @@ use super::screen::bar;
 /// Fine enough for the shape of seconds.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The longest pause and the longest hold are five minutes each.
+/// Three times the longest pause.
 const LIMIT: Duration = Duration::from_secs(900);
 
 const ROWS_MAX: usize = 24;
 const BAR_WIDTH: usize = 30;
 
-/// What arrived in each second after the storm began.
+/// Requests of one kind, in each second after the storm began.
+#[derive(Debug, Default)]
+pub(super) struct Curve {
+    arrived: Vec<u64>,
+    /// Those that the hub let through.
+    served: Vec<u64>,
+}
+
+/// How a fleet came back.
 #[derive(Debug, Default)]
 pub(super) struct Storm {
     pub devices: usize,
-    pub connects: Vec<u64>,
-    pub twin_reads: Vec<u64>,
+    pub connects: Curve,
+    pub twin_reads: Curve,
+}
+
+impl Curve {
+    pub fn count(&mut self, since: Duration, arrived: u64, served: u64) {
+        let second = usize::try_from(since.as_secs()).unwrap_or(usize::MAX);
+        for (seconds, count) in [(&mut self.arrived, arrived), (&mut self.served, served)] {
+            if seconds.len() <= second {
+                seconds.resize(second + 1, 0);
+            }
+            if let Some(in_second) = seconds.get_mut(second) {
+                *in_second += count;
+            }
+        }
+    }
+
+    /// When so many percent of all that were ever served had been.
+    pub fn secs_until(&self, percent: u64) -> f64 {
+        let enough = self.served.iter().sum::<u64>() * percent / 100;
+        let mut so_far = 0;
+        let before = self.served.iter().take_while(|served| {
+            so_far += **served;
+            so_far < enough
+        });
+        as_f64(before.count()) + 1.0
+    }
 }
 
 impl Storm {
@@ -34,14 +67,16 @@ impl Storm {
         tokio::time::sleep(away).await;
         hub.set_away(false);
         let mut storm = Self { devices, ..Self::default() };
-        let mut counted = hub.traffic();
-        let began = Instant::now();
+        let (began, mut counted) = (Instant::now(), hub.traffic());
         let all = u64::try_from(devices).unwrap_or(u64::MAX);
         let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
         while began.elapsed() < LIMIT {
             ticks.tick().await;
-            let now = hub.traffic();
-            storm.add(began.elapsed(), counted, now);
+            let (now, since) = (hub.traffic(), began.elapsed());
+            let connects = now.connects - counted.connects;
+            storm.connects.count(since, connects, connects);
+            let twin_reads = now.twin_reads - counted.twin_reads;
+            storm.twin_reads.count(since, twin_reads, twin_reads);
             counted = now;
             if now.connects >= before.connects + all && now.twin_reads >= before.twin_reads + all {
                 break;
@@ -50,57 +85,72 @@ impl Storm {
         storm
     }
 
-    fn add(&mut self, since: Duration, before: Traffic, now: Traffic) {
-        let second = usize::try_from(since.as_secs()).unwrap_or(usize::MAX);
-        let arrivals = [
-            (&mut self.connects, now.connects - before.connects),
-            (&mut self.twin_reads, now.twin_reads - before.twin_reads),
-        ];
-        for (seconds, arrived) in arrivals {
-            seconds.resize(second + 1, 0);
-            if let Some(last) = seconds.last_mut() {
-                *last += arrived;
-            }
+    /// The same curves for a fleet of another size.
+    pub fn scaled(mut self, devices: usize) -> Self {
+        let (to, from) = (as_u64(devices), as_u64(self.devices).max(1));
+        for curve in [&mut self.connects, &mut self.twin_reads] {
+            curve.arrived.iter_mut().chain(&mut curve.served).for_each(|count| *count = *count * to / from);
         }
+        Self { devices, ..self }
     }
 
-    /// The largest share of the fleet, in percent, that arrived in one second.
-    pub fn peak_percent(&self, seconds: &[u64]) -> f64 {
-        let peak = seconds.iter().max().copied().unwrap_or_default();
-        100.0 * as_f64(peak) / as_f64(self.devices.try_into().unwrap_or(u64::MAX))
+    /// Requests that each device made.
+    pub fn per_device(&self, curve: &Curve) -> f64 {
+        self.share(curve.arrived.iter().sum())
+    }
+
+    /// The share of the fleet that came in the busiest second.
+    pub fn peak(&self, curve: &Curve) -> f64 {
+        self.share(curve.arrived.iter().max().copied().unwrap_or_default())
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    fn share(&self, count: u64) -> f64 {
+        count as f64 / as_f64(self.devices.max(1))
     }
 
     /// The curves, as text.
     pub fn curves(&self) -> String {
-        let width_secs = self.connects.len().div_ceil(ROWS_MAX).max(1);
-        let sums = |seconds: &[u64]| -> Vec<usize> {
-            let sums = seconds.chunks(width_secs).map(|chunk| chunk.iter().sum::<u64>());
-            sums.map(|sum| usize::try_from(sum).unwrap_or(usize::MAX)).collect()
+        let seconds = self.connects.arrived.len().max(self.twin_reads.arrived.len());
+        let width = seconds.div_ceil(ROWS_MAX).max(1);
+        let sum = |curve: &Curve, row: usize| {
+            let arrived: u64 = curve.arrived.iter().skip(row * width).take(width).sum();
+            usize::try_from(arrived).unwrap_or(usize::MAX)
         };
-        let (connects, twin_reads) = (sums(&self.connects), sums(&self.twin_reads));
-        let most = connects.iter().chain(&twin_reads).max().copied().unwrap_or(1);
-        let mut text = format!("{:>10}  {:<38}{}\n", "seconds", "CONNECTs", "twin GETs");
-        for (row, (connects, twin_reads)) in connects.iter().zip(&twin_reads).enumerate() {
-            let from = row * width_secs;
-            let (left, right) = (bar(*connects, most, BAR_WIDTH), bar(*twin_reads, most, BAR_WIDTH));
+        let rows: Vec<_> = (0..seconds.div_ceil(width))
+            .map(|row| (row * width, sum(&self.connects, row), sum(&self.twin_reads, row)))
+            .collect();
+        let most = rows.iter().map(|(_, connects, reads)| *connects.max(reads)).max().unwrap_or_default();
+        let mut text = format!("{:>13}  {:<39}{}\n", "seconds", "CONNECTs", "twin GETs");
+        for (from, connects, reads) in rows {
+            let (left, right) = (bar(connects, most, BAR_WIDTH), bar(reads, most, BAR_WIDTH));
             // Writing to a text cannot fail.
-            let _ = writeln!(
-                text,
-                "{from:>4} - {:<4} {connects:>6} {left:<31}{twin_reads:>6} {right}",
-                from + width_secs
-            );
+            let _ =
+                writeln!(text, "{from:>5} - {:<5}{connects:>8} {left:<31}{reads:>8} {right}", from + width);
         }
-        let _ = write!(
-            text,
-            "In the busiest second came {:.1} % of the fleet's CONNECTs and {:.1} % of its twin GETs.",
-            self.peak_percent(&self.connects),
-            self.peak_percent(&self.twin_reads),
-        );
-        text
+        text + &self.summary()
+    }
+
+    fn summary(&self) -> String {
+        let (connects, reads) = (&self.connects, &self.twin_reads);
+        format!(
+            "99 % were connected after {} s, and had read their twin after {} s, with {:.1} CONNECTs and {:.1} twin \
+             GETs each.\nThe busiest second had CONNECTs of {:.1} % of the fleet, and twin GETs of {:.1} %.",
+            connects.secs_until(99),
+            reads.secs_until(99),
+            self.per_device(connects),
+            self.per_device(reads),
+            100.0 * self.peak(connects),
+            100.0 * self.peak(reads),
+        )
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a share for a person to read")]
-fn as_f64(count: u64) -> f64 {
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+pub(super) fn as_f64(count: usize) -> f64 {
     count as f64
+}
+
+fn as_u64(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
