@@ -72,8 +72,8 @@ pub struct Pace {
     /// First pause after a lost session is drawn below this. A lone device is back within seconds;
     /// a fleet of 1000 that the hub threw out together stays near the 100 connects/s of the smallest
     /// hub. A larger one needs devices / connects per second, which no device knows: whoever is not let
-    /// in doubles its pause, and so they find it out. A million are back at an S3 unit's 6000 connects/s
-    /// after twice the time that a perfect queue would take, with four attempts each
+    /// in doubles its pause, and so they find it out. 99 % of a million are back at an S3 unit's 6000
+    /// connects/s in twice the time that a perfect queue would take, with four attempts each
     /// (`hub-emulator fleet --storm --tier s3` reckons it with this code).
     pub first_pause: Duration,
     /// Doubled pauses end here: a million devices then make at most 6600 attempts/s, and nobody waits
@@ -96,9 +96,10 @@ pub struct Pace {
     /// An answer to a twin request or a SUBACK: what Microsoft's clients grant.
     pub answer_limit: Duration,
     /// After a 429 the twin is left alone for this long at least, and up to twice as long. The read after
-    /// a connect is not held back before there is one: the connects are spread already, and where a hub
-    /// takes fewer reads than connects, these pauses end when a perfect queue would. A hold of two minutes
-    /// would halve the 429s of the largest hubs, and make a fleet on the smallest wait six times as long.
+    /// a connect is not held back before that: it comes as spread as the connects, and where a hub takes
+    /// fewer reads than connects, these pauses are over when a perfect queue would be. To hold each read
+    /// back for minutes would save the largest hubs half of their 429s, and make ten thousand devices on
+    /// the smallest wait six times as long.
     pub throttled_pause: Duration,
     /// The longest response timeout that a caller of a method can ask for; nobody listens after it.
     pub call_limit: Duration,

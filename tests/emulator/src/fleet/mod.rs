@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use hub_emulator::hub::{Hub, HubError, HubOptions};
+use hub_emulator::hub::{Hub, HubError, HubOptions, Traffic};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::time::TimeValLike as _;
 use serde_json::json;
@@ -36,15 +36,12 @@ use self::storm::Storm;
 use self::tags::Tag;
 
 /// How often the devices are looked at.
-const TICK: Duration = Duration::from_millis(500);
+const TICK: Duration = Duration::from_millis(200);
 
 /// A fleet is idle when nothing was under way for so long: the next wave of a rollout may take a moment.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// A session has a socket here and, if the hub is here too, one there.
-const FILES_PER_DEVICE: u64 = 2;
-
-/// For the rest of the process.
+/// Open files of the process that are no devices' sockets.
 const FILES_BESIDE: u64 = 200;
 
 /// What the emulated image would be known by.
@@ -68,7 +65,7 @@ The same for a million, reckoned with the daemon's own code in virtual time:
 pub(super) struct Fleet {
     /// How many devices to register and to run
     #[arg(long, value_name = "N", default_value_t = 200, conflicts_with = "connection_strings")]
-    devices: usize,
+    devices: u32,
     /// Run these devices against a hub that runs already; a file with a device connection string on each line
     #[arg(long, value_name = "FILE")]
     connection_strings: Option<PathBuf>,
@@ -158,13 +155,11 @@ pub(super) async fn run(options: &Fleet) -> Result<(), FleetError> {
     let (hub, devices) = match &options.connection_strings {
         Some(path) => (None, read(path, options)?),
         None => {
-            allow_files(options.devices)?;
             let (hub, devices) = own_hub(options).await?;
             introduce(&hub, options, &mut screen)?;
             (Some(hub), devices)
         }
     };
-    allow_files(devices.len())?;
     let behaviour = Arc::new(Behaviour {
         version: options.version.clone(),
         download: Duration::from_secs(options.download_secs),
@@ -184,6 +179,8 @@ pub(super) async fn run(options: &Fleet) -> Result<(), FleetError> {
 
 /// A hub in this process, with all devices registered and tagged.
 async fn own_hub(options: &Fleet) -> Result<(Hub, Vec<config::Hub>), FleetError> {
+    // Both ends of each connection are here.
+    allow_files(2 * u64::from(options.devices))?;
     let (mqtt, https) = (options.mqtt_port, options.https_port);
     let ports = HubOptions { mqtt_port: mqtt, https_port: https, ..HubOptions::default() };
     let hub = Hub::start(ports).await.map_err(|source| FleetError::Hub { mqtt, https, source })?;
@@ -232,12 +229,16 @@ fn read(path: &Path, options: &Fleet) -> Result<Vec<config::Hub>, FleetError> {
         })
     });
     let devices = devices.collect::<Result<Vec<_>, _>>()?;
-    if devices.is_empty() { Err(FleetError::NoDevices { path: path.to_owned() }) } else { Ok(devices) }
+    if devices.is_empty() {
+        return Err(FleetError::NoDevices { path: path.to_owned() });
+    }
+    allow_files(devices.len() as u64)?;
+    Ok(devices)
 }
 
 /// Raises the limit of open files as far as this process may.
-fn allow_files(devices: usize) -> Result<(), FleetError> {
-    let needed = u64::try_from(devices).unwrap_or(u64::MAX).saturating_mul(FILES_PER_DEVICE) + FILES_BESIDE;
+fn allow_files(sockets: u64) -> Result<(), FleetError> {
+    let needed = sockets + FILES_BESIDE;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(io::Error::from)?;
     if needed > hard {
         return Err(FleetError::Files { needed, limit: hard });
@@ -272,7 +273,7 @@ impl Rehearsal {
         let until = options.duration_secs.map(|secs| self.began + Duration::from_secs(secs));
         let over = || until.is_some_and(|until| until <= Instant::now());
         self.watch(screen, |census| census.all_connected() || over()).await?;
-        screen.say(&format!("all was connected after {} s", self.began.elapsed().as_secs()))?;
+        screen.say(&format!("{} s to boot and connect", self.began.elapsed().as_secs()))?;
         if let (Some(hub), true) = (&self.hub, options.storm) {
             return self.brew(hub, options, screen).await;
         }
@@ -324,7 +325,7 @@ impl Rehearsal {
     async fn brew(&self, hub: &Hub, options: &Fleet, screen: &mut Screen) -> Result<(), FleetError> {
         screen
             .say(&format!("storm: the hub cuts every connection, and is away for {} s", options.away_secs))?;
-        let storm = Storm::brew(hub, self.ids.len(), Duration::from_secs(options.away_secs)).await;
+        let storm = Storm::brew(hub, options.devices, Duration::from_secs(options.away_secs)).await;
         Ok(screen.say(&storm.curves())?)
     }
 
@@ -332,6 +333,16 @@ impl Rehearsal {
     fn conclude(&self, screen: &mut Screen) -> io::Result<()> {
         for (code, (count, example)) in Census::take(&self.statuses).failures {
             screen.say(&format!("{count:5} x {code}, as: {example}"))?;
+        }
+        if let Some(hub) = &self.hub {
+            let Traffic { connects, twin_reads, twin_updates } = hub.traffic();
+            let each = |count: u64| storm::as_f64(count) / storm::as_f64(self.ids.len() as u64);
+            screen.say(&format!(
+                "each, on average: {:.1} CONNECTs, {:.1} twin GETs, {:.1} twin PATCHes",
+                each(connects),
+                each(twin_reads),
+                each(twin_updates)
+            ))?;
         }
         let usage = getrusage(UsageWho::RUSAGE_SELF)?;
         screen.say(&format!(
@@ -426,9 +437,8 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_fleet_that_lost_its_hub_at_once_comes_back_spread() {
-        const DEVICES: usize = 300;
         let (_directory, rehearsal) = start("--devices=300", quick()).await;
-        let storm = Storm::brew(rehearsal.hub.as_ref().unwrap(), DEVICES, Duration::ZERO).await;
+        let storm = Storm::brew(rehearsal.hub.as_ref().unwrap(), 300, Duration::ZERO).await;
         for curve in [&storm.connects, &storm.twin_reads] {
             assert!(storm.per_device(curve) >= 1.0, "{}", storm.curves());
             // A ninth is expected; all of it would come of no jitter at all.

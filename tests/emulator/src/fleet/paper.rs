@@ -11,10 +11,10 @@ use twinboot::hub::Pace;
 use twinboot::hub::backoff::{Backoff, Cause};
 use twinboot::hub::twin::Twin;
 
-use super::storm::{Storm, as_f64};
+use super::storm::Storm;
 
 /// More devices are reckoned as so many, on a hub that is as much smaller: the curve is the same.
-const SAMPLE: usize = 20_000;
+const SAMPLE: u32 = 20_000;
 
 /// From a request to its answer, over a mobile network.
 const ROUND_TRIP: Duration = Duration::from_millis(100);
@@ -74,18 +74,18 @@ struct Device {
 }
 
 /// How `devices` come back to such a hub, which they all lost at once after a long time.
-pub(super) fn reckon(devices: usize, quotas: Quotas, seed: u64) -> Storm {
+pub(super) fn reckon(devices: u32, quotas: Quotas, seed: u64) -> Storm {
     let sample = devices.clamp(1, SAMPLE);
-    let share = as_f64(sample) / as_f64(devices.max(1));
+    let share = f64::from(sample) / f64::from(devices.max(1));
     let mut connects = Throttle::new(f64::from(quotas.connects) * share);
     let mut reads = Throttle::new(f64::from(quotas.twin_reads) * share);
     let (pace, epoch) = (Pace::default(), Instant::now());
     let mut random = fastrand::Rng::with_seed(seed);
     let mut fleet = Vec::new();
     let mut due = BinaryHeap::new();
-    for index in 0..sample {
+    for _ in 0..sample {
         let mut backoff = Backoff::new(pace, random.fork());
-        due.push(Reverse((backoff.pause(Cause::Lost, pace.stable_after), index)));
+        due.push(Reverse((backoff.pause(Cause::Lost, pace.stable_after), fleet.len())));
         fleet.push(Device { backoff, twin: None });
     }
     let mut storm = Storm { devices: sample, ..Storm::default() };
@@ -132,14 +132,14 @@ mod tests {
         for (tier, units) in [(Tier::S1, 200), (Tier::S2, 200), (Tier::S3, 1), (Tier::S3, 10)] {
             let quotas = tier.quotas(units);
             let storm = reckon(1_000_000, quotas, 1);
-            let perfect = |per_sec: u32| 1e6 / f64::from(per_sec);
+            let perfect = |per_sec| 1_000_000 / usize::try_from(per_sec).unwrap();
             let connected = storm.connects.secs_until(99);
             assert!(
-                connected < 15.0 + 2.5 * perfect(quotas.connects),
+                connected < 15 + 5 * perfect(quotas.connects) / 2,
                 "{tier:?}: connected after {connected} s"
             );
             let read = storm.twin_reads.secs_until(99);
-            assert!(read < 15.0 + 1.8 * perfect(quotas.twin_reads), "{tier:?}: read after {read} s");
+            assert!(read < 15 + 9 * perfect(quotas.twin_reads) / 5, "{tier:?}: read after {read} s");
             assert!(storm.per_device(&storm.connects) < 7.0 && storm.per_device(&storm.twin_reads) < 30.0);
         }
     }

@@ -85,13 +85,10 @@ fn line(elapsed_secs: u64, census: &Census, rates: &str) -> String {
     let statuses = STATUSES.iter().filter(|status| census.with_status(status) > 0);
     let statuses: Vec<_> =
         statuses.map(|status| format!("{status} {}", census.with_status(status))).collect();
-    format!(
-        "{elapsed_secs:4} s  {} of {} connected; {}; {}; {rates}",
-        census.connected,
-        census.devices,
-        statuses.join(", "),
-        versions(census)
-    )
+    let parts = [statuses.join(", "), versions(census), rates.to_owned()];
+    let connected = format!("{elapsed_secs:4} s  {} of {} connected", census.connected, census.devices);
+    let parts = parts.into_iter().filter(|part| !part.is_empty());
+    parts.fold(connected, |line, part| format!("{line}; {part}"))
 }
 
 fn table(elapsed_secs: u64, census: &Census, rates: &str, colours: bool) -> String {

@@ -28,7 +28,7 @@ pub(super) struct Curve {
 /// How a fleet came back.
 #[derive(Debug, Default)]
 pub(super) struct Storm {
-    pub devices: usize,
+    pub devices: u32,
     pub connects: Curve,
     pub twin_reads: Curve,
 }
@@ -47,28 +47,28 @@ impl Curve {
     }
 
     /// When so many percent of all that were ever served had been.
-    pub fn secs_until(&self, percent: u64) -> f64 {
+    pub fn secs_until(&self, percent: u64) -> usize {
         let enough = self.served.iter().sum::<u64>() * percent / 100;
         let mut so_far = 0;
         let before = self.served.iter().take_while(|served| {
             so_far += **served;
             so_far < enough
         });
-        as_f64(before.count()) + 1.0
+        before.count() + 1
     }
 }
 
 impl Storm {
     /// Cuts all connections of `devices` that are connected, lets nobody in for `away`, and counts until each
     /// has connected and read its twin again.
-    pub async fn brew(hub: &Hub, devices: usize, away: Duration) -> Self {
+    pub async fn brew(hub: &Hub, devices: u32, away: Duration) -> Self {
         let before = hub.traffic();
         hub.set_away(true);
         tokio::time::sleep(away).await;
         hub.set_away(false);
         let mut storm = Self { devices, ..Self::default() };
         let (began, mut counted) = (Instant::now(), hub.traffic());
-        let all = u64::try_from(devices).unwrap_or(u64::MAX);
+        let all = u64::from(devices);
         let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
         while began.elapsed() < LIMIT {
             ticks.tick().await;
@@ -86,8 +86,8 @@ impl Storm {
     }
 
     /// The same curves for a fleet of another size.
-    pub fn scaled(mut self, devices: usize) -> Self {
-        let (to, from) = (as_u64(devices), as_u64(self.devices).max(1));
+    pub fn scaled(mut self, devices: u32) -> Self {
+        let (to, from) = (u64::from(devices), u64::from(self.devices).max(1));
         for curve in [&mut self.connects, &mut self.twin_reads] {
             curve.arrived.iter_mut().chain(&mut curve.served).for_each(|count| *count = *count * to / from);
         }
@@ -104,9 +104,8 @@ impl Storm {
         self.share(curve.arrived.iter().max().copied().unwrap_or_default())
     }
 
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
     fn share(&self, count: u64) -> f64 {
-        count as f64 / as_f64(self.devices.max(1))
+        as_f64(count) / f64::from(self.devices.max(1))
     }
 
     /// The curves, as text.
@@ -147,10 +146,6 @@ impl Storm {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
-pub(super) fn as_f64(count: usize) -> f64 {
+pub(super) fn as_f64(count: u64) -> f64 {
     count as f64
-}
-
-fn as_u64(count: usize) -> u64 {
-    u64::try_from(count).unwrap_or(u64::MAX)
 }
