@@ -98,8 +98,8 @@ pub struct Pace {
     /// After a 429 the twin is left alone for this long at least, and up to twice as long. The read after
     /// a connect is not held back before that: it comes as spread as the connects, and where a hub takes
     /// fewer reads than connects, these pauses are over when a perfect queue would be. To hold each read
-    /// back for minutes would save the largest hubs half of their 429s, and make ten thousand devices on
-    /// the smallest wait six times as long.
+    /// back for minutes would save the largest hubs half of their 429s, and let the median of ten thousand
+    /// devices on the smallest wait six times as long.
     pub throttled_pause: Duration,
     /// The longest response timeout that a caller of a method can ask for; nobody listens after it.
     pub call_limit: Duration,
