@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use crate::boot::booted::BootedError;
 use crate::config::Config;
 use crate::control::{self, Status};
-use crate::hub::{self, HubEvent, MethodCall, Pace};
+use crate::hub::{self, HubEvent, MethodCall};
 use crate::install;
 use crate::store::StoreError;
 use crate::system::{self, message_id};
@@ -96,7 +96,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
     let bound = tokio::task::spawn_blocking(move || control::bind(&socket, control::GROUP)).await;
     let listener = bound.map_err(|_| AgentError::Interrupted)??;
     tokio::spawn(control::serve(listener, call_sender, status.subscribe()));
-    run_on(machine, Start { config, pace: Pace::default(), found, calls, status }, stop).await
+    run_on(machine, Start { config, found, calls, status }, stop).await
 }
 
 /// What [`run_on`] begins with.
@@ -104,8 +104,6 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), A
 pub struct Start {
     /// Its policy, and the hub to connect to.
     pub config: Config,
-    /// The waits of the hub session.
-    pub pace: Pace,
     /// As the machine is now.
     pub found: Found,
     /// Local commands; there may be nobody to send any.
@@ -123,7 +121,7 @@ pub async fn run_on<M: Machine>(
     start: Start,
     stop: impl Future<Output = ()>,
 ) -> Result<(), AgentError> {
-    let Start { config, pace, found, calls, status } = start;
+    let Start { config, found, calls, status } = start;
     let (hub_sender, hub_events) = mpsc::channel(HUB_EVENTS_MAX);
     let (done_sender, done) = mpsc::channel(COMPLETIONS_MAX);
     let mut agent = Agent::new(machine, config, found, done_sender, status);
@@ -131,7 +129,7 @@ pub async fn run_on<M: Machine>(
     agent.apply(Event::Started, None).await?;
     let hub = agent.config.hub.clone().map(|config| {
         let reported = agent.reported.subscribe();
-        tokio::spawn(hub::run(pace, config, system::unix_now, hub_sender, reported))
+        tokio::spawn(hub::run(config, system::unix_now, hub_sender, reported))
     });
     system::notify_status(true, &agent.status.borrow().summary.clone());
     let ended = agent.serve(Inputs { hub_events, calls, done }, stop).await;

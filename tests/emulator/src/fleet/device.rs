@@ -8,7 +8,6 @@ use twinboot::agent::{self, AgentError, Start};
 use twinboot::boot::scheme::Scheme;
 use twinboot::config::{self, Config};
 use twinboot::control::Status;
-use twinboot::hub::Pace;
 use twinboot::hub::auth::{AuthError, ConnectionString, Proof};
 
 use super::machine::{Simulated, checks};
@@ -44,14 +43,13 @@ pub(super) fn hub(text: &str, port: u16, ca_file: Option<&Path>) -> Result<confi
 pub(super) async fn live(
     machine: Simulated,
     hub: config::Hub,
-    pace: Pace,
     status: watch::Sender<Status>,
 ) -> Result<(), AgentError> {
     let config = config(hub);
     loop {
         let found = machine.boot().await;
         let (_nobody, calls) = mpsc::channel(1);
-        let start = Start { config: config.clone(), pace, found, calls, status: status.clone() };
+        let start = Start { config: config.clone(), found, calls, status: status.clone() };
         agent::run_on(machine.clone(), start, machine.reboot_asked()).await?;
         status.send_modify(|status| status.hub_connected = false);
     }

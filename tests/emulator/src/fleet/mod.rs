@@ -25,7 +25,6 @@ use tokio::time::Instant;
 use twinboot::agent::AgentError;
 use twinboot::config;
 use twinboot::control::Status;
-use twinboot::hub::Pace;
 
 use self::census::Census;
 use self::device::ConnectError;
@@ -168,7 +167,7 @@ pub(super) async fn run(options: &Fleet) -> Result<(), FleetError> {
         sick_percent: options.sick_percent,
         seed: options.seed,
     });
-    let mut rehearsal = Rehearsal::start(hub, devices, &behaviour, Pace::default());
+    let mut rehearsal = Rehearsal::start(hub, devices, &behaviour);
     let told = tokio::select! {
         told = rehearsal.play(options, &mut screen) => told,
         interrupted = tokio::signal::ctrl_c() => interrupted.map_err(FleetError::Show),
@@ -257,14 +256,14 @@ struct Rehearsal {
 }
 
 impl Rehearsal {
-    fn start(hub: Option<Hub>, devices: Vec<config::Hub>, behaviour: &Arc<Behaviour>, pace: Pace) -> Self {
+    fn start(hub: Option<Hub>, devices: Vec<config::Hub>, behaviour: &Arc<Behaviour>) -> Self {
         let ids = devices.iter().map(|device| device.device_id.clone()).collect();
         let (mut statuses, mut lives) = (Vec::new(), JoinSet::new());
         for device in devices {
             let machine = Simulated::new(&device.device_id, Arc::clone(behaviour));
             let (status, shown) = watch::channel(Status::default());
             statuses.push(shown);
-            lives.spawn(device::live(machine, device, pace, status));
+            lives.spawn(device::live(machine, device, status));
         }
         Self { hub, ids, statuses, lives, began: Instant::now() }
     }
@@ -378,7 +377,7 @@ mod tests {
             Line::parse_from(["", "--mqtt-port=0", "--https-port=0"].into_iter().chain(arguments.split(' ')));
         line.fleet.ca_file = Some(directory.path().join("ca.pem"));
         let (hub, devices) = own_hub(&line.fleet).await.unwrap();
-        let rehearsal = Rehearsal::start(Some(hub), devices, &Arc::new(behaviour), Pace::default());
+        let rehearsal = Rehearsal::start(Some(hub), devices, &Arc::new(behaviour));
         rehearsal.reach(Census::all_connected).await;
         (directory, rehearsal)
     }
