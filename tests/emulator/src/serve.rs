@@ -36,8 +36,9 @@ Devices that register themselves (DPS) need the id scope and a key: of --enrollm
 which each device's is derived: base64(HMAC-SHA256(base64-decoded group key, registration id)). Enrollments with
 certificates or an initial twin are put by the provisioning service's own API, on the same port.
 
-GET /emulator/events/dev-1, with a token of iothubowner, gives what the device has sent to the cloud; and POST
-/devices/dev-1/messages/devicebound sends it a message.
+With a token of iothubowner, GET /emulator/events/dev-1 gives what the device has sent to the cloud, GET
+/emulator/uploads/dev-1 the files that it has uploaded, and POST /devices/dev-1/messages/devicebound sends it a
+message. The real hub has AMQP for these, which the emulator has not.
 
 Faults are injected by POST /emulator/faults with a token of iothubowner, as JSON with any of these keys:
   {"dropConnections": true}                    drops every device's connection, without a word
