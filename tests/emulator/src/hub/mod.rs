@@ -1,5 +1,6 @@
-//! Azure IoT Hub on this machine, as far as a device and its operator need it: MQTT over TLS for devices, REST
-//! over HTTPS for services, and faults on request. Everything is in memory and on the loopback interface.
+//! Azure IoT Hub on this machine, as far as a device and its operator need it: MQTT over TLS or WebSocket for devices,
+//! REST over HTTPS for services, the provisioning service and a storage for files beside it, and faults on request.
+//! In memory and on the loopback interface only, unless told otherwise.
 
 mod admission;
 mod certificates;
