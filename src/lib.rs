@@ -27,6 +27,7 @@ pub mod health;
 pub mod hub;
 pub mod install;
 pub mod redact;
+pub mod scripts;
 pub mod store;
 pub mod system;
 pub mod tls;
