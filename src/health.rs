@@ -64,13 +64,14 @@ impl From<HealthError> for Failure {
 /// Waits until every check is passed: the hub, then the units, then the scripts in name order.
 ///
 /// # Errors
-/// The first check that fails, or is not passed when `config.deadline` ends on the boot-time clock.
+/// The first check that fails, or is not passed when `config.deadline` ends, which began at the uptime `since`.
 pub async fn check(
     config: &config::Health,
+    since: Duration,
     online_before: bool,
     connected: watch::Receiver<bool>,
 ) -> Result<(), HealthError> {
-    let until = system::uptime().saturating_add(config.deadline);
+    let until = since.saturating_add(config.deadline);
     let left = || until.saturating_sub(system::uptime());
     let late = |check: String| HealthError::Late { check, limit: config.deadline };
     let hub_matters = match config.hub {
@@ -157,7 +158,7 @@ mod tests {
     }
 
     async fn check_offline(bench: &Bench) -> Result<(), HealthError> {
-        check(&bench.config, false, bench.connected.subscribe()).await
+        check(&bench.config, system::uptime(), false, bench.connected.subscribe()).await
     }
 
     #[tokio::test]
@@ -183,10 +184,18 @@ mod tests {
     async fn a_device_that_was_online_must_come_online_again() {
         let mut bench = bench(&[]);
         bench.config.deadline = Duration::from_secs(1);
-        let offline = check(&bench.config, true, bench.connected.subscribe()).await;
+        let offline = check(&bench.config, system::uptime(), true, bench.connected.subscribe()).await;
         assert!(matches!(offline, Err(HealthError::Late { .. })));
         bench.connected.send_replace(true);
-        assert!(check(&bench.config, true, bench.connected.subscribe()).await.is_ok());
+        assert!(check(&bench.config, system::uptime(), true, bench.connected.subscribe()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_ended_before_this_start_is_over() {
+        let bench = bench(&[("10-a", "true")]);
+        let since = system::uptime().saturating_sub(bench.config.deadline);
+        let result = check(&bench.config, since, false, bench.connected.subscribe()).await;
+        assert!(matches!(result, Err(HealthError::Late { .. })));
     }
 
     #[tokio::test]

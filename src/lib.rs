@@ -31,4 +31,5 @@ pub mod scripts;
 pub mod store;
 pub mod system;
 pub mod tls;
+pub mod trial;
 pub mod update;

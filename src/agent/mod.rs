@@ -158,6 +158,7 @@ struct Agent<M> {
     record: Record,
     environment: Environment,
     image_version: Option<String>,
+    trial_timeouts: usize,
     started: Moment,
     clock_is_right: bool,
     done: mpsc::Sender<Completion>,
@@ -201,7 +202,7 @@ impl<M: Machine> Agent<M> {
         done: mpsc::Sender<Completion>,
         status: watch::Sender<Status>,
     ) -> Self {
-        let Found { boot, record, state_fault, image_version, clock_is_right } = found;
+        let Found { boot, record, state_fault, image_version, trial_timeouts, clock_is_right } = found;
         let hub_detail = match &config.hub {
             Some(hub) => format!("not yet connected to {}", hub.host_name),
             None => "no hub is configured".to_owned(),
@@ -213,6 +214,7 @@ impl<M: Machine> Agent<M> {
             record,
             environment: Environment::Unusable("not read yet".to_owned()),
             image_version,
+            trial_timeouts,
             started: system::now(boot.id, clock_is_right),
             clock_is_right,
             done,
@@ -474,6 +476,7 @@ impl<M: Machine> Agent<M> {
             environment: self.environment.clone(),
             online: *self.connected.borrow(),
             running_version: self.image_version.clone(),
+            trial_timeouts: self.trial_timeouts,
         }
     }
 

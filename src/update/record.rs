@@ -161,6 +161,9 @@ pub enum State {
         update: Update,
         /// What.
         image: Image,
+        /// When its present boot was first seen to be one: its time limit counts from there, however often
+        /// the daemon starts.
+        since: Moment,
     },
     /// Giving the target up.
     RollingBack {

@@ -20,6 +20,8 @@ pub struct Context {
     pub online: bool,
     /// The version of the running system by its own word; an update's word counts more.
     pub running_version: Option<String>,
+    /// How many boots of the last trial systemd ended, since nobody had committed it in time.
+    pub trial_timeouts: usize,
 }
 
 impl Context {
@@ -126,8 +128,13 @@ pub enum Effect {
     Activate(Update),
     /// Ask for the reboot, and go on asking.
     Reboot,
-    /// Check the health of the trial.
-    CheckHealth(Update),
+    /// Check the health of the trial, within a time that began at this uptime.
+    CheckHealth {
+        /// Which.
+        update: Update,
+        /// Seconds after the start of this boot.
+        since_uptime_secs: u64,
+    },
     /// One environment transaction: the target first, no trial.
     Commit(Update),
     /// One environment transaction: `to` first, no trial, the other unbootable.
@@ -204,19 +211,26 @@ fn started(context: &Context, record: Record) -> Step {
 
         // Activated, and power was lost before that was recorded.
         State::Installed { update, image } if boot.slot == update.target => {
-            begin_trial(record, update, image)
+            begin_trial(record, update, image, context.now)
         }
         State::Installed { update, .. } => unchanged(record, [Effect::Report, Effect::Activate(update)]),
 
         State::Rebooting { armed_in, .. } if armed_in == boot.id => {
             unchanged(record, [Effect::Report, Effect::Reboot])
         }
-        State::Rebooting { update, image, .. } | State::Trial { update, image } => {
+        State::Trial { update, image, since } if boot.slot == update.target && since.boot == boot.id => {
+            begin_trial(record, update, image, since)
+        }
+        State::Rebooting { update, image, .. } | State::Trial { update, image, .. } => {
             if boot.slot == update.target {
-                begin_trial(record, update, image)
+                begin_trial(record, update, image, context.now)
             } else {
                 // The boot loader fell back. Make that permanent before saying so.
-                let message = format!("slot {} did not come up; the boot loader fell back", update.target);
+                let what = match context.trial_timeouts {
+                    0 => "did not come up".to_owned(),
+                    times => format!("was not committed in time in {times} of its boots"),
+                };
+                let message = format!("slot {} {what}; the boot loader fell back", update.target);
                 begin_roll_back(
                     record,
                     update,
@@ -380,7 +394,7 @@ fn commit_requested(record: Record) -> Step {
 fn roll_back_requested(context: &Context, record: Record) -> Step {
     let failure = Failure::new(Code::OperatorRollBack, "rolled back by an operator at the device");
     let (update, image, to) = match record.state.clone() {
-        State::Trial { update, image } => {
+        State::Trial { update, image, .. } => {
             let to = update.target.other();
             (update, Some(image), to)
         }
@@ -463,7 +477,9 @@ fn activated(context: &Context, record: Record, id: &UpdateId, result: Result<()
 }
 
 fn health_checked(record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
-    let Some(State::Trial { update, image }) = awaiting(&record, id) else { return unchanged(record, []) };
+    let Some(State::Trial { update, image, .. }) = awaiting(&record, id) else {
+        return unchanged(record, []);
+    };
     match result {
         Ok(()) => unchanged(record, [Effect::Commit(update)]),
         Err(failure) => {
@@ -474,7 +490,9 @@ fn health_checked(record: Record, id: &UpdateId, result: Result<(), Failure>) ->
 }
 
 fn committed(context: &Context, mut record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
-    let Some(State::Trial { update, image }) = awaiting(&record, id) else { return unchanged(record, []) };
+    let Some(State::Trial { update, image, .. }) = awaiting(&record, id) else {
+        return unchanged(record, []);
+    };
     match result {
         Ok(()) => {
             record.fallback = Some(update.target.other());
@@ -517,9 +535,9 @@ fn rolled_back(context: &Context, record: Record, id: &UpdateId, result: Result<
     }
 }
 
-fn begin_trial(record: Record, update: Update, image: Image) -> Step {
-    let effects = [Effect::Report, Effect::CheckHealth(update.clone())];
-    to_state(record, State::Trial { update, image }, effects)
+fn begin_trial(record: Record, update: Update, image: Image, since: Moment) -> Step {
+    let check = Effect::CheckHealth { update: update.clone(), since_uptime_secs: since.uptime_secs };
+    to_state(record, State::Trial { update, image, since }, [Effect::Report, check])
 }
 
 fn begin_roll_back(record: Record, update: Update, image: Option<Image>, to: Slot, failure: Failure) -> Step {
@@ -587,6 +605,7 @@ mod tests {
             environment: Environment::Committed,
             online: true,
             running_version: Some("1.0".into()),
+            trial_timeouts: 0,
         }
     }
 
@@ -710,6 +729,34 @@ mod tests {
         let step = ask(&context(), &Record::default(), request, Origin::Desired);
         let State::Idle { last: Some(last) } = step.record.state else { panic!("not at rest") };
         assert!(matches!(last.outcome, Outcome::Failed(failure) if failure.code == Code::Unverifiable));
+    }
+
+    #[test]
+    fn a_trials_time_counts_from_its_boot_however_often_the_daemon_starts() {
+        let at = |boot, uptime_secs| {
+            let (slot, id) = (Slot::B, BootId(boot));
+            let now = Moment { boot: id, uptime_secs, unix_secs: None };
+            Context { boot: Boot { id, slot }, now, ..context() }
+        };
+        let update = Update { request: request("one", None), target: Slot::B, online_before: true };
+        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1 };
+        let armed = State::Rebooting { update, image, armed_in: BootId(1) };
+        let mut record = Record { state: armed, ..Record::default() };
+        for (context, expected) in [(at(2, 9), 9), (at(2, 500), 9), (at(3, 12), 12), (at(3, 13), 12)] {
+            let step = step(&context, record, Event::Started);
+            let since = step.effects.iter().find_map(|effect| match effect {
+                Effect::CheckHealth { since_uptime_secs, .. } => Some(*since_uptime_secs),
+                _ => None,
+            });
+            assert_eq!(since, Some(expected));
+            record = step.record;
+        }
+        let fell_back = Context { trial_timeouts: 3, ..context() };
+        let State::RollingBack { failure, .. } = step(&fell_back, record, Event::Started).record.state else {
+            panic!("not rolling back")
+        };
+        let message = "slot b was not committed in time in 3 of its boots; the boot loader fell back";
+        assert_eq!(failure.message, message);
     }
 
     #[test]

@@ -77,6 +77,9 @@ async fn update_with_cut(cut: Cut, power: bool, traits: Traits) -> bool {
     assert_eq!(report["firmware"]["slots"]["booted"], slot.letter());
     assert_eq!(rig.variable("upgrade_available"), "0", "{cut:?}");
     assert_eq!(rig.variable("boot_slot"), slot.letter(), "{cut:?}");
+    let mark = std::fs::read_dir(rig.board.dir().join("state/trial")).unwrap();
+    let names: Vec<_> = mark.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["armed-by"], "{cut:?}: the mark of the trial was left over");
     died.exists()
 }
 
