@@ -74,6 +74,9 @@ pub async fn check(
     let until = since.saturating_add(config.deadline);
     let left = || until.saturating_sub(system::uptime());
     let late = |check: String| HealthError::Late { check, limit: config.deadline };
+    if left().is_zero() {
+        return Err(late("the trial".to_owned()));
+    }
     let hub_matters = match config.hub {
         config::HubCheck::Always => true,
         config::HubCheck::IfOnlineBefore => online_before,

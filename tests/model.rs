@@ -1,15 +1,16 @@
 //! Exhaustive search of daemon, state file, slots, environment and boot loader, with a crash or a power
 //! cut allowed between any two instructions of the shell, writes that fail, and writes that land although
-//! the call failed. The guard of a trial, which is systemd's alone, may strike whenever it can.
+//! the call failed. Hooks may put off or refuse, and the guard of a trial, which is systemd's alone, may
+//! strike whenever it can.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail where it stands")]
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use twinboot::update::step::{INSTALL_ATTEMPTS_MAX, ROLL_BACK_REBOOTS_MAX};
+use twinboot::update::step::{AFTERWORD_RUNS_MAX, INSTALL_ATTEMPTS_MAX, ROLL_BACK_REBOOTS_MAX};
 use twinboot::update::{
-    Boot, BootId, Code, Context, Effect, Environment, Event, Failure, Image, Moment, Origin, Outcome, Policy,
-    Record, Sha256Digest, Slot, State, UpdateId, UpdateRequest, step,
+    Boot, BootId, Code, Context, Effect, Environment, Event, Failure, Gate, Hook, HookRun, Image, Moment,
+    Origin, Outcome, Policy, Record, Sha256Digest, Slot, State, UpdateId, UpdateRequest, Verdict, step,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,9 +38,10 @@ struct World {
     tries_left: u8,
     mark: Mark,
     // Ghosts: has the boot loader spent a try since the last activation? Was that trial judged to be good, by
-    // its health or by an operator? What may still happen?
+    // its health or by an operator? Which hooks let the update go on last? What may still happen?
     tried: bool,
     judged: bool,
+    agreed: Option<Hook>,
     requests_left: u8,
     operator_acts_left: u8,
     faults_left: u8,
@@ -57,6 +59,10 @@ struct Mark {
 }
 
 const TRIES: u8 = 2;
+
+/// The second deferral is one too many.
+const DEFER_LIMIT_SECS: u64 = 1;
+
 const NOW: BootId = BootId(1);
 const BEFORE: BootId = BootId(0);
 
@@ -99,6 +105,7 @@ impl World {
             mark: Mark { armed_by: Slot::A, reboots: 0 },
             tried: false,
             judged: false,
+            agreed: None,
             requests_left: 2,
             operator_acts_left: 1,
             faults_left: 2,
@@ -114,7 +121,12 @@ impl World {
         Context {
             boot: Boot { id: NOW, slot: self.slot },
             now: Moment { boot: NOW, uptime_secs: 0, unix_secs: None },
-            policy: Policy { check_required: true, has_keys: false, allow_downgrade: false },
+            policy: Policy {
+                check_required: true,
+                has_keys: false,
+                allow_downgrade: false,
+                defer_limit_secs: DEFER_LIMIT_SECS,
+            },
             environment: if self.trial { Environment::Uncommitted } else { Environment::Committed },
             online: true,
             running_version: None,
@@ -126,6 +138,11 @@ impl World {
     fn feed(&mut self, event: Event) {
         let step = step(&self.context(), self.disk.clone(), event);
         self.disk = step.record; // Atomic: a crash is before or after.
+        if let State::Asking { attempt, .. } | State::Installing { attempt, .. } = &mut self.disk.state
+            && (2..INSTALL_ATTEMPTS_MAX).contains(attempt)
+        {
+            *attempt = INSTALL_ATTEMPTS_MAX - 1; // Those in between are all alike.
+        }
         self.todo.extend(step.effects);
     }
 
@@ -237,7 +254,8 @@ impl World {
                     Event::Activated(late.clone(), Ok(())),
                     Event::HealthChecked(late.clone(), Ok(())),
                     Event::Committed(late.clone(), Ok(())),
-                    Event::RolledBack(late, Ok(())),
+                    Event::RolledBack(late.clone(), Ok(())),
+                    Event::HooksRan(late, Hook::BeforeReboot, Verdict::GoOn),
                 ] {
                     let mut world = self.with(event);
                     world.operator_acts_left -= 1;
@@ -295,7 +313,8 @@ impl World {
         let mut world = self.clone();
         world.todo = rest.to_vec();
         match effect.clone() {
-            Effect::Respond(_) | Effect::Report | Effect::AbortInstall => out.push(world),
+            Effect::Respond(_) | Effect::Report | Effect::Abort => out.push(world),
+            Effect::RunHooks(run) => world.run_hooks(&run, &mut out),
             Effect::ConfirmBoot => {
                 if !world.trial {
                     world.disarm();
@@ -306,11 +325,12 @@ impl World {
                 let id = update.request.id;
                 assert_ne!(update.target, world.slot, "wrote the running slot");
                 assert!(!(world.trial && world.first == update.target), "wrote an armed slot");
+                assert_eq!(world.agreed, Some(Hook::BeforeInstall), "wrote without asking");
                 world.bootable[ix(update.target)] = false;
                 world.content[ix(update.target)] = Content::Partial;
                 out.push(world.restart_daemon()); // Cut in the middle of the stream.
                 out.push(world.power_cycle());
-                if world.todo.contains(&Effect::AbortInstall) {
+                if world.todo.contains(&Effect::Abort) {
                     out.push(world); // The shell drops the answer of what it aborts.
                     return out;
                 }
@@ -328,6 +348,7 @@ impl World {
                 let id = update.request.id;
                 assert_eq!(world.content[ix(update.target)], Content::New, "activated an unverified slot");
                 assert_ne!(update.target, world.slot, "armed the running slot");
+                assert_eq!(world.agreed, Some(Hook::BeforeReboot), "armed without asking");
                 let mut marked = world.clone();
                 marked.arm();
                 let mut landed = marked.clone();
@@ -367,15 +388,62 @@ impl World {
         out
     }
 
+    /// Each answer that hooks may give.
+    fn run_hooks(&self, run: &HookRun, out: &mut Vec<Self>) {
+        let HookRun { hook, update, .. } = run;
+        self.check_hooks(*hook, update.target);
+        if hook.decides() && self.todo.contains(&Effect::Abort) {
+            out.push(self.clone()); // As with an install.
+            return;
+        }
+        let ran =
+            |world: &Self, verdict| world.with(Event::HooksRan(update.request.id.clone(), *hook, verdict));
+        out.push(ran(&self.agreeing(*hook), Verdict::GoOn));
+        if hook.decides() && self.faults_left > 0 {
+            for verdict in [Verdict::Later("m".to_owned()), Verdict::Refuse("m".to_owned())] {
+                let mut world = ran(self, verdict);
+                world.faults_left -= 1;
+                out.push(world);
+            }
+        }
+    }
+
+    fn agreeing(&self, hook: Hook) -> Self {
+        let agreed = if hook.decides() { Some(hook) } else { self.agreed };
+        Self { agreed, ..self.clone() }
+    }
+
+    fn check_hooks(&self, hook: Hook, target: Slot) {
+        match hook {
+            Hook::AfterCommit => assert_eq!(self.slot, target, "told the wrong system"),
+            Hook::AfterRollback => assert_eq!(self.slot, target.other(), "told the wrong system"),
+            Hook::BeforeInstall | Hook::AfterInstall | Hook::BeforeReboot => {
+                let untouched = !self.trial && self.first == self.slot && self.mark.reboots == 0;
+                assert!(untouched, "the boot loader was told before the hooks were asked: {self:?}");
+            }
+        }
+        if matches!(hook, Hook::AfterInstall | Hook::BeforeReboot) {
+            assert_eq!(self.content[ix(target)], Content::New);
+        }
+    }
+
     fn quiet(&self) -> bool {
-        matches!(self.disk.state, State::Idle { .. }) && self.todo.is_empty()
+        matches!(self.disk.state, State::Idle { .. }) && self.todo.is_empty() && self.disk.afterword.is_none()
     }
 
     fn check(&self) {
         assert!(!self.guard_strikes() || self.on_trial() || self.slot != self.first, "{self:?}");
         assert!(self.judged || self.goes_back_without_daemon(), "a dead daemon keeps its slot: {self:?}");
         assert!(!self.quiet() || self.mark.reboots == 0, "the mark was left over: {self:?}");
+        let runs = self.disk.afterword.as_ref().map_or(0, |after| after.runs);
+        assert!(runs <= AFTERWORD_RUNS_MAX, "runs after an update have no bound");
         match &self.disk.state {
+            State::Asking { attempt, gate, deferral, .. } => {
+                assert!(*attempt <= INSTALL_ATTEMPTS_MAX, "attempts have no bound");
+                assert!(deferral.as_ref().is_none_or(|deferral| deferral.spent_secs < DEFER_LIMIT_SECS));
+                let whole = self.content[ix(self.slot.other())] == Content::New;
+                assert!(whole || *gate == Gate::BeforeInstall, "a partial image got through: {self:?}");
+            }
             State::Installing { attempt, .. } => {
                 assert!(*attempt <= INSTALL_ATTEMPTS_MAX, "attempts have no bound");
             }
@@ -419,7 +487,11 @@ fn settles(mut world: World) -> bool {
         }
         let effect = world.todo.remove(0);
         match effect {
-            Effect::Respond(_) | Effect::Report | Effect::AbortInstall => {}
+            Effect::Respond(_) | Effect::Report | Effect::Abort => {}
+            Effect::RunHooks(run) => {
+                world = world.agreeing(run.hook);
+                world.feed(Event::HooksRan(run.update.request.id, run.hook, Verdict::GoOn));
+            }
             Effect::ConfirmBoot => world.disarm(),
             Effect::Install(update) => {
                 world.bootable[ix(update.target)] = false;
@@ -487,6 +559,7 @@ fn no_crash_breaks_an_invariant_and_every_state_settles() {
         "succeeded",
         "failed AttemptsExhausted",
         "failed Cancelled",
+        "failed HookRefused",
         "failed RolledBackBefore",
         "failed ActivateFailed",
         "rolled back BootFailed",

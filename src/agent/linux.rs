@@ -1,8 +1,9 @@
 //! The machine that the daemon runs on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tracing::{error, info, warn};
 
 use super::AgentError;
@@ -12,11 +13,14 @@ use crate::boot::scheme::Scheme;
 use crate::boot::{BootControl, BootError};
 use crate::config::Config;
 use crate::health;
+use crate::hooks;
 use crate::install::{self, ImageSpec, Job};
 use crate::store::{StateStore, StoreError};
 use crate::system::{self, message_id};
 use crate::trial::{Mark, MarkError};
-use crate::update::{Boot, Code, Effect, Environment, Event, Failure, Record, Slot, Update};
+use crate::update::{
+    Boot, Code, Effect, Environment, Event, Failure, HookRun, Record, Slot, Update, Verdict,
+};
 
 /// A reboot takes seconds to begin; one that has not begun by then is asked for again.
 const REBOOT_AGAIN: Duration = Duration::from_secs(60);
@@ -34,6 +38,7 @@ pub struct Linux {
     booted: Evidence,
     store: StateStore,
     mark: Mark,
+    hooks: Arc<Mutex<()>>,
 }
 
 impl Linux {
@@ -69,7 +74,7 @@ impl Linux {
         let trial_timeouts = mark.reboots();
         let record = loaded.record;
         let found = Found { boot, record, state_fault, image_version, trial_timeouts, clock_is_right: false };
-        Ok((Self { config, booted, store, mark }, found))
+        Ok((Self { config, booted, store, mark, hooks: Arc::default() }, found))
     }
 
     /// Makes one decision in the environment, on a thread of its own. The error is one line for a person.
@@ -149,6 +154,15 @@ impl Linux {
         }
         let result = health::check(&self.config.health, since, update.online_before, connected).await;
         result.map_err(Failure::from)
+    }
+
+    /// Those of one point at a time: hooks of the last update may still hear how it ended.
+    async fn run_hooks(&self, run: &HookRun) -> Verdict {
+        if run.again {
+            tokio::time::sleep(self.config.hooks.defer_interval).await;
+        }
+        let _alone = self.hooks.lock().await;
+        hooks::run(&self.config.hooks, run, self.booted.slot).await
     }
 
     /// RAUC's boot script spends an attempt on each boot, the committed slot's too: a healthy one gets them
@@ -249,6 +263,10 @@ impl Machine for Linux {
                 let result = self.check_health(&update, since, connected).await;
                 Some(Event::HealthChecked(update.request.id, result))
             }
+            Effect::RunHooks(run) => {
+                let verdict = self.run_hooks(&run).await;
+                Some(Event::HooksRan(run.update.request.id, run.hook, verdict))
+            }
             Effect::ConfirmBoot => {
                 self.confirm_boot(connected).await;
                 None
@@ -257,7 +275,7 @@ impl Machine for Linux {
                 self.reboot().await;
                 None
             }
-            Effect::Respond(_) | Effect::Report | Effect::Install(_) | Effect::AbortInstall => None,
+            Effect::Respond(_) | Effect::Report | Effect::Install(_) | Effect::Abort => None,
         }
     }
 }

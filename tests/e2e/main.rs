@@ -5,6 +5,7 @@
 
 mod cloud;
 mod cuts;
+mod hooks;
 mod local;
 mod rig;
 mod service;

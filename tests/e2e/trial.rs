@@ -1,7 +1,6 @@
 //! Trials that nobody commits: the daemon's own time limit, and systemd's, which needs no daemon.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use hub_emulator::board::{Slot, Traits};
@@ -9,12 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-use crate::rig::{Choice, DAEMON, LIMIT, Rig};
-
-fn script(path: &Path, body: &str) {
-    std::fs::write(path, format!("#!/bin/sh\n{body}\n")).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-}
+use crate::rig::{Choice, DAEMON, LIMIT, Rig, script};
 
 /// systemd's part: does what a unit file says, on the board.
 struct Systemd {
