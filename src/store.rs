@@ -142,8 +142,11 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_directory(directory)
 }
 
-/// Makes renames in a directory durable. Blocks.
-fn sync_directory(directory: &Path) -> io::Result<()> {
+/// Makes what was created, renamed and removed in a directory durable. Blocks.
+///
+/// # Errors
+/// When that is not certain.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 

@@ -195,7 +195,7 @@ fn each_kind_of_mistake_has_its_message() {
         (
             "attempts = 3",
             "config.toml:1: attempts: stands outside of any section; move it below its section, one \
-          of [hub], [state], [boot], [install], [health], [system], [[slot]]",
+          of [hub], [state], [boot], [install], [health], [hooks], [system], [[slot]]",
         ),
         (
             "[[slot]]\ndevice = \"/dev/c\"",

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::hook::{Afterword, Deferral, Gate};
 use super::{BootId, Failure, Image, Moment, Sha256Digest, Slot, UpdateId, UpdateRequest};
 
 /// Everything that survives a power cut.
@@ -20,6 +21,9 @@ pub struct Record {
     pub desired: Option<UpdateId>,
     /// When what happened.
     pub times: Times,
+    /// Hooks that have not heard yet how an update ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub afterword: Option<Box<Afterword>>,
 }
 
 /// Versions by slot.
@@ -132,6 +136,17 @@ pub enum State {
         /// How the last one ended.
         last: Option<Box<Finished>>,
     },
+    /// Hooks are asked whether the update may go on.
+    Asking {
+        /// Which.
+        update: Update,
+        /// Where it stands.
+        gate: Gate,
+        /// Counts interrupted attempts to get an answer.
+        attempt: u8,
+        /// Their last answer, if they had one.
+        deferral: Option<Deferral>,
+    },
     /// The target is not bootable and is being overwritten.
     Installing {
         /// Which.
@@ -139,7 +154,7 @@ pub enum State {
         /// Counts interrupted attempts that made no headway.
         attempt: u8,
     },
-    /// The target holds the image: written, synced, read back, digest equal.
+    /// The target holds the image: written, synced, read back, digest equal. All hooks agree to its activation.
     Installed {
         /// Which.
         update: Update,
@@ -161,6 +176,9 @@ pub enum State {
         update: Update,
         /// What.
         image: Image,
+        /// When its present boot was first seen to be one: its time limit counts from there, however often
+        /// the daemon starts.
+        since: Moment,
     },
     /// Giving the target up.
     RollingBack {
@@ -191,7 +209,8 @@ impl State {
     pub fn update(&self) -> Option<&Update> {
         match self {
             Self::Idle { .. } => None,
-            Self::Installing { update, .. }
+            Self::Asking { update, .. }
+            | Self::Installing { update, .. }
             | Self::Installed { update, .. }
             | Self::Rebooting { update, .. }
             | Self::Trial { update, .. }
@@ -323,6 +342,7 @@ mod tests {
                 accepted: Some(Moment { boot: BootId(5), uptime_secs: 17, unix_secs: None }),
                 ..Times::default()
             },
+            afterword: None,
         }
     }
 
