@@ -70,6 +70,7 @@ fn complete(shell: impl Generator, path: &Path) -> io::Result<()> {
     write(path, &script)
 }
 
+#[expect(clippy::disallowed_methods, reason = "what is built anew at any time need not survive a power cut")]
 fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)?;
     fs::write(path, bytes)
