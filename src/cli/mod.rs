@@ -5,13 +5,15 @@ mod check_config;
 mod commit;
 mod install;
 mod logging;
-mod paint;
+pub mod paint;
 mod progress;
 mod rollback;
 mod run;
 mod slots;
 mod status;
 mod view;
+
+pub use install::check_value;
 
 use std::io;
 use std::path::{Path, PathBuf};

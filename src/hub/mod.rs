@@ -126,16 +126,6 @@ impl Default for Pace {
 ///
 /// `unix_now` gives wall time in seconds: a token's expiry is a date.
 pub async fn run(
-    config: config::Hub,
-    unix_now: fn() -> u64,
-    events: mpsc::Sender<HubEvent>,
-    reported: watch::Receiver<Reported>,
-) {
-    run_at(Pace::default(), config, unix_now, events, reported).await;
-}
-
-/// [`run`] at another pace.
-pub async fn run_at(
     pace: Pace,
     config: config::Hub,
     unix_now: fn() -> u64,

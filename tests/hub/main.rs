@@ -59,7 +59,7 @@ impl Device {
     fn start_with_room(room: usize, pace: Pace, config: config::Hub, clock: fn() -> u64) -> Self {
         let (sender, events) = mpsc::channel(room);
         let (reported, wanted) = watch::channel(None);
-        let session = tokio::spawn(hub::run_at(pace, config, clock, sender, wanted));
+        let session = tokio::spawn(hub::run(pace, config, clock, sender, wanted));
         Self { events, reported, session }
     }
 

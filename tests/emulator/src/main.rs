@@ -1,6 +1,7 @@
 //! `hub-emulator`: an IoT Hub on this machine, to point a device and one's own tools at.
 
 mod demo;
+mod lone_board;
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -27,12 +28,28 @@ enum Command {
     Serve(Serve),
     /// Shows one update of an emulated board, from the method call to its end
     Demo(demo::Demo),
+    /// Runs an emulated board against a hub that runs already, and offers an image for it, until Ctrl-C
+    Board(lone_board::LoneBoard),
 }
 
-const SERVE_HELP: &str = "\
-The keys and the certificate authority are new at each start. Give the device the connection string that is printed \
-for it, the port of --mqtt-port and the authority's certificate of --ca-file as the one to trust. It also prints how \
-to call a method of the device and read its twin with curl.";
+const SERVE_HELP: &str = r#"The keys and the certificate authority are new at each start. Give the device the connection string that is printed
+for it, the port of --mqtt-port and the authority's certificate of --ca-file as the one to trust. It also prints how
+to call a method of the device and read its twin with curl.
+
+GET /emulator/events/dev-1, with a token of iothubowner, gives what the device has sent to the cloud; and POST
+/devices/dev-1/messages/devicebound sends it a message.
+
+Faults are injected by POST /emulator/faults with a token of iothubowner, as JSON with any of these keys:
+  {"dropConnections": true}                    drops every device's connection, without a word
+  {"refuseConnects": {"times": 2, "code": 3}}  refuses the next connects with this CONNACK code
+  {"keepOut": ["dev-1"]}                       drops these devices, until a list without them follows
+  {"muteTwin": true}                           carries out no twin request, pushes no desired properties
+  {"failNextPatch": 429}                       refuses the next patch of reported properties; 0 takes it back
+  {"throttle": 3}                              refuses the next calls of services with 429; with
+                                               "throttleOperation" those of one kind: registryRead, registryWrite,
+                                               twinRead, twinWrite, query, directMethod, configurationRead,
+                                               configurationWrite, jobRead, jobWrite or message
+  {"awaySecs": 5}                              drops everybody, lets nobody in, answers when that is over"#;
 
 #[derive(Args)]
 struct Serve {
@@ -68,6 +85,8 @@ enum CliError {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Demo(#[from] demo::DemoError),
+    #[error(transparent)]
+    Board(#[from] lone_board::LoneBoardError),
 }
 
 fn main() -> ExitCode {
@@ -94,6 +113,7 @@ fn run(command: &Command) -> Result<(), CliError> {
             Ok(runtime.block_on(serve(options))?)
         }
         Command::Demo(options) => Ok(runtime.block_on(demo::run(options))?),
+        Command::Board(options) => Ok(runtime.block_on(lone_board::run(options))?),
     }
 }
 

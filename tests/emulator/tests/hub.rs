@@ -2,205 +2,22 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod client;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hub_emulator::hub::{Hub, HubOptions, MethodError, MethodResponse};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use client::*;
+use hub_emulator::hub::{MethodError, MethodResponse};
 use reqwest::{Method, StatusCode};
-use ring::hmac;
-use rumqttc::mqttbytes::v4::{ConnAck, ConnectReturnCode};
-use rumqttc::{
-    AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, Packet, Publish, QoS, SubscribeReasonCode,
-    TlsConfiguration, Transport,
-};
+use rumqttc::mqttbytes::v4::ConnectReturnCode;
+use rumqttc::{MqttOptions, Packet, QoS, SubscribeReasonCode};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use tokio::time::timeout;
-
-/// Far more than anything here takes.
-const LIMIT: Duration = Duration::from_secs(20);
-const ID: &str = "dev-1";
-const METHODS: &str = "$iothub/methods/POST/#";
-const TWIN_ANSWERS: &str = "$iothub/twin/res/#";
-const DESIRED: &str = "$iothub/twin/PATCH/properties/desired/#";
-
-async fn hub() -> Hub {
-    Hub::start(HubOptions::default()).await.unwrap()
-}
-
-/// A hub with one device, and that device's key.
-async fn hub_with_device() -> (Hub, String) {
-    let hub = hub().await;
-    let connection_string = hub.add_device(ID);
-    (hub, key_of(&connection_string))
-}
-
-fn key_of(connection_string: &str) -> String {
-    connection_string.split_once("SharedAccessKey=").unwrap().1.to_owned()
-}
-
-/// A token for `resource`, good for `life_secs`.
-fn token(resource: &str, key: &str, life_secs: i64, policy: &str) -> String {
-    let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-    let (resource, expiry) = (encode(resource), OffsetDateTime::now_utc().unix_timestamp() + life_secs);
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(key).unwrap());
-    let signature = STANDARD.encode(hmac::sign(&key, format!("{resource}\n{expiry}").as_bytes()));
-    format!("SharedAccessSignature sr={resource}&sig={}&se={expiry}{policy}", encode(&signature))
-}
-
-fn device_token(id: &str, key: &str) -> String {
-    token(&format!("localhost/devices/{id}"), key, 3600, "")
-}
-
-/// TLS settings that trust this hub, with a client certificate or without.
-fn tls(hub: &Hub, certificate: Option<(&str, &str)>) -> ClientConfig {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(hub.ca_pem().as_bytes()).unwrap()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let builder = builder.with_root_certificates(roots);
-    let Some((certificate, key)) = certificate else { return builder.with_no_client_auth() };
-    let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
-    builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
-}
-
-/// A device, by an MQTT client that has nothing of the emulator's in it but the codec.
-struct Device {
-    client: AsyncClient,
-    events: EventLoop,
-}
-
-impl Device {
-    fn new(hub: &Hub, password: &str, tls: ClientConfig, change: impl FnOnce(&mut MqttOptions)) -> Self {
-        let mut options = MqttOptions::new(ID, "localhost", hub.mqtt_port());
-        options.set_credentials(format!("localhost/{ID}/?api-version=2021-04-12"), password);
-        options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(tls))));
-        options.set_clean_session(false);
-        change(&mut options);
-        let (client, events) = AsyncClient::new(options, 10);
-        Self { client, events }
-    }
-
-    fn with_key(hub: &Hub, key: &str) -> Self {
-        Self::new(hub, &device_token(ID, key), tls(hub, None), |_| {})
-    }
-
-    async fn connected(hub: &Hub, key: &str) -> Self {
-        let mut device = Self::with_key(hub, key);
-        device.connect().await.unwrap();
-        device
-    }
-
-    async fn connect(&mut self) -> Result<ConnAck, ConnectionError> {
-        match self.next().await? {
-            Packet::ConnAck(accepted) => Ok(accepted),
-            other => panic!("expected a CONNACK, got {other:?}"),
-        }
-    }
-
-    /// The next packet from the hub.
-    async fn next(&mut self) -> Result<Packet, ConnectionError> {
-        loop {
-            match timeout(LIMIT, self.events.poll()).await.expect_in_time("the hub sends something")? {
-                Event::Incoming(packet) => return Ok(packet),
-                Event::Outgoing(_) => {}
-            }
-        }
-    }
-
-    /// The next message from the hub; what else comes is passed over.
-    async fn message(&mut self) -> Publish {
-        loop {
-            if let Packet::Publish(publish) = self.next().await.unwrap() {
-                return publish;
-            }
-        }
-    }
-
-    async fn subscribe(&mut self, filter: &str) -> SubscribeReasonCode {
-        self.client.subscribe(filter, QoS::AtLeastOnce).await.unwrap();
-        loop {
-            if let Packet::SubAck(granted) = self.next().await.unwrap() {
-                return *granted.return_codes.first().unwrap();
-            }
-        }
-    }
-
-    async fn publish(&mut self, topic: &str, body: impl Into<Vec<u8>>) {
-        self.client.publish(topic, QoS::AtLeastOnce, false, body).await.unwrap();
-    }
-
-    /// Sends a twin request. Returns the topic and the body of the answer.
-    async fn ask_twin(&mut self, topic: &str, body: impl Into<Vec<u8>>) -> (String, Value) {
-        self.publish(topic, body).await;
-        let answer = self.message().await;
-        (answer.topic.clone(), serde_json::from_slice(&answer.payload).unwrap_or_default())
-    }
-
-    /// Polls until the hub closes the connection.
-    async fn closed(&mut self) {
-        while self.next().await.is_ok() {}
-    }
-}
-
-trait InTime<T> {
-    fn expect_in_time(self, what: &str) -> T;
-}
-
-impl<T, E> InTime<T> for Result<T, E> {
-    fn expect_in_time(self, what: &str) -> T {
-        self.unwrap_or_else(|_| panic!("within {LIMIT:?}: {what}"))
-    }
-}
-
-/// What a refused device gets to hear.
-async fn refusal(mut device: Device) -> ConnectReturnCode {
-    match device.connect().await {
-        Err(ConnectionError::ConnectionRefused(code)) => code,
-        other => panic!("expected a refusal, got {other:?}"),
-    }
-}
-
-/// A service, over HTTPS.
-struct Service {
-    http: reqwest::Client,
-    base: String,
-    token: String,
-}
-
-impl Service {
-    fn new(hub: &Hub) -> Self {
-        let http = reqwest::Client::builder().tls_backend_preconfigured(tls(hub, None)).build().unwrap();
-        let key = key_of(&hub.service_connection_string());
-        let base = format!("localhost:{}", hub.https_port());
-        let token = token(&base, &key, 3600, "&skn=iothubowner");
-        Self { http, base: format!("https://{base}"), token }
-    }
-
-    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
-        let url = format!("{}/{path}?api-version=2021-04-12", self.base);
-        self.http.request(method, url).header("Authorization", &self.token)
-    }
-
-    async fn answer(&self, request: reqwest::RequestBuilder) -> (StatusCode, String, Value) {
-        let answer = request.send().await.unwrap();
-        let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
-        let label = header("iothub-errorcode").or_else(|| header("etag")).unwrap_or_default();
-        let status = answer.status();
-        (status, label, serde_json::from_str(&answer.text().await.unwrap()).unwrap_or_default())
-    }
-
-    async fn call(&self, id: &str, body: Value) -> (StatusCode, String, Value) {
-        self.answer(self.request(Method::POST, &format!("twins/{id}/methods")).json(&body)).await
-    }
-}
 
 #[tokio::test]
 async fn a_device_with_its_key_gets_in_and_others_do_not() {

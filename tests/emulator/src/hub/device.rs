@@ -1,17 +1,24 @@
 //! One device as the hub holds it: identity, twin, session, and the connection if there is one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, VecDeque};
 
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::Publish;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::NEVER;
-use super::identity::Identity;
+use super::configuration::Status;
+use super::identity::{Identity, is_module};
+use super::inbox::Inbox;
+use super::query::Document;
 use super::topic;
 use super::twin::{Twin, with};
+
+/// Reported patches kept of a device: more than any test looks at.
+const HISTORY_LIMIT: usize = 1024;
 
 /// A device's answer to a direct method.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,19 +42,23 @@ pub(super) struct Link {
     pub calls: BTreeMap<String, oneshot::Sender<MethodResponse>>,
 }
 
-/// A registered device.
+/// A registered device, or one of its modules.
 #[derive(Debug)]
 pub(super) struct Device {
     pub identity: Identity,
     pub twin: Twin,
-    /// Topic filters subscribed to; they outlive a connection that asked for a persistent session.
-    pub filters: BTreeSet<String>,
+    /// Topic filters subscribed to, and whether at QoS 1; they outlive a connection that asked for a persistent
+    /// session.
+    pub filters: BTreeMap<String, bool>,
+    pub inbox: Inbox,
+    /// The configurations that target it, by id.
+    pub configurations: BTreeMap<String, Status>,
     pub link: Option<Link>,
     /// Accepted connections so far.
     pub connects: usize,
     pub last_activity: String,
-    /// Each accepted reported patch, oldest first.
-    pub history: Vec<Value>,
+    /// The newest accepted reported patches, oldest first.
+    pub history: VecDeque<Value>,
 }
 
 impl Device {
@@ -55,11 +66,13 @@ impl Device {
         Self {
             identity,
             twin: Twin::new(now),
-            filters: BTreeSet::new(),
+            filters: BTreeMap::new(),
+            inbox: Inbox::default(),
+            configurations: BTreeMap::new(),
             link: None,
             connects: 0,
             last_activity: NEVER.to_owned(),
-            history: Vec::new(),
+            history: VecDeque::new(),
         }
     }
 
@@ -69,6 +82,30 @@ impl Device {
         self.link = Some(link);
         self.connects = self.connects.saturating_add(1);
         self.last_activity = now;
+        self.inbox.restart();
+        self.deliver();
+    }
+
+    /// Sends what waits in the inbox, as far as the device listens for it and keeps up.
+    pub fn deliver(&mut self) {
+        let Some(link) = &self.link else { return };
+        let mut filters = self.filters.iter();
+        let Some((_, acked)) = filters.find(|(filter, _)| filter.ends_with(topic::DEVICE_BOUND)) else {
+            return;
+        };
+        let qos = if *acked { QoS::AtLeastOnce } else { QoS::AtMostOnce };
+        while let Ok(place) = link.outgoing.try_reserve() {
+            let Some(publish) = self.inbox.next(qos) else { return };
+            place.send(publish);
+        }
+    }
+
+    /// Notes a patch of the reported properties.
+    pub fn remember(&mut self, patch: Value) {
+        if self.history.len() >= HISTORY_LIMIT {
+            self.history.pop_front();
+        }
+        self.history.push_back(patch);
     }
 
     /// Closes the connection, if there is one.
@@ -80,7 +117,7 @@ impl Device {
 
     /// Whether a method call would reach the device.
     pub fn takes_methods(&self) -> bool {
-        self.link.is_some() && self.filters.contains(topic::METHODS)
+        self.link.is_some() && self.filters.contains_key(topic::METHODS)
     }
 
     /// Sends a method request. Nothing if the device is not there to take it.
@@ -90,7 +127,7 @@ impl Device {
         request: String,
         payload: &Value,
     ) -> Option<oneshot::Receiver<MethodResponse>> {
-        let link = self.link.as_mut().filter(|_| self.filters.contains(topic::METHODS))?;
+        let link = self.link.as_mut().filter(|_| self.filters.contains_key(topic::METHODS))?;
         let (answer, answered) = oneshot::channel();
         let topic = format!("$iothub/methods/POST/{name}/?$rid={request}");
         let sent = link.outgoing.try_send(Publish::new(topic, QoS::AtMostOnce, payload.to_string()));
@@ -103,7 +140,9 @@ impl Device {
 
     /// Sends a change of the desired properties to a device that listens for it. It is not kept for one that does not.
     pub fn push_desired(&mut self, patch: &Value) {
-        let Some(link) = self.link.as_mut().filter(|_| self.filters.contains(topic::DESIRED)) else { return };
+        let Some(link) = self.link.as_mut().filter(|_| self.filters.contains_key(topic::DESIRED)) else {
+            return;
+        };
         let topic = format!("$iothub/twin/PATCH/properties/desired/?$version={}", self.twin.desired.version);
         if link.outgoing.try_send(Publish::new(topic, QoS::AtMostOnce, patch.to_string())).is_err() {
             tracing::warn!("desired properties not pushed: the device does not read");
@@ -116,11 +155,64 @@ impl Device {
 
     /// The answer of `GET /devices/{id}`.
     pub fn identity_for_service(&self, id: &str) -> Value {
-        self.identity.for_service(id, self.connection(), &self.last_activity)
+        let identity = self.identity.for_service(id, self.connection(), &self.last_activity);
+        with(identity, [self.message_count()])
     }
 
     /// The answer of `GET /twins/{id}`.
     pub fn twin_for_service(&self, id: &str) -> Value {
-        with(self.identity.for_twin(id, self.connection(), &self.last_activity), self.twin.for_service())
+        with(self.head(id), self.twin.for_service())
+    }
+
+    /// The twin but for tags and properties.
+    fn head(&self, id: &str) -> Value {
+        let head = self.identity.for_twin(id, self.connection(), &self.last_activity);
+        let version = ("version", self.twin.version.into());
+        let head = with(head, [("etag", self.twin.etag().into()), version, self.message_count()]);
+        if self.configurations.is_empty() {
+            return head;
+        }
+        let status = |(id, status): (&String, &Status)| (id.clone(), json!({ "status": status }));
+        with(head, [("configurations", self.configurations.iter().map(status).collect())])
+    }
+
+    fn message_count(&self) -> (&'static str, Value) {
+        ("cloudToDeviceMessageCount", self.inbox.len().into())
+    }
+}
+
+/// A device or a module as queries see it: its twin, of which only what is asked for is put together.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seen<'a> {
+    pub key: &'a str,
+    pub device: &'a Device,
+}
+
+impl Seen<'_> {
+    pub fn identity(&self) -> Value {
+        self.device.identity_for_service(self.key)
+    }
+
+    pub fn twin(&self) -> Value {
+        self.device.twin_for_service(self.key)
+    }
+}
+
+impl Document for Seen<'_> {
+    fn find(&self, path: &[String]) -> Option<Cow<'_, Value>> {
+        let (first, rest) = path.split_first()?;
+        let twin = &self.device.twin;
+        match (first.as_str(), rest.split_first()) {
+            ("deviceId", None) if !is_module(self.key) => Some(Cow::Owned(self.key.into())),
+            ("configurations", Some((id, rest))) => {
+                let status = json!({ "status": self.device.configurations.get(id)? });
+                status.find(rest).map(|value| Cow::Owned(value.into_owned()))
+            }
+            ("tags", _) => twin.tags.properties.find(rest),
+            ("properties", Some((section, rest))) if section == "desired" => twin.desired.find(rest),
+            ("properties", Some((section, rest))) if section == "reported" => twin.reported.find(rest),
+            ("properties", _) => self.twin().find(path).map(|value| Cow::Owned(value.into_owned())),
+            _ => self.device.head(self.key).find(path).map(|value| Cow::Owned(value.into_owned())),
+        }
     }
 }

@@ -7,14 +7,17 @@ use serde_json::{Value, json};
 use super::clock::NEVER;
 use super::failure::Failure;
 use super::random;
+use super::twin::with;
 
 /// How a device proves who it is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Authentication {
     /// Either of two base64 keys.
     Sas { primary: String, secondary: String },
     /// The SHA-1 or SHA-256 of either of two certificates, in hexadecimal.
     SelfSigned { primary: Option<String>, secondary: Option<String> },
+    /// A certificate for the device's id, signed by an authority that the hub trusts.
+    CertificateAuthority,
 }
 
 impl Authentication {
@@ -39,6 +42,7 @@ impl Authentication {
                     (thumbprint("primaryThumbprint")?, thumbprint("secondaryThumbprint")?);
                 Ok(Self::SelfSigned { primary, secondary })
             }
+            "certificateAuthority" => Ok(Self::CertificateAuthority),
             other => {
                 Err(Failure::bad_argument(format!("The emulator has no authentication type '{other}'.")))
             }
@@ -56,20 +60,21 @@ impl Authentication {
         match self {
             Self::Sas { .. } => "sas",
             Self::SelfSigned { .. } => "selfSigned",
+            Self::CertificateAuthority => "certificateAuthority",
         }
     }
 
     fn keys(&self) -> Value {
         match self {
             Self::Sas { primary, secondary } => json!({ "primaryKey": primary, "secondaryKey": secondary }),
-            Self::SelfSigned { .. } => json!({ "primaryKey": null, "secondaryKey": null }),
+            _ => json!({ "primaryKey": null, "secondaryKey": null }),
         }
     }
 
     fn thumbprints(&self) -> Value {
         let (primary, secondary) = match self {
-            Self::Sas { .. } => (&None, &None),
             Self::SelfSigned { primary, secondary } => (primary, secondary),
+            _ => (&None, &None),
         };
         json!({ "primaryThumbprint": primary, "secondaryThumbprint": secondary })
     }
@@ -90,10 +95,60 @@ fn checked_thumbprint(text: &str) -> Result<String, Failure> {
     Err(Failure::new(400, "StringIsNotThumbprint", format!("'{text}' is not 40 or 64 hexadecimal digits.")))
 }
 
-/// Whether the hub would take `id` as a device's name.
+/// Whether the hub would take `id` as a device's or a module's name.
 pub(super) fn is_device_id(id: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-.%_*?!(),:=@$'".contains(c);
     (1..=128).contains(&id.len()) && id.chars().all(allowed)
+}
+
+/// The key of a module among the devices; no device's name has a slash.
+pub(super) fn module_key(device: &str, module: &str) -> String {
+    format!("{device}/{module}")
+}
+
+/// Whether the key is a module's.
+pub(super) fn is_module(key: &str) -> bool {
+    key.contains('/')
+}
+
+/// How the hub names a device or a module.
+fn named(key: &str) -> Value {
+    match key.split_once('/') {
+        None => json!({ "deviceId": key }),
+        Some((device, module)) => json!({ "deviceId": device, "moduleId": module }),
+    }
+}
+
+/// What a service says of a device to register.
+#[derive(Debug)]
+pub(super) struct Registration {
+    pub authentication: Authentication,
+    pub enabled: bool,
+    pub status_reason: Option<String>,
+    /// Of a module: who looks after it.
+    pub managed_by: Option<String>,
+}
+
+impl Registration {
+    /// Reads the body of `PUT /devices/{id}`. It replaces all there was: what it does not say is lost.
+    pub fn from_body(body: &Value) -> Result<Self, Failure> {
+        let text = |name: &str| body.get(name).and_then(Value::as_str);
+        let enabled = match text("status").unwrap_or("enabled") {
+            "enabled" => true,
+            "disabled" => false,
+            other => return Err(Failure::bad_argument(format!("'{other}' is not a status."))),
+        };
+        let authentication = Authentication::from_body(body)?;
+        let [status_reason, managed_by] =
+            ["statusReason", "managedBy"].map(|name| text(name).map(String::from));
+        Ok(Self { authentication, enabled, status_reason, managed_by })
+    }
+}
+
+impl From<Authentication> for Registration {
+    fn from(authentication: Authentication) -> Self {
+        Self { authentication, enabled: true, status_reason: None, managed_by: None }
+    }
 }
 
 /// An entry of the registry.
@@ -101,12 +156,30 @@ pub(super) fn is_device_id(id: &str) -> bool {
 pub(super) struct Identity {
     pub authentication: Authentication,
     pub enabled: bool,
-    pub generation: u64,
+    status_reason: Option<String>,
+    managed_by: Option<String>,
+    status_updated: String,
+    generation: u64,
     /// Counts the writes of this entry.
-    pub version: u64,
+    version: u64,
 }
 
 impl Identity {
+    /// A new entry. `serial` was never used before.
+    pub fn new(registration: Registration, serial: u64) -> Self {
+        let Registration { authentication, enabled, status_reason, managed_by } = registration;
+        let (status_updated, generation, version) = (NEVER.to_owned(), serial, serial);
+        Self { authentication, enabled, status_reason, managed_by, status_updated, generation, version }
+    }
+
+    /// Replaces the entry. Whether a device that got in before has to show its credentials again.
+    pub fn replace(&mut self, registration: Registration, serial: u64, now: &str) -> bool {
+        let before = std::mem::replace(self, Self::new(registration, serial));
+        self.generation = before.generation;
+        self.status_updated = if before.enabled == self.enabled { before.status_updated } else { now.into() };
+        !self.enabled || self.authentication != before.authentication
+    }
+
     /// The etag, unquoted.
     pub fn etag(&self) -> String {
         STANDARD.encode(self.version.to_string())
@@ -116,42 +189,58 @@ impl Identity {
         if self.enabled { "enabled" } else { "disabled" }
     }
 
-    /// The answer of `/devices/{id}`.
-    pub fn for_service(&self, id: &str, connection: &str, last_activity: &str) -> Value {
-        json!({
-            "deviceId": id,
-            "generationId": self.generation.to_string(),
-            "etag": self.etag(),
-            "connectionState": connection,
-            "status": self.status(),
-            "statusReason": null,
-            "connectionStateUpdatedTime": last_activity,
-            "statusUpdatedTime": NEVER,
-            "lastActivityTime": last_activity,
-            "cloudToDeviceMessageCount": 0,
-            "authentication": {
-                "symmetricKey": self.authentication.keys(),
-                "x509Thumbprint": self.authentication.thumbprints(),
-                "type": self.authentication.kind(),
-            },
-            "capabilities": { "iotEdge": false },
-        })
+    /// The answer of `/devices/{id}` and `/devices/{id}/modules/{id}`.
+    pub fn for_service(&self, key: &str, connection: &str, last_activity: &str) -> Value {
+        let identity = with(
+            named(key),
+            [
+                ("generationId", json!(self.generation.to_string())),
+                ("etag", json!(self.etag())),
+                ("connectionState", json!(connection)),
+                ("connectionStateUpdatedTime", json!(last_activity)),
+                ("lastActivityTime", json!(last_activity)),
+                ("cloudToDeviceMessageCount", json!(0)),
+                (
+                    "authentication",
+                    json!({
+                        "symmetricKey": self.authentication.keys(),
+                        "x509Thumbprint": self.authentication.thumbprints(),
+                        "type": self.authentication.kind(),
+                    }),
+                ),
+            ],
+        );
+        if is_module(key) {
+            return with(identity, [("managedBy", json!(self.managed_by))]);
+        }
+        with(
+            identity,
+            [
+                ("status", json!(self.status())),
+                ("statusReason", json!(self.status_reason)),
+                ("statusUpdatedTime", json!(self.status_updated)),
+                ("capabilities", json!({ "iotEdge": false })),
+            ],
+        )
     }
 
     /// What a twin shows of the identity.
-    pub fn for_twin(&self, id: &str, connection: &str, last_activity: &str) -> Value {
-        json!({
-            "deviceId": id,
-            "deviceEtag": self.etag(),
-            "status": self.status(),
-            "statusUpdateTime": NEVER,
-            "connectionState": connection,
-            "lastActivityTime": last_activity,
-            "cloudToDeviceMessageCount": 0,
-            "authenticationType": self.authentication.kind(),
-            "x509Thumbprint": self.authentication.thumbprints(),
-            "modelId": "",
-            "capabilities": { "iotEdge": false },
-        })
+    pub fn for_twin(&self, key: &str, connection: &str, last_activity: &str) -> Value {
+        with(
+            named(key),
+            [
+                ("deviceEtag", json!(self.etag())),
+                ("status", json!(self.status())),
+                ("statusReason", json!(self.status_reason)),
+                ("statusUpdateTime", json!(self.status_updated)),
+                ("connectionState", json!(connection)),
+                ("lastActivityTime", json!(last_activity)),
+                ("cloudToDeviceMessageCount", json!(0)),
+                ("authenticationType", json!(self.authentication.kind())),
+                ("x509Thumbprint", self.authentication.thumbprints()),
+                ("modelId", json!("")),
+                ("capabilities", json!({ "iotEdge": false })),
+            ],
+        )
     }
 }

@@ -2,39 +2,64 @@
 //! over HTTPS for services, and faults on request. Everything is in memory and on the loopback interface.
 
 mod admission;
+mod certificates;
 mod clock;
+mod configuration;
 mod device;
+mod dps;
+mod events;
 mod failure;
+mod https;
 mod identity;
+mod inbox;
+mod job;
+mod listener;
+mod method;
 mod mqtt;
+mod policy;
+mod query;
 mod random;
 mod rest;
+mod rollout;
 mod sas;
+mod scheduler;
 mod session;
 mod state;
+mod throttle;
 mod topic;
 mod twin;
+mod upload;
+mod websocket;
 
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use self::certificates::Authorities;
+pub use self::certificates::CertificateError;
 pub use self::device::MethodResponse;
-use self::identity::Authentication;
-pub use self::state::MethodError;
-use self::state::{Call, Shared, State};
+pub use self::dps::Dps;
+pub use self::events::Event;
+use self::identity::{Authentication, module_key};
+use self::listener::{accept, listen};
+use self::method::Call;
+pub use self::method::MethodError;
+use self::state::{Shared, State};
+pub use self::throttle::Operation;
+use self::twin::Write;
+pub use self::upload::{Upload, UploadNotification};
 use crate::ca::{Authority, AuthorityError};
 
-/// Connections served at once; more than any test opens.
-const CONNECTION_LIMIT: usize = 1024;
-/// The pause after an accept that failed: long enough not to spin, short enough not to be noticed.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often the real hub evaluates configurations.
+const EVALUATION_INTERVAL: Duration = Duration::from_secs(300);
+/// What a service connection string without a port means.
+const HTTPS_PORT: u16 = 443;
 
 /// How to start a hub. The default suits tests.
 #[derive(Debug, Clone, Default)]
@@ -45,6 +70,14 @@ pub struct HubOptions {
     pub https_port: u16,
     /// Names of the hub besides `localhost` and `127.0.0.1`, for devices that reach it through a gateway.
     pub host_names: Vec<String>,
+    /// How often configurations are evaluated besides when something changed; 5 minutes if not given, as on the real
+    /// hub.
+    pub evaluation_interval: Option<Duration>,
+    /// Jobs that may wait or run at once; 1 if not given, as on a hub of the tier S1. S2 has 5, S3 has 10.
+    pub active_jobs_limit: Option<usize>,
+    /// Takes an etag without quotes in `If-Match` of `/configurations` for none, as the real hub does. Microsoft's
+    /// Python kit sends it so.
+    pub strict_etags: bool,
 }
 
 /// Why the hub refused what a test asked of it.
@@ -69,8 +102,8 @@ struct Inner {
     authority: Authority,
     mqtt_port: u16,
     https_port: u16,
-    /// Ends with its connections when dropped. The lock only makes it shareable.
-    _listeners: Mutex<JoinSet<()>>,
+    /// Ports and engines: end when dropped. The lock only makes them shareable.
+    _tasks: Mutex<JoinSet<()>>,
 }
 
 impl Hub {
@@ -80,19 +113,23 @@ impl Hub {
         let mut host_names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
         host_names.extend(options.host_names);
         let shared = Arc::new(Shared::new(host_names));
-        let (mqtt, https) = (listen(options.mqtt_port).await?, listen(options.https_port).await?);
+        shared.change(|state| {
+            state.strict_etags = options.strict_etags;
+            state.active_jobs_limit = options.active_jobs_limit.unwrap_or(state.active_jobs_limit);
+        });
+        let loopback = Ipv4Addr::LOCALHOST.into();
+        let (mqtt, https) =
+            (listen(loopback, options.mqtt_port).await?, listen(loopback, options.https_port).await?);
         let (mqtt_port, https_port) = (mqtt.local_addr()?.port(), https.local_addr()?.port());
 
-        let mut listeners = JoinSet::new();
+        let mut tasks = JoinSet::new();
         let tls = Arc::new(authority.server_config_asking_clients());
-        listeners.spawn(accept(mqtt, Arc::clone(&shared), move |socket, shared| {
-            mqtt::converse(socket, Arc::clone(&tls), shared)
-        }));
-        let tls = Arc::new(authority.server_config());
-        listeners.spawn(accept(https, Arc::clone(&shared), move |socket, shared| {
-            rest::converse(socket, Arc::clone(&tls), shared)
-        }));
-        let inner = Inner { shared, authority, mqtt_port, https_port, _listeners: Mutex::new(listeners) };
+        tasks.spawn(accept(mqtt, Arc::clone(&tls), Arc::clone(&shared), mqtt::converse_on_port));
+        tasks.spawn(accept(https, tls, Arc::clone(&shared), https::converse));
+        let interval = options.evaluation_interval.unwrap_or(EVALUATION_INTERVAL);
+        tasks.spawn(rollout::run(Arc::clone(&shared), interval));
+        tasks.spawn(scheduler::run(Arc::clone(&shared)));
+        let inner = Inner { shared, authority, mqtt_port, https_port, _tasks: Mutex::new(tasks) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -120,8 +157,16 @@ impl Hub {
     pub fn add_device(&self, id: &str) -> String {
         let key = random::key();
         let authentication = Authentication::Sas { primary: key.clone(), secondary: random::key() };
-        self.change(|state| state.register(id, authentication, true));
+        self.change(|state| state.register(id, authentication.into()));
         format!("HostName=localhost;DeviceId={id};SharedAccessKey={key}")
+    }
+
+    /// Registers a module of a device with new keys. Returns its connection string.
+    pub fn add_module(&self, device: &str, module: &str) -> String {
+        let key = random::key();
+        let authentication = Authentication::Sas { primary: key.clone(), secondary: random::key() };
+        self.change(|state| state.register(&module_key(device, module), authentication.into()));
+        format!("HostName=localhost;DeviceId={device};ModuleId={module};SharedAccessKey={key}")
     }
 
     /// Registers a device with a new certificate. Returns certificate and private key, in PEM.
@@ -129,19 +174,40 @@ impl Hub {
         let (certificate, key) = self.authority().client_certificate(id)?;
         let der = CertificateDer::from_pem_slice(certificate.as_bytes());
         let der = der.map_err(|error| HubError::Refused(error.to_string()))?;
-        let [_, sha256] = admission::thumbprints(&der);
+        let [_, sha256] = certificates::thumbprints(&der);
         let authentication = Authentication::SelfSigned { primary: Some(sha256), secondary: None };
-        self.change(|state| state.register(id, authentication, true));
+        self.change(|state| state.register(id, authentication.into()));
         Ok((certificate, key))
+    }
+
+    /// Registers a device that shows a certificate for its id, signed by an authority of [`Hub::add_ca`].
+    pub fn add_ca_device(&self, id: &str) {
+        self.change(|state| state.register(id, Authentication::CertificateAuthority.into()));
+    }
+
+    /// Trusts one or more authorities (PEM) to sign certificates of devices.
+    pub fn add_ca(&self, pem: &str) -> Result<(), CertificateError> {
+        let authorities = Authorities::from_pem(pem)?;
+        self.change(|state| state.authorities.extend(authorities));
+        Ok(())
     }
 
     /// The connection string of the policy `iothubowner`.
     pub fn service_connection_string(&self) -> String {
-        let key = self.inner.shared.read(|state| state.owner_key.clone());
-        format!(
-            "HostName=localhost:{};SharedAccessKeyName=iothubowner;SharedAccessKey={key}",
-            self.https_port()
-        )
+        self.policy_connection_string(policy::OWNER).unwrap_or_default()
+    }
+
+    /// The connection string of a policy: `iothubowner`, `service`, `device`, `registryRead` or
+    /// `registryReadWrite`; there are no others. Without the port that every client takes by itself: Microsoft's Node
+    /// kit understands none.
+    pub fn policy_connection_string(&self, name: &str) -> Option<String> {
+        let port = Some(self.https_port()).filter(|port| *port != HTTPS_PORT);
+        let (port, key) = (port.map(|port| format!(":{port}")).unwrap_or_default(), self.policy_key(name)?);
+        Some(format!("HostName=localhost{port};SharedAccessKeyName={name};SharedAccessKey={key}"))
+    }
+
+    fn policy_key(&self, name: &str) -> Option<String> {
+        self.inner.shared.read(|state| state.policies.named(name).map(|policy| policy.key.clone()))
     }
 }
 
@@ -150,9 +216,8 @@ impl Hub {
     /// A token of the policy `iothubowner`, for a day: the `Authorization` of a call by hand.
     pub fn service_token(&self) -> Option<String> {
         const LIFE_SECS: i64 = 24 * 3600;
-        let key = self.inner.shared.read(|state| state.owner_key.clone());
         let expiry = time::OffsetDateTime::now_utc().unix_timestamp() + LIFE_SECS;
-        sas::policy_token("localhost", "iothubowner", &key, expiry)
+        sas::policy_token("localhost", policy::OWNER, &self.policy_key(policy::OWNER)?, expiry)
     }
 
     /// The reported properties, without metadata and version; null for an unknown device.
@@ -166,10 +231,46 @@ impl Hub {
         self.inner.shared.read(look).unwrap_or_default()
     }
 
-    /// Each accepted patch of the reported properties, oldest first.
+    /// Each accepted patch of the reported properties, oldest first; of very many, the newest.
     pub fn history(&self, id: &str) -> Vec<Value> {
         let look = |state: &State| state.devices.get(id).map(|device| device.history.clone());
-        self.inner.shared.read(look).unwrap_or_default()
+        self.inner.shared.read(look).unwrap_or_default().into()
+    }
+
+    /// The messages of the device to the cloud, oldest first; of very many, the newest.
+    pub fn events(&self, id: &str) -> Vec<Event> {
+        self.inner.shared.read(|state| state.events.of(id))
+    }
+
+    /// Waits until `wanted` is found among the messages of the device. Returns that message.
+    ///
+    /// # Errors
+    /// A text, if it did not come within `limit`.
+    pub async fn wait_event(
+        &self,
+        id: &str,
+        limit: Duration,
+        wanted: impl Fn(&Event) -> bool,
+    ) -> Result<Event, String> {
+        let look = |state: &State| state.events.of(id).into_iter().find(|event| wanted(event));
+        let found = self.inner.shared.wait(limit, look).await;
+        found.ok_or_else(|| format!("no such message from {id} within {limit:?}"))
+    }
+
+    /// The files that the device has begun to upload, oldest first; of very many, the newest.
+    pub fn uploads(&self, id: &str) -> Vec<Upload> {
+        self.inner.shared.read(|state| state.uploads.of(id))
+    }
+
+    /// Sends a message to the device. It is kept until the device has acknowledged it. Returns its message id.
+    pub fn send_c2d(
+        &self,
+        id: &str,
+        body: impl Into<Bytes>,
+        properties: &[(&str, &str)],
+    ) -> Result<String, HubError> {
+        let sent = self.change(|state| state.send_to_device(id, body.into(), properties));
+        sent.map_err(|failure| HubError::Refused(failure.message))
     }
 
     /// Connections accepted from the device so far.
@@ -186,7 +287,7 @@ impl Hub {
     pub fn patch_desired(&self, id: &str, patch: Value) -> Result<i64, HubError> {
         let patch = json!({ "properties": { "desired": patch } });
         self.change(|state| {
-            state.patch_twin(id, &patch)?;
+            state.write_twin(id, Write::Patch, &patch)?;
             Ok(state.device(id)?.twin.desired.version)
         })
         .map_err(|failure: failure::Failure| HubError::Refused(failure.message))
@@ -259,6 +360,11 @@ impl Hub {
         self.change(|state| state.faults.mute_twin = mute);
     }
 
+    /// Refuses the next `times` calls of services, of one kind or (`None`) of any, as too many (429).
+    pub fn throttle(&self, operation: Option<Operation>, times: usize) {
+        self.change(|state| state.faults.throttle.insert(operation, times));
+    }
+
     /// Refuses the next patch of reported properties with this status.
     pub fn fail_next_patch(&self, status: u16) {
         self.change(|state| state.faults.fail_next_patch = Some(status));
@@ -275,39 +381,4 @@ fn reported(state: &State, id: &str) -> Value {
 
 fn connected(state: &State, id: &str) -> bool {
     state.devices.get(id).is_some_and(|device| device.link.is_some())
-}
-
-async fn listen(port: u16) -> io::Result<TcpListener> {
-    let address = (Ipv4Addr::LOCALHOST, port);
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("listen on {}:{port}: {error}", address.0));
-    TcpListener::bind(address).await.map_err(named)
-}
-
-/// Accepts connections for ever, and serves each in a task of its own.
-async fn accept<F, S>(listener: TcpListener, shared: Arc<Shared>, serve: F)
-where
-    F: Fn(TcpStream, Arc<Shared>) -> S,
-    S: Future<Output = ()> + Send + 'static,
-{
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((socket, _)) if !shared.read(|state| state.faults.away) => {
-                    connections.spawn(serve(socket, Arc::clone(&shared)));
-                }
-                Ok(_) => {}
-                // Out of file descriptors, most likely: some come back when a connection ends.
-                Err(error) => {
-                    tracing::warn!(%error, "accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            Some(_) = connections.join_next() => {}
-        }
-        while connections.len() >= CONNECTION_LIMIT {
-            connections.join_next().await;
-        }
-    }
 }

@@ -9,75 +9,105 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use rumqttc::mqttbytes::Error as MqttError;
 use rumqttc::mqttbytes::v4::{Codec, ConnAck, Connect, ConnectReturnCode, Packet, Publish};
-use rumqttc::mqttbytes::{Error as MqttError, QoS};
-use rustls::ServerConfig;
-use tokio::net::TcpStream;
+use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tokio_util::codec::Framed;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{self, Admission};
 use super::clock;
 use super::device::Link;
+use super::dps;
+use super::listener::{Stream, shown_certificates};
 use super::session::Session;
 use super::state::{Shared, State};
+use super::topic;
 
 /// A message is at most 256 KiB; its topic comes on top.
-const PACKET_LIMIT_BYTES: usize = 257 * 1024;
-/// The hub gives a client this long for TLS and CONNECT; the same for taking a packet it is sent.
+pub(super) const PACKET_LIMIT_BYTES: usize = 257 * 1024;
+/// Most packets are smaller, and there may be thousands of connections; it grows for one that is not.
+const BUFFER_BYTES: usize = 1024;
+/// The hub gives a client this long for CONNECT; the same for taking a packet it is sent.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest silence the hub allows, whatever keep-alive was asked for.
 const SILENCE_LIMIT: Duration = Duration::from_secs(1767);
 /// Messages that may wait for a device that reads slowly.
 const OUTGOING_LIMIT: usize = 64;
 
-type Wire = Framed<TlsStream<TcpStream>, Codec>;
+pub(super) type Wire<S> = Framed<S, Codec>;
 
-/// Serves one connection until either side closes it.
-pub(super) async fn converse(socket: TcpStream, tls: Arc<ServerConfig>, hub: Arc<Shared>) {
-    let Ok(Some((mut wire, connect))) = timeout(PATIENCE, handshake(socket, tls)).await else {
-        tracing::info!("mqtt: no TLS handshake and CONNECT from a client");
+/// Serves a device on its port.
+pub(super) async fn converse_on_port(stream: Stream, hub: Arc<Shared>) {
+    let certificates = shown_certificates(&stream);
+    converse(stream, certificates, hub).await;
+}
+
+/// Serves one connection, whatever carries it, until either side closes it. `certificates` is what the client
+/// showed in the TLS handshake.
+pub(super) async fn converse<S>(stream: S, certificates: Vec<CertificateDer<'static>>, hub: Arc<Shared>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let codec = Codec { max_incoming_size: PACKET_LIMIT_BYTES, max_outgoing_size: PACKET_LIMIT_BYTES };
+    let mut wire = Framed::with_capacity(stream, codec, BUFFER_BYTES);
+    let Ok(Some(connect)) = timeout(PATIENCE, first_packet(&mut wire)).await else {
+        tracing::info!("mqtt: no CONNECT from a client");
         return;
     };
+    if let Some((visitor, code)) = hub.read(|state| dps::visitor(state, &connect, &certificates)) {
+        match code {
+            ConnectReturnCode::Success => visitor.serve(&mut wire, connect.keep_alive, &hub).await,
+            code => refuse(&mut wire, &connect, code).await,
+        }
+        return;
+    }
     let device = connect.client_id.clone();
-    match admit(&hub, &connect, &wire) {
+    match admit(&hub, &connect, &certificates) {
         Ok(visit) => {
             tracing::info!(%device, clean_session = connect.clean_session, "mqtt: connected");
             visit.serve(&mut wire, &hub).await;
             tracing::info!(%device, "mqtt: connection closed");
         }
-        Err(Some(code)) => {
-            tracing::info!(%device, ?code, "mqtt: connect refused");
-            send(&mut wire, Packet::ConnAck(ConnAck::new(code, false))).await;
-        }
+        Err(Some(code)) => refuse(&mut wire, &connect, code).await,
         Err(None) => tracing::info!(%device, "mqtt: nobody home"),
     }
 }
 
-/// TLS, then the first packet, which must be CONNECT.
-async fn handshake(socket: TcpStream, tls: Arc<ServerConfig>) -> Option<(Wire, Connect)> {
-    // Small packets both ways: waiting to fill a segment would only slow tests down.
-    let _ = socket.set_nodelay(true);
-    let stream = TlsAcceptor::from(tls).accept(socket).await.ok()?;
-    let codec = Codec { max_incoming_size: PACKET_LIMIT_BYTES, max_outgoing_size: PACKET_LIMIT_BYTES };
-    let mut wire = Framed::new(stream, codec);
+/// The first packet must be CONNECT.
+async fn first_packet<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>) -> Option<Connect> {
     match wire.next().await? {
-        Ok(Packet::Connect(connect)) => Some((wire, connect)),
+        Ok(Packet::Connect(connect)) => Some(connect),
         Err(MqttError::InvalidProtocolLevel(_)) => {
             let refused = ConnectReturnCode::RefusedProtocolVersion;
-            send(&mut wire, Packet::ConnAck(ConnAck::new(refused, false))).await;
+            send(wire, Packet::ConnAck(ConnAck::new(refused, false))).await;
             None
         }
         _ => None,
     }
 }
 
+async fn refuse<S>(wire: &mut Wire<S>, connect: &Connect, code: ConnectReturnCode)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    tracing::info!(client = %connect.client_id, ?code, "mqtt: connect refused");
+    send(wire, Packet::ConnAck(ConnAck::new(code, false))).await;
+}
+
+/// How long a client that asked for this keep-alive may be silent.
+pub(super) fn silence_limit(keep_alive_secs: u16) -> Duration {
+    match u64::from(keep_alive_secs) {
+        0 => SILENCE_LIMIT,
+        secs => Duration::from_millis(secs.saturating_mul(1500)).min(SILENCE_LIMIT),
+    }
+}
+
 /// Sends a packet. Whether the client still took it; a client that reads nothing is as good as gone.
-async fn send(wire: &mut Wire, packet: Packet) -> bool {
+pub(super) async fn send<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, packet: Packet) -> bool {
     matches!(timeout(PATIENCE, wire.send(packet)).await, Ok(Ok(())))
 }
 
@@ -94,18 +124,24 @@ struct Visit {
 }
 
 /// Lets the device in and makes this its connection, or says with which code to refuse it, or with none at all.
-fn admit(hub: &Shared, connect: &Connect, wire: &Wire) -> Result<Visit, Option<ConnectReturnCode>> {
-    let certificates = wire.get_ref().get_ref().1.peer_certificates();
-    let certificate = certificates.and_then(|chain| chain.first()).map(|first| first.as_ref());
+fn admit(
+    hub: &Shared,
+    connect: &Connect,
+    certificates: &[CertificateDer<'_>],
+) -> Result<Visit, Option<ConnectReturnCode>> {
     hub.change(|state| {
-        if state.faults.away {
+        if state.faults.away || state.faults.keep_out.contains(&connect.client_id) {
             return Err(None);
         }
         if let (times @ 1.., code) = state.faults.refuse {
             state.faults.refuse = (times.saturating_sub(1), code);
             return Err(Some(refusal(code)));
         }
-        let admission = admission::judge(state, connect, certificate).map_err(Some)?;
+        let will = connect.last_will.as_ref();
+        if will.is_some_and(|will| !topic::may_be_will(&connect.client_id, &will.topic)) {
+            return Err(None);
+        }
+        let admission = admission::judge(state, connect, certificates).map_err(Some)?;
         attach(state, connect, admission).ok_or(Some(ConnectReturnCode::NotAuthorized))
     })
 }
@@ -121,15 +157,13 @@ fn attach(state: &mut State, connect: &Connect, admission: Admission) -> Option<
     let link =
         Link { serial, outgoing: sender, closing: closing.clone(), calls: std::collections::BTreeMap::new() };
     device.attach(link, clock::now_text());
-    let keep_alive = Duration::from_secs(u64::from(connect.keep_alive));
-    let silence = keep_alive.saturating_mul(3).checked_div(2).filter(|silence| !silence.is_zero());
     Some(Visit {
         session_present: !device.filters.is_empty(),
-        session: Session { device: admission.device, serial },
+        session: Session { device: admission.device, serial, will: connect.last_will.clone() },
         clean_session: connect.clean_session,
         outgoing,
         closing,
-        silence_limit: silence.unwrap_or(SILENCE_LIMIT).min(SILENCE_LIMIT),
+        silence_limit: silence_limit(connect.keep_alive),
         token_left: admission.expiry.map(|expiry| clock::until(expiry).unwrap_or_default()),
     })
 }
@@ -145,7 +179,7 @@ fn refusal(code: u8) -> ConnectReturnCode {
 }
 
 impl Visit {
-    async fn serve(mut self, wire: &mut Wire, hub: &Shared) {
+    async fn serve(mut self, wire: &mut Wire<impl AsyncRead + AsyncWrite + Unpin>, hub: &Shared) {
         let accepted = ConnAck::new(ConnectReturnCode::Success, self.session_present);
         if send(wire, Packet::ConnAck(accepted)).await {
             self.converse(wire, hub).await;
@@ -153,7 +187,7 @@ impl Visit {
         hub.change(|state| self.session.end(state, self.clean_session));
     }
 
-    async fn converse(&mut self, wire: &mut Wire, hub: &Shared) {
+    async fn converse(&mut self, wire: &mut Wire<impl AsyncRead + AsyncWrite + Unpin>, hub: &Shared) {
         let expiry = self.token_left.map(|left| Instant::now() + left);
         let mut token_expired = pin!(async move {
             match expiry {
@@ -176,7 +210,6 @@ impl Visit {
                 }
                 Some(publish) = self.outgoing.recv() => {
                     tracing::info!(device = %self.session.device, topic = %publish.topic, "mqtt: sent");
-                    debug_assert_eq!(publish.qos, QoS::AtMostOnce);
                     if !send(wire, Packet::Publish(publish)).await {
                         return;
                     }

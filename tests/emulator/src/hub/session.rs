@@ -2,7 +2,7 @@
 
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{
-    Packet, PubAck, Publish, SubAck, Subscribe, SubscribeReasonCode, UnsubAck, Unsubscribe,
+    LastWill, Packet, PubAck, Publish, SubAck, Subscribe, SubscribeReasonCode, UnsubAck, Unsubscribe,
 };
 use serde_json::{Value, json};
 
@@ -14,6 +14,9 @@ use super::topic::{self, Request};
 
 /// The hub takes no more topic filters than this from one device.
 const FILTER_LIMIT: usize = 5;
+/// A message's body and properties.
+const MESSAGE_LIMIT_BYTES: usize = 256 * 1024;
+const METHOD_RESPONSE_LIMIT_BYTES: usize = 128 * 1024;
 
 /// The session of one connection.
 #[derive(Debug)]
@@ -21,11 +24,13 @@ pub(super) struct Session {
     pub device: String,
     /// The connection it belongs to.
     pub serial: u64,
+    /// The message to send for the device if it goes without a word.
+    pub will: Option<LastWill>,
 }
 
 impl Session {
     /// Carries out a packet. Returns the answers, or nothing if the connection is to be closed.
-    pub fn handle(&self, state: &mut State, packet: Packet) -> Option<Vec<Packet>> {
+    pub fn handle(&mut self, state: &mut State, packet: Packet) -> Option<Vec<Packet>> {
         let device = state.devices.get_mut(&self.device)?;
         // A connection that was taken over may still have packets to read.
         device.link.as_ref().filter(|link| link.serial == self.serial)?;
@@ -35,13 +40,26 @@ impl Session {
             Packet::Subscribe(subscribe) => self.subscribe(state, &subscribe),
             Packet::Unsubscribe(unsubscribe) => self.unsubscribe(state, &unsubscribe),
             Packet::PingReq => Some(vec![Packet::PingResp]),
-            Packet::PubAck(_) => Some(Vec::new()),
+            Packet::PubAck(taken) => {
+                device.inbox.acknowledge(taken.pkid);
+                device.deliver();
+                Some(Vec::new())
+            }
+            Packet::Disconnect => {
+                self.will = None;
+                None
+            }
             _ => None,
         }
     }
 
     /// Forgets the connection, and a session that was not to outlive it.
     pub fn end(&self, state: &mut State, clean_session: bool) {
+        if let Some(will) = &self.will
+            && let Some(Request::Telemetry { bag }) = topic::parse(&self.device, &will.topic)
+        {
+            state.events.push(&self.device, bag, Some(("iothub-MessageType", "Will")), will.message.clone());
+        }
         let Some(device) = state.devices.get_mut(&self.device) else { return };
         if device.link.as_ref().is_none_or(|link| link.serial == self.serial) {
             device.detach();
@@ -53,19 +71,22 @@ impl Session {
 
     fn subscribe(&self, state: &mut State, subscribe: &Subscribe) -> Option<Vec<Packet>> {
         let device = state.devices.get_mut(&self.device)?;
-        let codes = subscribe.filters.iter().map(|filter| {
-            let room = device.filters.len() < FILTER_LIMIT || device.filters.contains(&filter.path);
+        let mut codes = Vec::new();
+        for filter in &subscribe.filters {
+            let room = device.filters.len() < FILTER_LIMIT || device.filters.contains_key(&filter.path);
             let granted = room && topic::is_filter_of(&self.device, &filter.path);
             tracing::info!(device = %self.device, filter = %filter.path, granted, "mqtt: subscribe");
             if !granted {
-                return SubscribeReasonCode::Failure;
+                codes.push(SubscribeReasonCode::Failure);
+                continue;
             }
-            device.filters.insert(filter.path.clone());
             // QoS 2 is not to be had.
-            let at_most_once = filter.qos == QoS::AtMostOnce;
-            SubscribeReasonCode::Success(if at_most_once { QoS::AtMostOnce } else { QoS::AtLeastOnce })
-        });
-        let codes = codes.collect();
+            let at_least_once = filter.qos != QoS::AtMostOnce;
+            device.filters.insert(filter.path.clone(), at_least_once);
+            let qos = if at_least_once { QoS::AtLeastOnce } else { QoS::AtMostOnce };
+            codes.push(SubscribeReasonCode::Success(qos));
+        }
+        device.deliver();
         Some(vec![Packet::SubAck(SubAck::new(subscribe.pkid, codes))])
     }
 
@@ -85,7 +106,15 @@ impl Session {
             QoS::ExactlyOnce => return None,
         };
         let twin_answer = match topic::parse(&self.device, &publish.topic)? {
-            Request::Telemetry => None,
+            Request::Telemetry { bag } => {
+                let size_bytes = bag.len().saturating_add(publish.payload.len());
+                if size_bytes > MESSAGE_LIMIT_BYTES {
+                    return None;
+                }
+                let retain = publish.retain.then_some(("mqtt-retain", "true"));
+                state.events.push(&self.device, bag, retain, publish.payload.clone());
+                None
+            }
             Request::GetTwin { .. } | Request::PatchReported { .. } if state.faults.mute_twin => None,
             Request::GetTwin { request } => {
                 let twin = state.devices.get(&self.device)?.twin.for_device();
@@ -98,6 +127,9 @@ impl Session {
                 })
             }
             Request::MethodResponse { status, request } => {
+                if publish.payload.len() > METHOD_RESPONSE_LIMIT_BYTES {
+                    return None;
+                }
                 let payload = json_or_null(&publish.payload)?;
                 state.answer_call(&self.device, request, MethodResponse { status, payload });
                 None

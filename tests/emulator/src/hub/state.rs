@@ -1,17 +1,34 @@
 //! All the hub knows, behind one lock, and a bell that rings at each change.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use bytes::Bytes;
+use serde_json::Value;
 use tokio::sync::Notify;
 
+use super::certificates::Authorities;
 use super::clock;
-use super::device::{Device, MethodResponse};
+use super::configuration::Configuration;
+use super::device::{Device, Seen};
+use super::dps::Provisioning;
+use super::events::Events;
 use super::failure::Failure;
-use super::identity::{Authentication, Identity};
-use super::random;
+use super::identity::{Identity, Registration, is_module, module_key};
+use super::job::Job;
+use super::policy::Policies;
+use super::query::{Query, Source};
+use super::throttle::Operation;
+use super::twin::Write;
+use super::upload::Uploads;
+use super::{random, topic};
+
+/// A message to a device, with its properties.
+const C2D_LIMIT_BYTES: usize = 64 * 1024;
+
+/// Jobs of a hub of the smallest paid tier, S1.
+const ACTIVE_JOBS_LIMIT: usize = 1;
 
 /// Faults to inject.
 #[derive(Debug, Default)]
@@ -24,15 +41,33 @@ pub(super) struct Faults {
     pub mute_twin: bool,
     /// The status to refuse the next reported patch with.
     pub fail_next_patch: Option<u16>,
+    /// Devices that do not get through.
+    pub keep_out: BTreeSet<String>,
+    /// How many more calls of services to refuse as too many: of one kind, or (none) of any.
+    pub throttle: BTreeMap<Option<Operation>, usize>,
 }
 
 /// What the hub knows.
 #[derive(Debug)]
 pub(super) struct State {
     pub devices: BTreeMap<String, Device>,
+    pub configurations: BTreeMap<String, Configuration>,
+    /// Rings when configurations are to be evaluated.
+    pub rollout_due: Arc<Notify>,
+    pub jobs: BTreeMap<String, Job>,
+    /// Rings when there is a new job.
+    pub job_due: Arc<Notify>,
+    /// Jobs that may wait or run at once.
+    pub active_jobs_limit: usize,
+    /// Whether an etag without quotes is not seen where the real hub does not see it.
+    pub strict_etags: bool,
+    pub events: Events,
+    pub uploads: Uploads,
+    /// Whose signature on a certificate counts.
+    pub authorities: Authorities,
+    pub dps: Provisioning,
     pub faults: Faults,
-    /// The key of the policy `iothubowner`, in base64.
-    pub owner_key: String,
+    pub policies: Policies,
     /// The names clients may call this hub by.
     pub host_names: Vec<String>,
     serial: u64,
@@ -45,35 +80,100 @@ impl State {
         self.serial
     }
 
+    /// Whether `host` is a name of this hub.
+    pub fn is_called(&self, host: &str) -> bool {
+        self.host_names.iter().any(|name| name.eq_ignore_ascii_case(host))
+    }
+
     /// The device, or 404.
     pub fn device(&mut self, id: &str) -> Result<&mut Device, Failure> {
         self.devices.get_mut(id).ok_or_else(|| Failure::device_not_found(id))
     }
 
-    /// Registers a device, or gives it new credentials; its connection is closed then.
-    pub fn register(&mut self, id: &str, authentication: Authentication, enabled: bool) {
-        let (generation, version) = (self.next_serial(), self.next_serial());
-        let identity = Identity { authentication, enabled, generation, version };
-        match self.devices.get_mut(id) {
+    /// The devices, in the order of their ids.
+    pub fn seen(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.seen_all().filter(|seen| !is_module(seen.key))
+    }
+
+    /// The modules of all devices.
+    pub fn seen_modules(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.seen_all().filter(|seen| is_module(seen.key))
+    }
+
+    fn seen_all(&self) -> impl Iterator<Item = Seen<'_>> {
+        self.devices.iter().map(|(key, device)| Seen { key, device })
+    }
+
+    /// How many rows a query has.
+    pub fn count(&self, query: &Query) -> usize {
+        let everything = usize::MAX;
+        match query.source {
+            Source::Devices => query.run(self.seen(), 0, everything).len(),
+            Source::Modules => query.run(self.seen_modules(), 0, everything).len(),
+            Source::Jobs => query.run(self.job_documents(), 0, everything).len(),
+        }
+    }
+
+    /// Registers a device, or replaces what is known of its identity.
+    pub fn register(&mut self, key: &str, registration: Registration) {
+        let (serial, now) = (self.next_serial(), clock::now_text());
+        match self.devices.get_mut(key) {
             Some(device) => {
-                device.identity = Identity { generation: device.identity.generation, ..identity };
-                device.detach();
+                if device.identity.replace(registration, serial, &now) {
+                    device.detach();
+                }
             }
             None => {
-                self.devices.insert(id.to_owned(), Device::new(identity, &clock::now_text()));
+                self.devices.insert(key.to_owned(), Device::new(Identity::new(registration, serial), &now));
+                self.rollout_due.notify_one();
             }
         }
     }
 
-    /// Changes tags and desired properties, and tells the device.
-    pub fn patch_twin(&mut self, id: &str, patch: &Value) -> Result<(), Failure> {
+    /// Forgets a device and its modules, or a module. Their connections are closed.
+    pub fn remove(&mut self, key: &str) {
+        let prefix = module_key(key, "");
+        let modules = self.devices.range(prefix.clone()..).map(|(key, _)| key.clone());
+        let modules: Vec<String> = modules.take_while(|key| key.starts_with(&prefix)).collect();
+        for key in modules.iter().map(String::as_str).chain([key]) {
+            if let Some(mut device) = self.devices.remove(key) {
+                device.detach();
+            }
+        }
+        self.rollout_due.notify_one();
+    }
+
+    /// Changes tags and desired properties as a service asks, and tells the device.
+    pub fn write_twin(&mut self, id: &str, write: Write, content: &Value) -> Result<(), Failure> {
         let mute = self.faults.mute_twin;
         let device = self.device(id)?;
-        let push = device.twin.patch_by_service(patch, &clock::now_text())?;
+        let push = device.twin.write(write, content, &clock::now_text())?;
         if let Some(push) = push.filter(|_| !mute) {
             device.push_desired(&push);
         }
+        self.rollout_due.notify_one();
         Ok(())
+    }
+
+    /// Queues a message for a device, and sends it if the device is there to take it. Returns the message id.
+    pub fn send_to_device(
+        &mut self,
+        id: &str,
+        body: Bytes,
+        properties: &[(&str, &str)],
+    ) -> Result<String, Failure> {
+        let message_id = random::hex(16);
+        let device = self.device(id)?;
+        let topic = topic::device_bound(id, &message_id, properties);
+        if topic.len().saturating_add(body.len()) > C2D_LIMIT_BYTES {
+            return Err(Failure::new(413, "MessageTooLarge", "A message to a device has at most 64 KiB."));
+        }
+        if !device.inbox.push(topic, body) {
+            let message = "Total number of messages for the device exceeded the limit.";
+            return Err(Failure::new(403, "DeviceMaximumQueueDepthExceeded", message));
+        }
+        device.deliver();
+        Ok(message_id)
     }
 
     /// Changes reported properties. Returns their new version.
@@ -83,8 +183,10 @@ impl State {
         }
         let device = self.device(id)?;
         device.twin.reported.patch(patch, &clock::now_text())?;
-        device.history.push(patch.clone());
-        Ok(device.twin.reported.version)
+        device.remember(patch.clone());
+        let version = device.twin.reported.version;
+        self.rollout_due.notify_one();
+        Ok(version)
     }
 }
 
@@ -99,8 +201,18 @@ impl Shared {
     pub fn new(host_names: Vec<String>) -> Self {
         let state = State {
             devices: BTreeMap::new(),
+            configurations: BTreeMap::new(),
+            rollout_due: Arc::default(),
+            jobs: BTreeMap::new(),
+            job_due: Arc::default(),
+            active_jobs_limit: ACTIVE_JOBS_LIMIT,
+            strict_etags: false,
+            events: Events::default(),
+            uploads: Uploads::default(),
+            authorities: Authorities::default(),
+            dps: Provisioning::new(),
             faults: Faults::default(),
-            owner_key: random::key(),
+            policies: Policies::new(),
             host_names,
             serial: 0,
         };
@@ -137,94 +249,5 @@ impl Shared {
             }
         };
         tokio::time::timeout(limit, search).await.ok()
-    }
-}
-
-/// A direct method to call.
-#[derive(Debug)]
-pub(super) struct Call {
-    pub name: String,
-    pub payload: Value,
-    /// How long the device may take to answer.
-    pub response_limit: Duration,
-    /// How long to wait for the device to connect.
-    pub connect_limit: Duration,
-}
-
-/// Why a direct method was not answered.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MethodError {
-    /// No such device.
-    #[error("device {0} is not registered")]
-    DeviceNotFound(String),
-    /// The device is not connected, or takes no methods (404103).
-    #[error("device is not online or has not subscribed to methods")]
-    NotOnline,
-    /// The device took the request and did not answer in time, or went away (504101).
-    #[error("timed out waiting for the response from the device")]
-    Timeout,
-}
-
-impl Shared {
-    /// Calls a direct method and waits for the answer.
-    pub async fn call(&self, id: &str, call: &Call) -> Result<MethodResponse, MethodError> {
-        let unknown = || MethodError::DeviceNotFound(id.to_owned());
-        let ready = |state: &State| match state.devices.get(id) {
-            None => Some(Err(unknown())),
-            Some(device) => device.takes_methods().then_some(Ok(())),
-        };
-        self.wait(call.connect_limit, ready).await.ok_or(MethodError::NotOnline)??;
-        let (request, answered) = self.change(|state| {
-            let request = format!("{:x}", state.next_serial());
-            let device = state.devices.get_mut(id).ok_or_else(unknown)?;
-            let answered = device.call(&call.name, request.clone(), &call.payload);
-            Ok((request, answered.ok_or(MethodError::NotOnline)?))
-        })?;
-        match tokio::time::timeout(call.response_limit, answered).await {
-            Ok(Ok(response)) => Ok(response),
-            // The sender is dropped with the connection: an answer can no longer come.
-            Ok(Err(_)) => Err(MethodError::Timeout),
-            Err(_) => {
-                self.change(|state| state.forget_call(id, &request));
-                Err(MethodError::Timeout)
-            }
-        }
-    }
-}
-
-impl State {
-    fn forget_call(&mut self, id: &str, request: &str) {
-        if let Some(link) = self.devices.get_mut(id).and_then(|device| device.link.as_mut()) {
-            link.calls.remove(request);
-        }
-    }
-
-    /// Hands a device's answer to the call that waits for it; an answer nobody waits for is ignored.
-    pub fn answer_call(&mut self, id: &str, request: &str, response: MethodResponse) {
-        let link = self.devices.get_mut(id).and_then(|device| device.link.as_mut());
-        if let Some(call) = link.and_then(|link| link.calls.remove(request)) {
-            // The caller may have given up in this moment.
-            let _ = call.send(response);
-        }
-    }
-}
-
-impl From<MethodError> for Failure {
-    fn from(error: MethodError) -> Self {
-        match error {
-            MethodError::DeviceNotFound(id) => Self::device_not_found(&id),
-            MethodError::NotOnline => Self::in_gateway(
-                404,
-                "DeviceNotOnline",
-                404_103,
-                "The operation failed because the requested device isn't online or hasn't registered the direct \
-                 method callback. To learn more, see https://aka.ms/iothub404103",
-                json!({ "timeout": "00:00:00" }),
-            ),
-            MethodError::Timeout => {
-                let message = "Timed out waiting for the response from device.";
-                Self::in_gateway(504, "GatewayTimeout", 504_101, message, Value::Null)
-            }
-        }
     }
 }

@@ -1,8 +1,12 @@
 //! The device twin: merge patches, versions, limits, and the two ways of showing it.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
+
+use super::query::Document;
 
 /// Total size of the desired or the reported properties.
 const PROPERTIES_SIZE_LIMIT_BYTES: usize = 32 * 1024;
@@ -74,6 +78,14 @@ impl Section {
         Ok(())
     }
 
+    /// Puts `content` in the place of all there is.
+    fn replace(&mut self, content: &Value, now: &str) -> Result<(), TwinError> {
+        let mut next = Self { version: self.version, ..Self::new(self.size_limit_bytes, now) };
+        next.patch(content, now)?;
+        *self = next;
+        Ok(())
+    }
+
     /// As the device sees it: with the version, without metadata.
     pub fn for_device(&self) -> Value {
         with(self.properties.clone(), [("$version", json!(self.version))])
@@ -85,14 +97,34 @@ impl Section {
     }
 }
 
+impl Document for Section {
+    fn find(&self, path: &[String]) -> Option<Cow<'_, Value>> {
+        match path.split_first() {
+            Some((first, _)) if first == "$version" => Some(Cow::Owned(self.version.into())),
+            Some((first, rest)) if first == "$metadata" => self.metadata.find(rest),
+            Some(_) => self.properties.find(path),
+            None => Some(Cow::Owned(self.for_service())),
+        }
+    }
+}
+
+/// What a service does with the tags and desired properties it sends.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Write {
+    /// Merge them into what is there.
+    Patch,
+    /// Put them in the place of what is there.
+    Replace,
+}
+
 /// A twin.
 #[derive(Debug, Clone)]
 pub(super) struct Twin {
     pub desired: Section,
     pub reported: Section,
-    tags: Section,
+    pub tags: Section,
     /// Counts the writes of the service: tags and desired properties.
-    version: i64,
+    pub version: i64,
 }
 
 impl Twin {
@@ -110,22 +142,35 @@ impl Twin {
         STANDARD.encode(self.version.to_be_bytes())
     }
 
-    /// A patch by the service. Returns what to push to the device, if the desired properties were in it.
-    pub fn patch_by_service(&mut self, patch: &Value, now: &str) -> Result<Option<Value>, TwinError> {
+    /// A write by the service. Returns what to push to the device, if it is about desired properties.
+    ///
+    /// `content` is a twin of which only tags and desired properties count, so that a twin that was read can be
+    /// sent back.
+    pub fn write(&mut self, write: Write, content: &Value, now: &str) -> Result<Option<Value>, TwinError> {
         let mut next = self.clone();
-        if let Some(tags) = patch.get("tags") {
-            next.tags.patch(tags, now)?;
-        }
-        let push = match patch.pointer("/properties/desired") {
-            Some(desired) => {
-                next.desired.patch(desired, now)?;
-                Some(with(desired.clone(), [("$version", json!(next.desired.version))]))
+        let (tags, desired) = (content.get("tags"), content.pointer("/properties/desired"));
+        let desired = desired.map(without_bookkeeping);
+        match write {
+            Write::Patch => {
+                if let Some(tags) = tags {
+                    next.tags.patch(tags, now)?;
+                }
+                if let Some(desired) = &desired {
+                    next.desired.patch(desired, now)?;
+                }
             }
-            None => None,
-        };
+            Write::Replace => {
+                next.tags.replace(tags.unwrap_or(&json!({})), now)?;
+                next.desired.replace(desired.as_ref().unwrap_or(&json!({})), now)?;
+            }
+        }
         next.version = next.version.saturating_add(1);
         *self = next;
-        Ok(push)
+        let version = [("$version", json!(self.desired.version))];
+        Ok(match write {
+            Write::Patch => desired.map(|desired| with(desired, version)),
+            Write::Replace => Some(self.desired.for_device()),
+        })
     }
 
     pub fn for_device(&self) -> Value {
@@ -133,15 +178,10 @@ impl Twin {
     }
 
     /// The parts of the service's view that the twin itself holds.
-    pub fn for_service(&self) -> [(&'static str, Value); 4] {
+    pub fn for_service(&self) -> [(&'static str, Value); 2] {
         let properties =
             json!({ "desired": self.desired.for_service(), "reported": self.reported.for_service() });
-        [
-            ("etag", json!(self.etag())),
-            ("version", json!(self.version)),
-            ("tags", self.tags.properties.clone()),
-            ("properties", properties),
-        ]
+        [("tags", self.tags.properties.clone()), ("properties", properties)]
     }
 }
 
@@ -151,6 +191,15 @@ pub(super) fn with<const N: usize>(mut value: Value, members: [(&str, Value); N]
         object.extend(members.map(|(key, value)| (key.to_owned(), value)));
     }
     value
+}
+
+/// Without what the hub itself adds to a section.
+fn without_bookkeeping(section: &Value) -> Value {
+    let mut section = section.clone();
+    if let Value::Object(section) = &mut section {
+        section.retain(|key, _| key != "$metadata" && key != "$version");
+    }
+    section
 }
 
 fn merge(target: &mut Value, patch: &Value) {
@@ -323,8 +372,23 @@ mod tests {
         twin.reported.patch(&json!({"a": 1}), "t1").unwrap();
         assert_eq!(twin.etag(), "AAAAAAAAAAE=");
         let patch = json!({"tags": {"site": "x"}, "properties": {"desired": {"b": 2, "c": null}}});
-        let push = twin.patch_by_service(&patch, "t2").unwrap();
+        let push = twin.write(Write::Patch, &patch, "t2").unwrap();
         assert_eq!(push, Some(json!({"b": 2, "c": null, "$version": 2})));
         assert_eq!(twin.etag(), "AAAAAAAAAAI=");
+    }
+
+    #[test]
+    fn a_twin_that_was_read_can_be_sent_back() {
+        let mut twin = Twin::new("t0");
+        let patch = json!({"tags": {"site": "x"}, "properties": {"desired": {"a": 1, "b": 2}}});
+        twin.write(Write::Patch, &patch, "t1").unwrap();
+        let mut read = json!({"tags": {}, "properties": {"desired": twin.desired.for_service()}});
+        read["properties"]["desired"]["a"] = json!(null);
+        let push = twin.write(Write::Replace, &read, "t2").unwrap();
+        assert_eq!(push, Some(json!({"b": 2, "$version": 3})));
+        assert_eq!(twin.tags.properties, json!({}));
+        assert_eq!(twin.desired.for_service()["$metadata"].get("a"), None);
+        twin.write(Write::Replace, &json!({}), "t3").unwrap();
+        assert_eq!(twin.desired.for_device(), json!({"$version": 4}));
     }
 }
