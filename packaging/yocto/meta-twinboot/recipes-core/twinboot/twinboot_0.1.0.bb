@@ -31,7 +31,7 @@ PACKAGECONFIG[data-partition] = ""
 # fw_printenv and fw_setenv, for people; the daemon has its own.
 PACKAGECONFIG[fw-tools] = ",,,,libubootenv-bin"
 
-SYSTEMD_SERVICE:${PN} = "twinboot.service ${@bb.utils.contains('PACKAGECONFIG', 'data-partition', 'var-lib-twinboot.mount', '', d)}"
+SYSTEMD_SERVICE:${PN} = "twinboot.service twinboot-trial.timer ${@bb.utils.contains('PACKAGECONFIG', 'data-partition', 'var-lib-twinboot.mount', '', d)}"
 
 # Members may use the control socket.
 USERADD_PACKAGES = "${PN}"
@@ -57,7 +57,9 @@ do_configure:append() {
 do_install:append() {
     install -D -m 0644 ${S}/config/config.toml ${D}${sysconfdir}/twinboot/config.toml
     install -d ${D}${sysconfdir}/twinboot/config.d ${D}${sysconfdir}/twinboot/keys ${D}${sysconfdir}/twinboot/health.d
-    install -D -m 0644 ${S}/systemd/twinboot.service ${D}${systemd_system_unitdir}/twinboot.service
+    install -d ${D}${systemd_system_unitdir}
+    install -m 0644 ${S}/systemd/twinboot.service ${S}/systemd/twinboot-trial.service \
+        ${S}/systemd/twinboot-trial.timer ${D}${systemd_system_unitdir}/
     install -D -m 0644 ${S}/systemd/twinboot.tmpfiles ${D}${nonarch_libdir}/tmpfiles.d/twinboot.conf
     install -d -m 0700 ${D}${localstatedir}/lib/twinboot
     if ${@bb.utils.contains('PACKAGECONFIG', 'data-partition', 'true', 'false', d)}; then
@@ -65,7 +67,7 @@ do_install:append() {
     fi
 }
 
-FILES:${PN} += "${nonarch_libdir}/tmpfiles.d ${localstatedir}/lib/twinboot"
+FILES:${PN} += "${systemd_system_unitdir}/twinboot-trial.service ${nonarch_libdir}/tmpfiles.d ${localstatedir}/lib/twinboot"
 CONFFILES:${PN} = "${sysconfdir}/twinboot/config.toml"
 
 # The boot loader's environment is found by /etc/fw_env.config.
