@@ -126,7 +126,7 @@ def u_boot(series, work):
     config = pathlib.Path(d.getVar("B"), ".config").read_text().split("\n")
     for line in ("CONFIG_SYS_REDUNDAND_ENVIRONMENT=y", "CONFIG_BOOTCOUNT_ENV=y", "CONFIG_ENV_OFFSET_REDUND=0x140000"):
         assert line in config, line
-    assert "CONFIG_ENV_IS_IN_FAT=y" not in config, "two places for the environment"
+    assert "CONFIG_ENV_IS_IN_EXT4=y" not in config, "two places for the environment"
 
     made, ours = (fw_env(path) for path in (pathlib.Path(d.getVar("TWINBOOT_UNPACKDIR"), "fw_env.config"),
                                             TREE / "config/fw_env.config"))
