@@ -33,18 +33,28 @@ pub(super) fn judge(
     if connect.client_id != device {
         return Err(BadClientId);
     }
-    if !state.host_names.iter().any(|name| name.eq_ignore_ascii_case(host)) {
+    if !state.is_called(host) {
         return Err(NotAuthorized);
     }
-    let known = state.devices.get(device).filter(|_| is_enabled(state, device)).ok_or(NotAuthorized)?;
-    let authentication = &known.identity.authentication;
-    let expiry = if login.password.is_empty() {
-        is_right(state, authentication, device, chain).then_some(None).ok_or(NotAuthorized)?
-    } else {
-        let token = Token::parse(&login.password).ok_or(BadUserNamePassword)?;
-        is_good(state, authentication, device, &token).then_some(Some(token.expiry)).ok_or(NotAuthorized)?
-    };
+    let expiry = check_credentials(state, device, &login.password, chain)?;
     Ok(Admission { device: device.to_owned(), expiry })
+}
+
+/// Whether these are the credentials of the device or module. Returns when they expire, in seconds since 1970.
+pub(super) fn check_credentials(
+    state: &State,
+    key: &str,
+    password: &str,
+    chain: &[CertificateDer<'_>],
+) -> Result<Option<i64>, ConnectReturnCode> {
+    use ConnectReturnCode::{BadUserNamePassword, NotAuthorized};
+    let known = state.devices.get(key).filter(|_| is_enabled(state, key)).ok_or(NotAuthorized)?;
+    let authentication = &known.identity.authentication;
+    if password.is_empty() {
+        return is_right(state, authentication, key, chain).then_some(None).ok_or(NotAuthorized);
+    }
+    let token = Token::parse(password).ok_or(BadUserNamePassword)?;
+    is_good(state, authentication, key, &token).then_some(Some(token.expiry)).ok_or(NotAuthorized)
 }
 
 /// Takes `host/device[/module]/?api-version=…` apart; very old clients stop after the device.

@@ -40,6 +40,12 @@ pub(super) fn common_name(certificate: &[u8]) -> Option<String> {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Authorities(Vec<CertificateDer<'static>>);
 
+impl From<Vec<CertificateDer<'static>>> for Authorities {
+    fn from(certificates: Vec<CertificateDer<'static>>) -> Self {
+        Self(certificates)
+    }
+}
+
 impl Authorities {
     /// Reads one or more certificates.
     pub fn from_pem(pem: &str) -> Result<Self, CertificateError> {

@@ -6,6 +6,7 @@ mod certificates;
 mod clock;
 mod configuration;
 mod device;
+mod dps;
 mod events;
 mod failure;
 mod https;
@@ -27,6 +28,7 @@ mod state;
 mod throttle;
 mod topic;
 mod twin;
+mod upload;
 mod websocket;
 
 use std::io;
@@ -42,6 +44,7 @@ use tokio::task::JoinSet;
 use self::certificates::Authorities;
 pub use self::certificates::CertificateError;
 pub use self::device::MethodResponse;
+pub use self::dps::Dps;
 pub use self::events::Event;
 use self::identity::{Authentication, module_key};
 use self::listener::{accept, listen};
@@ -50,6 +53,7 @@ pub use self::method::MethodError;
 use self::state::{Shared, State};
 pub use self::throttle::Operation;
 use self::twin::Write;
+pub use self::upload::{Upload, UploadNotification};
 use crate::ca::{Authority, AuthorityError};
 
 /// How often the real hub evaluates configurations.
@@ -251,6 +255,11 @@ impl Hub {
         let look = |state: &State| state.events.of(id).into_iter().find(|event| wanted(event));
         let found = self.inner.shared.wait(limit, look).await;
         found.ok_or_else(|| format!("no such message from {id} within {limit:?}"))
+    }
+
+    /// The files that the device has begun to upload, oldest first; of very many, the newest.
+    pub fn uploads(&self, id: &str) -> Vec<Upload> {
+        self.inner.shared.read(|state| state.uploads.of(id))
     }
 
     /// Sends a message to the device. It is kept until the device has acknowledged it. Returns its message id.

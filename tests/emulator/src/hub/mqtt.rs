@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::admission::{self, Admission};
 use super::clock;
 use super::device::Link;
+use super::dps;
 use super::listener::{Stream, shown_certificates};
 use super::session::Session;
 use super::state::{Shared, State};
@@ -37,7 +38,7 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(1767);
 /// Messages that may wait for a device that reads slowly.
 const OUTGOING_LIMIT: usize = 64;
 
-type Wire<S> = Framed<S, Codec>;
+pub(super) type Wire<S> = Framed<S, Codec>;
 
 /// Serves a device on its port.
 pub(super) async fn converse_on_port(stream: Stream, hub: Arc<Shared>) {
@@ -57,6 +58,13 @@ where
         tracing::info!("mqtt: no CONNECT from a client");
         return;
     };
+    if let Some((visitor, code)) = hub.read(|state| dps::visitor(state, &connect, &certificates)) {
+        match code {
+            ConnectReturnCode::Success => visitor.serve(&mut wire, connect.keep_alive, &hub).await,
+            code => refuse(&mut wire, &connect, code).await,
+        }
+        return;
+    }
     let device = connect.client_id.clone();
     match admit(&hub, &connect, &certificates) {
         Ok(visit) => {
@@ -64,10 +72,7 @@ where
             visit.serve(&mut wire, &hub).await;
             tracing::info!(%device, "mqtt: connection closed");
         }
-        Err(Some(code)) => {
-            tracing::info!(%device, ?code, "mqtt: connect refused");
-            send(&mut wire, Packet::ConnAck(ConnAck::new(code, false))).await;
-        }
+        Err(Some(code)) => refuse(&mut wire, &connect, code).await,
         Err(None) => tracing::info!(%device, "mqtt: nobody home"),
     }
 }
@@ -85,8 +90,24 @@ async fn first_packet<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>) -> 
     }
 }
 
+async fn refuse<S>(wire: &mut Wire<S>, connect: &Connect, code: ConnectReturnCode)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    tracing::info!(client = %connect.client_id, ?code, "mqtt: connect refused");
+    send(wire, Packet::ConnAck(ConnAck::new(code, false))).await;
+}
+
+/// How long a client that asked for this keep-alive may be silent.
+pub(super) fn silence_limit(keep_alive_secs: u16) -> Duration {
+    match u64::from(keep_alive_secs) {
+        0 => SILENCE_LIMIT,
+        secs => Duration::from_millis(secs.saturating_mul(1500)).min(SILENCE_LIMIT),
+    }
+}
+
 /// Sends a packet. Whether the client still took it; a client that reads nothing is as good as gone.
-async fn send<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, packet: Packet) -> bool {
+pub(super) async fn send<S: AsyncRead + AsyncWrite + Unpin>(wire: &mut Wire<S>, packet: Packet) -> bool {
     matches!(timeout(PATIENCE, wire.send(packet)).await, Ok(Ok(())))
 }
 
@@ -136,15 +157,13 @@ fn attach(state: &mut State, connect: &Connect, admission: Admission) -> Option<
     let link =
         Link { serial, outgoing: sender, closing: closing.clone(), calls: std::collections::BTreeMap::new() };
     device.attach(link, clock::now_text());
-    let keep_alive = Duration::from_secs(u64::from(connect.keep_alive));
-    let silence = keep_alive.saturating_mul(3).checked_div(2).filter(|silence| !silence.is_zero());
     Some(Visit {
         session_present: !device.filters.is_empty(),
         session: Session { device: admission.device, serial, will: connect.last_will.clone() },
         clean_session: connect.clean_session,
         outgoing,
         closing,
-        silence_limit: silence.unwrap_or(SILENCE_LIMIT).min(SILENCE_LIMIT),
+        silence_limit: silence_limit(connect.keep_alive),
         token_left: admission.expiry.map(|expiry| clock::until(expiry).unwrap_or_default()),
     })
 }

@@ -12,6 +12,7 @@ use super::certificates::Authorities;
 use super::clock;
 use super::configuration::Configuration;
 use super::device::{Device, Seen};
+use super::dps::Provisioning;
 use super::events::Events;
 use super::failure::Failure;
 use super::identity::{Identity, Registration, is_module, module_key};
@@ -20,6 +21,7 @@ use super::policy::Policies;
 use super::query::{Query, Source};
 use super::throttle::Operation;
 use super::twin::Write;
+use super::upload::Uploads;
 use super::{random, topic};
 
 /// A message to a device, with its properties.
@@ -60,8 +62,10 @@ pub(super) struct State {
     /// Whether an etag without quotes is not seen where the real hub does not see it.
     pub strict_etags: bool,
     pub events: Events,
+    pub uploads: Uploads,
     /// Whose signature on a certificate counts.
     pub authorities: Authorities,
+    pub dps: Provisioning,
     pub faults: Faults,
     pub policies: Policies,
     /// The names clients may call this hub by.
@@ -74,6 +78,11 @@ impl State {
     pub fn next_serial(&mut self) -> u64 {
         self.serial = self.serial.wrapping_add(1);
         self.serial
+    }
+
+    /// Whether `host` is a name of this hub.
+    pub fn is_called(&self, host: &str) -> bool {
+        self.host_names.iter().any(|name| name.eq_ignore_ascii_case(host))
     }
 
     /// The device, or 404.
@@ -199,7 +208,9 @@ impl Shared {
             active_jobs_limit: ACTIVE_JOBS_LIMIT,
             strict_etags: false,
             events: Events::default(),
+            uploads: Uploads::default(),
             authorities: Authorities::default(),
+            dps: Provisioning::new(),
             faults: Faults::default(),
             policies: Policies::new(),
             host_names,

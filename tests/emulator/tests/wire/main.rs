@@ -6,6 +6,8 @@
 mod client;
 
 mod chains;
+mod dps;
 mod messages;
 mod raw;
+mod uploads;
 mod websocket;

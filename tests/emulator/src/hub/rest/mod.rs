@@ -213,15 +213,13 @@ pub(super) async fn respond(request: Request<Incoming>, hub: &Shared) -> Respons
 
 async fn handle(request: Request<Incoming>, hub: &Shared) -> Result<Answer, Failure> {
     let (head, body) = request.into_parts();
-    let path = head.uri.path().trim_matches('/');
-    let segments: Vec<String> =
-        path.split('/').map(|part| percent_decode_str(part).decode_utf8_lossy().into_owned()).collect();
+    let segments = segments(head.uri.path());
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     hub.read(|state| access::authorize(state, &head.method, &head.headers, &segments))?;
     if segments.iter().any(|segment| segment.contains('/')) {
         return Err(Failure::bad_argument("No name has a slash."));
     }
-    let call = Call { hub, head, body: read(body).await? };
+    let call = Call { hub, head, body: read(body, BODY_LIMIT_BYTES).await? };
     if call.parameter("api-version").is_none() {
         return Err(Failure::new(400, "InvalidProtocolVersion", "The query has no api-version."));
     }
@@ -231,8 +229,15 @@ async fn handle(request: Request<Incoming>, hub: &Shared) -> Result<Answer, Fail
     route(&call, &segments).await
 }
 
-async fn read(body: Incoming) -> Result<Bytes, Failure> {
-    match timeout(PATIENCE, Limited::new(body, BODY_LIMIT_BYTES).collect()).await {
+/// The parts of a path, decoded.
+pub(super) fn segments(path: &str) -> Vec<String> {
+    let parts = path.trim_matches('/').split('/');
+    parts.map(|part| percent_decode_str(part).decode_utf8_lossy().into_owned()).collect()
+}
+
+/// The whole body, if it is not too large.
+pub(super) async fn read(body: Incoming, limit_bytes: usize) -> Result<Bytes, Failure> {
+    match timeout(PATIENCE, Limited::new(body, limit_bytes).collect()).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         _ => Err(Failure::new(413, "MessageTooLarge", "The body is too large, or did not arrive.")),
     }

@@ -1,17 +1,9 @@
 //! Puts tokens together to a query, by recursive descent.
 
-use serde_json::Value;
+mod expression;
 
 use super::lexer::{self, Token};
-use super::{
-    Arithmetic, Column, Comparison, Condition, Content, Expression, LENGTH_LIMIT_CHARS, Path, Query,
-    QueryError, Select, Source,
-};
-
-/// Parentheses in parentheses. Far more than anybody writes, and far less than fills a stack.
-const DEPTH_LIMIT: usize = 40;
-/// Calculations in one query: each deepens the tree by one.
-const CALCULATION_LIMIT: usize = 200;
+use super::{Column, Condition, Content, LENGTH_LIMIT_CHARS, Path, Query, QueryError, Select, Source};
 
 /// These are taken for themselves however they are spelled; all other names are case-sensitive.
 const FIELDS: [&str; 28] = [
@@ -191,13 +183,15 @@ impl Parser {
     }
 
     fn aggregate(&mut self) -> Result<Option<Content>, QueryError> {
-        let call = matches!(self.tokens.get(self.next.saturating_add(1)), Some((_, Token::Symbol("("))));
-        if !call {
+        if !self.is_call() {
             return Ok(None);
         }
-        let aggregate: fn(Path) -> Content = if self.take_word("count") {
-            |_| Content::Count
-        } else if self.take_word("avg") {
+        if self.take_word("count") {
+            self.symbol("(")?;
+            self.symbol(")")?;
+            return Ok(Some(Content::Count));
+        }
+        let aggregate = if self.take_word("avg") {
             Content::Average
         } else if self.take_word("sum") {
             Content::Sum
@@ -208,11 +202,19 @@ impl Parser {
         } else {
             return self.expected("COUNT, AVG, SUM, MIN or MAX");
         };
+        Ok(Some(aggregate(self.attribute_in_parentheses()?)))
+    }
+
+    /// Whether a parenthesis follows on the next token.
+    fn is_call(&self) -> bool {
+        matches!(self.tokens.get(self.next.saturating_add(1)), Some((_, Token::Symbol("("))))
+    }
+
+    fn attribute_in_parentheses(&mut self) -> Result<Path, QueryError> {
         self.symbol("(")?;
-        let counts = matches!(aggregate(Path::new()), Content::Count);
-        let content = aggregate(if counts { Path::new() } else { self.attribute()? });
+        let path = self.attribute()?;
         self.symbol(")")?;
-        Ok(Some(content))
+        Ok(path)
     }
 
     fn group_by(&mut self) -> Result<Vec<Path>, QueryError> {
@@ -246,161 +248,6 @@ impl Parser {
         }
         Ok(of_document(path))
     }
-
-    fn any(&mut self) -> Result<Expression, QueryError> {
-        let first = self.all()?;
-        let mut list = vec![first];
-        while self.take_word("or") {
-            list.push(self.all()?);
-        }
-        Ok(single_or(list, Expression::Any))
-    }
-
-    fn all(&mut self) -> Result<Expression, QueryError> {
-        let first = self.not()?;
-        let mut list = vec![first];
-        while self.take_word("and") {
-            list.push(self.not()?);
-        }
-        Ok(single_or(list, Expression::All))
-    }
-
-    fn not(&mut self) -> Result<Expression, QueryError> {
-        if self.take_word("not") {
-            return self.deeper(|parser| Ok(Expression::Not(Box::new(parser.not()?))));
-        }
-        self.comparison()
-    }
-
-    fn comparison(&mut self) -> Result<Expression, QueryError> {
-        const COMPARISONS: [(&str, Comparison); 7] = [
-            ("=", Comparison::Equal),
-            ("!=", Comparison::NotEqual),
-            ("<>", Comparison::NotEqual),
-            ("<=", Comparison::LessOrEqual),
-            ("<", Comparison::Less),
-            (">=", Comparison::GreaterOrEqual),
-            (">", Comparison::Greater),
-        ];
-        let left = self.sum()?;
-        for (symbol, comparison) in COMPARISONS {
-            if self.take_symbol(symbol) {
-                return Ok(Expression::Compare(comparison, Box::new([left, self.sum()?])));
-            }
-        }
-        let wanted = self.is_word("in");
-        if self.take_word("in") || self.take_word("nin") {
-            return Ok(Expression::In(wanted, Box::new(left), self.list()?));
-        }
-        Ok(left)
-    }
-
-    fn list(&mut self) -> Result<Vec<Expression>, QueryError> {
-        self.symbol("[")?;
-        let mut list = Vec::new();
-        if self.take_symbol("]") {
-            return Ok(list);
-        }
-        loop {
-            list.push(self.sum()?);
-            if self.take_symbol("]") {
-                return Ok(list);
-            }
-            self.symbol(",")?;
-        }
-    }
-
-    fn sum(&mut self) -> Result<Expression, QueryError> {
-        self.chain(&[("+", Arithmetic::Add), ("-", Arithmetic::Subtract)], Self::product)
-    }
-
-    fn product(&mut self) -> Result<Expression, QueryError> {
-        let operators =
-            [("*", Arithmetic::Multiply), ("/", Arithmetic::Divide), ("%", Arithmetic::Remainder)];
-        self.chain(&operators, Self::negation)
-    }
-
-    fn chain(
-        &mut self,
-        operators: &[(&str, Arithmetic)],
-        operand: fn(&mut Self) -> Result<Expression, QueryError>,
-    ) -> Result<Expression, QueryError> {
-        let mut left = operand(self)?;
-        while let Some((_, operator)) = operators.iter().find(|(symbol, _)| self.take_symbol(symbol)) {
-            self.calculations = self.calculations.saturating_add(1);
-            if self.calculations > CALCULATION_LIMIT {
-                return Err(QueryError::Depth);
-            }
-            left = Expression::Calculate(*operator, Box::new([left, operand(self)?]));
-        }
-        Ok(left)
-    }
-
-    fn negation(&mut self) -> Result<Expression, QueryError> {
-        if !self.take_symbol("-") {
-            return self.primary();
-        }
-        let zero = Expression::Constant(0.into());
-        self.deeper(|parser| {
-            Ok(Expression::Calculate(Arithmetic::Subtract, Box::new([zero, parser.negation()?])))
-        })
-    }
-
-    fn primary(&mut self) -> Result<Expression, QueryError> {
-        if self.take_symbol("(") {
-            let inner = self.deeper(Self::any)?;
-            self.symbol(")")?;
-            return Ok(inner);
-        }
-        if let Token::Constant(value) = self.peek() {
-            let constant = Expression::Constant(value.clone());
-            self.advance();
-            return Ok(constant);
-        }
-        for (word, value) in [("true", true.into()), ("false", false.into()), ("null", Value::Null)] {
-            if self.take_word(word) {
-                return Ok(Expression::Constant(value));
-            }
-        }
-        if self.take_word("undefined") {
-            return Ok(Expression::Undefined);
-        }
-        let call = matches!(self.tokens.get(self.next.saturating_add(1)), Some((_, Token::Symbol("("))));
-        if call { self.function() } else { Ok(Expression::Attribute(self.attribute()?)) }
-    }
-
-    /// Only `IS_DEFINED` is documented for twins; the hub is known to take the other two as well.
-    fn function(&mut self) -> Result<Expression, QueryError> {
-        if self.take_word("is_defined") {
-            self.symbol("(")?;
-            let path = self.attribute()?;
-            self.symbol(")")?;
-            return Ok(Expression::IsDefined(path));
-        }
-        let function: fn(Box<[Expression; 2]>) -> Expression = if self.take_word("startswith") {
-            Expression::StartsWith
-        } else if self.take_word("endswith") {
-            Expression::EndsWith
-        } else {
-            return self.expected("IS_DEFINED, STARTSWITH or ENDSWITH");
-        };
-        self.symbol("(")?;
-        let text = self.deeper(Self::sum)?;
-        self.symbol(",")?;
-        let part = self.deeper(Self::sum)?;
-        self.symbol(")")?;
-        Ok(function(Box::new([text, part])))
-    }
-
-    fn deeper<T>(&mut self, inner: impl FnOnce(&mut Self) -> Result<T, QueryError>) -> Result<T, QueryError> {
-        self.depth = self.depth.saturating_add(1);
-        if self.depth > DEPTH_LIMIT {
-            return Err(QueryError::Depth);
-        }
-        let result = inner(self);
-        self.depth = self.depth.saturating_sub(1);
-        result
-    }
 }
 
 /// `devices.jobs.JobId` as the rows have it: `jobId`.
@@ -421,16 +268,6 @@ fn of_document(mut path: Path) -> Path {
         field.clone_into(first);
     }
     path
-}
-
-fn single_or(mut list: Vec<Expression>, many: fn(Vec<Expression>) -> Expression) -> Expression {
-    match list.pop() {
-        Some(only) if list.is_empty() => only,
-        last => {
-            list.extend(last);
-            many(list)
-        }
-    }
 }
 
 impl Query {
