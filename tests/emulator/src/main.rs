@@ -36,8 +36,8 @@ const SERVE_HELP: &str = r#"The keys and the certificate authority are new at ea
 for it, the port of --mqtt-port and the authority's certificate of --ca-file as the one to trust. It also prints how
 to call a method of the device and read its twin with curl.
 
-GET /emulator/events/dev-1, with a token of iothubowner, gives what the device has sent to the cloud; and POST
-/devices/dev-1/messages/devicebound sends it a message.
+GET /emulator/events/dev-1, with a token of iothubowner, gives what the device has sent to the cloud, GET
+/emulator/uploads/dev-1 the files that it has uploaded; and POST /devices/dev-1/messages/devicebound sends it a message.
 
 Faults are injected by POST /emulator/faults with a token of iothubowner, as JSON with any of these keys:
   {"dropConnections": true}                    drops every device's connection, without a word
@@ -49,6 +49,8 @@ Faults are injected by POST /emulator/faults with a token of iothubowner, as JSO
                                                "throttleOperation" those of one kind: registryRead, registryWrite,
                                                twinRead, twinWrite, query, directMethod, configurationRead,
                                                configurationWrite, jobRead, jobWrite or message
+  {"failNextRegistration": 503}                refuses the next request to the provisioning service with this status
+  {"busyPolls": 2, "retryAfterSecs": 1}        lets registrations take so many polls, and asks to wait in between
   {"awaySecs": 5}                              drops everybody, lets nobody in, answers when that is over"#;
 
 #[derive(Args)]
@@ -126,6 +128,8 @@ async fn serve(options: &Serve) -> Result<(), ServeError> {
     println!("service:   https://localhost:{}", hub.https_port());
     println!("authority: {}", options.ca_file.display());
     println!("service connection string:\n  {}", hub.service_connection_string());
+    println!("id scope of the provisioning service: {}", hub.dps().id_scope());
+    println!("provisioning connection string:\n  {}", hub.dps().service_connection_string());
     for id in &options.devices {
         println!("connection string of device {id}:\n  {}", hub.add_device(id));
     }

@@ -40,12 +40,16 @@ def registry():
 @pytest.fixture(scope="session")
 def rest():
     """Calls of the REST API that the SDK does not offer: `rest("POST", "/path", json=…)`."""
-    authentication = ConnectionStringAuthentication(SERVICE)
+    return caller(SERVICE, "2021-04-12")
+
+
+def caller(connection_string, api_version):
+    authentication = ConnectionStringAuthentication(connection_string)
 
     def call(method, path, **arguments):
         with authentication.signed_session() as session:
             url = f"https://{authentication['HostName']}{path}"
-            query = {"api-version": "2021-04-12"} | arguments.pop("params", {})
+            query = {"api-version": api_version} | arguments.pop("params", {})
             return session.request(method, url, params=query, timeout=LIMIT_SECS, **arguments)
 
     return call
@@ -60,7 +64,7 @@ def faults(rest):
         assert answer.status_code == 204, answer.text
 
     yield inject
-    inject(refuseConnects={"times": 0}, keepOut=[], muteTwin=False, failNextPatch=None, throttle=0)
+    inject(refuseConnects={"times": 0}, keepOut=[], muteTwin=False, failNextPatch=0, throttle=0, busyPolls=0)
 
 
 def new_id():

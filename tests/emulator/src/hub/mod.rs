@@ -198,12 +198,17 @@ impl Hub {
     }
 
     /// The connection string of a policy: `iothubowner`, `service`, `device`, `registryRead` or
-    /// `registryReadWrite`; there are no others. Without the port that every client takes by itself: Microsoft's Node
-    /// kit understands none.
+    /// `registryReadWrite`; there are no others.
     pub fn policy_connection_string(&self, name: &str) -> Option<String> {
+        let (authority, key) = (self.https_authority(), self.policy_key(name)?);
+        Some(format!("HostName={authority};SharedAccessKeyName={name};SharedAccessKey={key}"))
+    }
+
+    /// Host and port for services. Without the port that every client takes by itself: Microsoft's Node kit
+    /// understands none.
+    fn https_authority(&self) -> String {
         let port = Some(self.https_port()).filter(|port| *port != HTTPS_PORT);
-        let (port, key) = (port.map(|port| format!(":{port}")).unwrap_or_default(), self.policy_key(name)?);
-        Some(format!("HostName=localhost{port};SharedAccessKeyName={name};SharedAccessKey={key}"))
+        port.map_or_else(|| "localhost".to_owned(), |port| format!("localhost:{port}"))
     }
 
     fn policy_key(&self, name: &str) -> Option<String> {

@@ -27,8 +27,8 @@ impl Dps<'_> {
     /// The connection string of the policy `provisioningserviceowner`.
     pub fn service_connection_string(&self) -> String {
         let key = self.read(|dps| dps.owner_key.clone());
-        let port = self.hub.https_port();
-        format!("HostName=localhost:{port};SharedAccessKeyName={OWNER};SharedAccessKey={key}")
+        let authority = self.hub.https_authority();
+        format!("HostName={authority};SharedAccessKeyName={OWNER};SharedAccessKey={key}")
     }
 
     /// Enrolls one device, or changes its enrollment. `enrollment` is what a service would PUT; keys that it leaves
