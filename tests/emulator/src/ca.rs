@@ -1,12 +1,13 @@
-//! A certificate authority for one run: it signs the servers of this emulator and its devices' certificates.
+//! A certificate authority: it signs the servers of this emulator and its devices' certificates.
 
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
 use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
@@ -23,12 +24,16 @@ pub enum AuthorityError {
     /// The TLS library refused the server's certificate or settings.
     #[error("set up TLS")]
     Tls(#[from] rustls::Error),
+    /// The certificate of an authority of before cannot be read.
+    #[error("read the authority's certificate")]
+    Pem(#[from] rustls::pki_types::pem::Error),
 }
 
-/// A certificate authority with a new key, and TLS settings for servers on this machine.
+/// A certificate authority, and TLS settings for servers on this machine.
 pub struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+    issuer: Issuer<'static, KeyPair>,
     pem: String,
+    key_pem: String,
     server: ServerConfig,
     server_asking_clients: ServerConfig,
 }
@@ -36,15 +41,29 @@ pub struct Authority {
 impl Authority {
     /// Makes a new authority and one server certificate for `localhost`, `127.0.0.1` and `::1`.
     pub fn new() -> Result<Self, AuthorityError> {
-        let issuer = CertifiedIssuer::self_signed(root_parameters()?, KeyPair::generate()?)?;
+        Self::with_server_names(&[])
+    }
+
+    /// The same with more names or addresses in the server's certificate.
+    pub fn with_server_names(names: &[String]) -> Result<Self, AuthorityError> {
         let key = KeyPair::generate()?;
-        let mut parameters = CertificateParams::new(SERVER_NAMES.map(String::from))?;
+        let root = root_parameters()?.self_signed(&key)?;
+        Self::restore(&root.pem(), &key.serialize_pem(), names)
+    }
+
+    /// An authority of before, by its certificate and private key (PEM), with a new server certificate.
+    pub fn restore(pem: &str, key_pem: &str, names: &[String]) -> Result<Self, AuthorityError> {
+        let root = CertificateDer::from_pem_slice(pem.as_bytes())?;
+        let issuer = Issuer::new(root_parameters()?, KeyPair::from_pem(key_pem)?);
+        let key = KeyPair::generate()?;
+        let names: Vec<String> = SERVER_NAMES.map(String::from).into_iter().chain(names.to_vec()).collect();
+        let mut parameters = CertificateParams::new(names)?;
         parameters.distinguished_name.push(DnType::CommonName, "hub-emulator");
         parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let certificate = parameters.signed_by(&key, &issuer)?;
 
         let provider = Arc::new(ring::default_provider());
-        let chain = vec![certificate.der().clone(), issuer.der().clone()];
+        let chain = vec![certificate.der().clone(), root];
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let versions = rustls::DEFAULT_VERSIONS;
         let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -55,12 +74,18 @@ impl Authority {
             .with_protocol_versions(versions)?
             .with_client_cert_verifier(Arc::new(AnyCertificate { provider }))
             .with_single_cert(chain, key)?;
-        Ok(Self { pem: issuer.pem(), issuer, server, server_asking_clients })
+        let (pem, key_pem) = (pem.to_owned(), key_pem.to_owned());
+        Ok(Self { issuer, pem, key_pem, server, server_asking_clients })
     }
 
     /// The authority's certificate, for clients to trust, in PEM.
     pub fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// The authority's private key, in PEM: for keeping it across restarts.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
     }
 
     /// TLS 1.2 and 1.3 settings for a server that asks for no client certificate.

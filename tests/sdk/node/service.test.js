@@ -14,8 +14,8 @@ const refusal = (name, status) => (error) => {
   return true;
 };
 
-/** The rows of all pages, and how many each page had. */
-async function allPages(query, next = (page) => query.next(page)) {
+/** The rows of all pages, and how many each page had. A promise's `next` starts over where it is given no token. */
+async function allPages(query, next = () => query.next(query.continuationToken)) {
   const rows = [];
   const sizes = [];
   do {
@@ -173,8 +173,12 @@ test('jobs call methods and update twins', async (t) => {
   assert.equal((await ended(updated)).status, 'completed');
   assert.equal((await serviceTwin(it)).properties.desired.b, 2);
 
-  const { rows } = await allPages(jobs.createQuery('scheduleUpdateTwin', 'completed', 1));
-  assert.ok(rows.some((job) => job.jobId === updated));
+  const again = `again-${randomUUID()}`;
+  await jobs.scheduleTwinUpdate(again, condition, { etag: '*', properties: { desired: { b: 3 } } }, new Date(), 60);
+  await ended(again);
+  const { rows, sizes } = await allPages(jobs.createQuery('scheduleUpdateTwin', 'completed', 1));
+  const ids = rows.map((job) => job.jobId);
+  assert.ok(ids.includes(updated) && ids.includes(again) && sizes.every((size) => size === 1));
 });
 
 test('a job that has not begun can be cancelled', async () => {

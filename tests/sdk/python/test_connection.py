@@ -1,5 +1,6 @@
 """The device SDK against the hub: who gets in, who is put out, and what survives a lost connection."""
 
+import os
 import queue
 import re
 import threading
@@ -10,6 +11,7 @@ from azure.iot.device import IoTHubDeviceClient, X509
 from azure.iot.device.exceptions import ClientError, ConnectionDroppedError, ConnectionFailedError, CredentialError
 from azure.iot.hub.models import CloudToDeviceMethod
 from azure.iot.hub.sastoken import SasToken
+from certificates import Certificate
 from conftest import CA_PEM, LIMIT_SECS, answer_methods, desire, desired_patches, until
 
 STRANGE_KEY = "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s="
@@ -88,6 +90,38 @@ def test_a_certificate_lets_in_the_device_whose_thumbprint_it_has(registry, devi
     assert welcome.get_twin()["desired"] == {"$version": 1}
     with pytest.raises(CredentialError):
         device.connect(**transport)
+
+
+def test_a_certificate_of_an_authority_that_the_hub_trusts_lets_in_the_device_that_it_names(registry, device, certificates):
+    identity = registry.get_device(device.id)
+    registry.update_device_with_certificate_authority(device.id, identity.etag, "enabled")
+    trusted = Certificate(*(f"{os.environ['DEVICE_CA']}.{kind}" for kind in ("pem", "key")))
+    stranger = certificates.make("stranger", authority=True)
+
+    def connect(name, issuer):
+        certificate = certificates.make(name, issuer)
+        device.keep(IoTHubDeviceClient.create_from_x509_certificate(
+            X509(certificate.cert_file, certificate.key_file), hostname="localhost", device_id=device.id,
+            server_verification_cert=CA_PEM,
+        )).connect()
+
+    connect(device.id, trusted)
+    for name, issuer in (("another", trusted), (device.id, stranger)):
+        with pytest.raises(CredentialError):
+            connect(name, issuer)
+
+
+def test_desired_properties_that_were_never_pushed_are_found_by_their_version(registry, device, faults):
+    client = device.connect()
+    states = watch_states(client)
+    patches = desired_patches(client)
+    desire(registry, device, {"a": 1})
+    assert patches.get(timeout=LIMIT_SECS) == {"a": 1, "$version": 2}
+    faults(muteTwin=True)
+    desire(registry, device, {"b": 2})
+    faults(muteTwin=False)
+    drop(faults, states)
+    assert patches.get(timeout=LIMIT_SECS) == {"a": 1, "b": 2, "$version": 3}
 
 
 def test_a_device_that_is_disabled_or_deleted_is_put_out(registry, device):

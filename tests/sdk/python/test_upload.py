@@ -14,11 +14,10 @@ def test_a_file_goes_up_in_three_steps(rest, device):
     put = requests.put(url, data=b"what happened", headers={"x-ms-blob-type": "BlockBlob"}, timeout=LIMIT_SECS)
     assert put.status_code == 201, put.text
     client.notify_blob_upload_status(storage["correlationId"], True, put.status_code, "there")
-    assert rest("GET", f"/emulator/uploads/{device.id}").json() == [{
-        "name": "logs/today ü.txt",
-        "body": "what happened",
-        "notification": {"isSuccess": True, "statusCode": 201, "statusDescription": "there"},
-    }]
+    [upload] = rest("GET", f"/emulator/uploads/{device.id}").json()
+    assert (upload["name"], upload["sizeBytes"]) == ("logs/today ü.txt", 13)
+    assert upload["notification"] == {"isSuccess": True, "statusCode": 201, "statusDescription": "there"}
+    assert rest("GET", upload["path"]).content == b"what happened"
     # Told of once, it is over, and so is the access to the storage.
     with pytest.raises(ClientError):
         client.notify_blob_upload_status(storage["correlationId"], True, 200, "again")

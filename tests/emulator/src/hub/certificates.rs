@@ -8,6 +8,7 @@ use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
+use serde::{Deserialize, Serialize};
 use x509_cert::der::Decode as _;
 
 /// Why a text cannot be a trusted authority.
@@ -37,8 +38,21 @@ pub(super) fn common_name(certificate: &[u8]) -> Option<String> {
 }
 
 /// Certificates of authorities, in DER.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<Vec<u8>>", into = "Vec<Vec<u8>>")]
 pub(super) struct Authorities(Vec<CertificateDer<'static>>);
+
+impl From<Vec<Vec<u8>>> for Authorities {
+    fn from(certificates: Vec<Vec<u8>>) -> Self {
+        Self(certificates.into_iter().map(CertificateDer::from).collect())
+    }
+}
+
+impl From<Authorities> for Vec<Vec<u8>> {
+    fn from(authorities: Authorities) -> Self {
+        authorities.0.iter().map(|certificate| certificate.to_vec()).collect()
+    }
+}
 
 impl From<Vec<CertificateDer<'static>>> for Authorities {
     fn from(certificates: Vec<CertificateDer<'static>>) -> Self {

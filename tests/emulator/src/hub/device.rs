@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::Publish;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -43,22 +44,31 @@ pub(super) struct Link {
 }
 
 /// A registered device, or one of its modules.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Device {
     pub identity: Identity,
     pub twin: Twin,
     /// Topic filters subscribed to, and whether at QoS 1; they outlive a connection that asked for a persistent
     /// session.
     pub filters: BTreeMap<String, bool>,
+    #[serde(skip)]
     pub inbox: Inbox,
     /// The configurations that target it, by id.
     pub configurations: BTreeMap<String, Status>,
+    #[serde(skip)]
     pub link: Option<Link>,
     /// Accepted connections so far.
+    #[serde(skip)]
     pub connects: usize,
+    #[serde(skip, default = "never")]
     pub last_activity: String,
     /// The newest accepted reported patches, oldest first.
+    #[serde(skip)]
     pub history: VecDeque<Value>,
+}
+
+fn never() -> String {
+    NEVER.to_owned()
 }
 
 impl Device {
@@ -71,7 +81,7 @@ impl Device {
             configurations: BTreeMap::new(),
             link: None,
             connects: 0,
-            last_activity: NEVER.to_owned(),
+            last_activity: never(),
             history: VecDeque::new(),
         }
     }

@@ -2,6 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::clock::NEVER;
@@ -10,7 +11,7 @@ use super::random;
 use super::twin::with;
 
 /// How a device proves who it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Authentication {
     /// Either of two base64 keys.
     Sas { primary: String, secondary: String },
@@ -152,7 +153,7 @@ impl From<Authentication> for Registration {
 }
 
 /// An entry of the registry.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Identity {
     pub authentication: Authentication,
     pub enabled: bool,

@@ -1,5 +1,6 @@
-//! Azure IoT Hub on this machine, as far as a device and its operator need it: MQTT over TLS for devices, REST
-//! over HTTPS for services, and faults on request. Everything is in memory and on the loopback interface.
+//! Azure IoT Hub on this machine, as far as a device and its operator need it: MQTT over TLS or WebSocket for devices,
+//! REST over HTTPS for services, the provisioning service and a storage for files beside it, and faults on request.
+//! In memory and on the loopback interface only, unless told otherwise.
 
 mod admission;
 mod certificates;
@@ -25,6 +26,7 @@ mod sas;
 mod scheduler;
 mod session;
 mod state;
+mod store;
 mod throttle;
 mod topic;
 mod twin;
@@ -32,8 +34,9 @@ mod upload;
 mod websocket;
 
 use std::io;
-use std::net::Ipv4Addr;
-use std::sync::{Arc, Mutex};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -51,6 +54,8 @@ use self::listener::{accept, listen};
 use self::method::Call;
 pub use self::method::MethodError;
 use self::state::{Shared, State};
+use self::store::Store;
+pub use self::store::StoreError;
 pub use self::throttle::Operation;
 use self::twin::Write;
 pub use self::upload::{Upload, UploadNotification};
@@ -68,8 +73,15 @@ pub struct HubOptions {
     pub mqtt_port: u16,
     /// The port for services; 0 takes any free one.
     pub https_port: u16,
-    /// Names of the hub besides `localhost` and `127.0.0.1`, for devices that reach it through a gateway.
+    /// More ports like [`HubOptions::https_port`]: some kits know only 443, some tools take any other.
+    pub more_https_ports: Vec<u16>,
+    /// Names of the hub besides `localhost` and its address, also in its certificate. By the first it calls itself.
     pub host_names: Vec<String>,
+    /// The address to listen on; the loopback interface's if not given.
+    pub bind: Option<IpAddr>,
+    /// Where to keep the state across restarts: keys, devices with their twins, enrollments, configurations and jobs.
+    /// In memory only if not given.
+    pub state_directory: Option<PathBuf>,
     /// How often configurations are evaluated besides when something changed; 5 minutes if not given, as on the real
     /// hub.
     pub evaluation_interval: Option<Duration>,
@@ -99,38 +111,66 @@ pub struct Hub {
 
 struct Inner {
     shared: Arc<Shared>,
-    authority: Authority,
+    authority: Arc<Authority>,
+    store: Option<Arc<Store>>,
     mqtt_port: u16,
     https_port: u16,
     /// Ports and engines: end when dropped. The lock only makes them shareable.
-    _tasks: Mutex<JoinSet<()>>,
+    tasks: Mutex<JoinSet<()>>,
 }
 
 impl Hub {
-    /// Opens both ports on the loopback interface, with a new certificate authority, and no devices yet.
+    /// Opens both ports, with the state of the directory or, without one, as a new hub.
+    ///
+    /// # Errors
+    /// A port is taken, or the state is unusable; [`StoreError`] is inside then.
     pub async fn start(options: HubOptions) -> io::Result<Self> {
-        let authority = Authority::new().map_err(io::Error::other)?;
-        let mut host_names = vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string()];
-        host_names.extend(options.host_names);
-        let shared = Arc::new(Shared::new(host_names));
-        shared.change(|state| {
-            state.strict_etags = options.strict_etags;
-            state.active_jobs_limit = options.active_jobs_limit.unwrap_or(state.active_jobs_limit);
-        });
-        let loopback = Ipv4Addr::LOCALHOST.into();
-        let (mqtt, https) =
-            (listen(loopback, options.mqtt_port).await?, listen(loopback, options.https_port).await?);
+        let bind = options.bind.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let mut names = options.host_names.clone();
+        names.push(bind.to_string());
+        let directory = options.state_directory.clone();
+        let opened = tokio::task::spawn_blocking(move || open(directory.as_deref(), &names)).await?;
+        let (mut state, authority, store) = opened.map_err(io::Error::other)?;
+        state.host_names = host_names(options.host_names, bind);
+        state.strict_etags = options.strict_etags;
+        state.active_jobs_limit = options.active_jobs_limit.unwrap_or(state.active_jobs_limit);
+        let (shared, authority) = (Arc::new(Shared::new(state)), Arc::new(authority));
+        let (mqtt, https) = (listen(bind, options.mqtt_port).await?, listen(bind, options.https_port).await?);
         let (mqtt_port, https_port) = (mqtt.local_addr()?.port(), https.local_addr()?.port());
 
         let mut tasks = JoinSet::new();
         let tls = Arc::new(authority.server_config_asking_clients());
         tasks.spawn(accept(mqtt, Arc::clone(&tls), Arc::clone(&shared), mqtt::converse_on_port));
+        for port in options.more_https_ports {
+            let https = listen(bind, port).await?;
+            tasks.spawn(accept(https, Arc::clone(&tls), Arc::clone(&shared), https::converse));
+        }
         tasks.spawn(accept(https, tls, Arc::clone(&shared), https::converse));
         let interval = options.evaluation_interval.unwrap_or(EVALUATION_INTERVAL);
         tasks.spawn(rollout::run(Arc::clone(&shared), interval));
         tasks.spawn(scheduler::run(Arc::clone(&shared)));
-        let inner = Inner { shared, authority, mqtt_port, https_port, _tasks: Mutex::new(tasks) };
+        if let Some(store) = &store {
+            tasks.spawn(store::keep(Arc::clone(store), Arc::clone(&shared), Arc::clone(&authority)));
+        }
+        let inner = Inner { shared, authority, store, mqtt_port, https_port, tasks: Mutex::new(tasks) };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Closes ports and connections, and writes what has changed in the last second to the state directory. A hub that
+    /// is only dropped closes too.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        let mut tasks = std::mem::take(&mut *self.inner.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.shutdown().await;
+        let inner = Arc::clone(&self.inner);
+        let save =
+            move || inner.store.as_ref().map_or(Ok(()), |store| store.save(&inner.shared, &inner.authority));
+        // It does not panic, and nothing cancels it.
+        tokio::task::spawn_blocking(save).await.unwrap_or(Ok(()))
+    }
+
+    /// What the hub calls itself: the first of its names.
+    pub fn host_name(&self) -> String {
+        self.inner.shared.read(|state| state.host_names.first().cloned()).unwrap_or_default()
     }
 
     /// The port devices connect to.
@@ -158,7 +198,20 @@ impl Hub {
         let key = random::key();
         let authentication = Authentication::Sas { primary: key.clone(), secondary: random::key() };
         self.change(|state| state.register(id, authentication.into()));
-        format!("HostName=localhost;DeviceId={id};SharedAccessKey={key}")
+        self.of_device(id, &key)
+    }
+
+    fn of_device(&self, id: &str, key: &str) -> String {
+        format!("HostName={};DeviceId={id};SharedAccessKey={key}", self.host_name())
+    }
+
+    /// The connection string of a device that is registered with keys.
+    pub fn connection_string(&self, id: &str) -> Option<String> {
+        let key = self.inner.shared.read(|state| match &state.devices.get(id)?.identity.authentication {
+            Authentication::Sas { primary, .. } => Some(primary.clone()),
+            _ => None,
+        })?;
+        Some(self.of_device(id, &key))
     }
 
     /// Registers a module of a device with new keys. Returns its connection string.
@@ -166,7 +219,8 @@ impl Hub {
         let key = random::key();
         let authentication = Authentication::Sas { primary: key.clone(), secondary: random::key() };
         self.change(|state| state.register(&module_key(device, module), authentication.into()));
-        format!("HostName=localhost;DeviceId={device};ModuleId={module};SharedAccessKey={key}")
+        let host = self.host_name();
+        format!("HostName={host};DeviceId={device};ModuleId={module};SharedAccessKey={key}")
     }
 
     /// Registers a device with a new certificate. Returns certificate and private key, in PEM.
@@ -198,17 +252,19 @@ impl Hub {
     }
 
     /// The connection string of a policy: `iothubowner`, `service`, `device`, `registryRead` or
-    /// `registryReadWrite`; there are no others.
+    /// `registryReadWrite`; there are no others. Without the port that every client takes by itself: Microsoft's Node
+    /// kit understands none.
     pub fn policy_connection_string(&self, name: &str) -> Option<String> {
-        let (authority, key) = (self.https_authority(), self.policy_key(name)?);
-        Some(format!("HostName={authority};SharedAccessKeyName={name};SharedAccessKey={key}"))
+        let (host, key) = (self.service_host(), self.policy_key(name)?);
+        Some(format!("HostName={host};SharedAccessKeyName={name};SharedAccessKey={key}"))
     }
 
-    /// Host and port for services. Without the port that every client takes by itself: Microsoft's Node kit
-    /// understands none.
-    fn https_authority(&self) -> String {
-        let port = Some(self.https_port()).filter(|port| *port != HTTPS_PORT);
-        port.map_or_else(|| "localhost".to_owned(), |port| format!("localhost:{port}"))
+    /// The hub's name, with the port of the service API if it is not the usual one.
+    fn service_host(&self) -> String {
+        match self.https_port() {
+            HTTPS_PORT => self.host_name(),
+            port => format!("{}:{port}", self.host_name()),
+        }
     }
 
     fn policy_key(&self, name: &str) -> Option<String> {
@@ -222,7 +278,7 @@ impl Hub {
     pub fn service_token(&self) -> Option<String> {
         const LIFE_SECS: i64 = 24 * 3600;
         let expiry = time::OffsetDateTime::now_utc().unix_timestamp() + LIFE_SECS;
-        sas::policy_token("localhost", policy::OWNER, &self.policy_key(policy::OWNER)?, expiry)
+        sas::policy_token(&self.host_name(), policy::OWNER, &self.policy_key(policy::OWNER)?, expiry)
     }
 
     /// The reported properties, without metadata and version; null for an unknown device.
@@ -386,4 +442,26 @@ fn reported(state: &State, id: &str) -> Value {
 
 fn connected(state: &State, id: &str) -> bool {
     state.devices.get(id).is_some_and(|device| device.link.is_some())
+}
+
+/// All names of the hub, the one by which it calls itself first.
+fn host_names(given: Vec<String>, bind: IpAddr) -> Vec<String> {
+    let mut own = vec!["localhost".to_owned(), bind.to_string()];
+    if !bind.is_loopback() && !bind.is_unspecified() {
+        own.reverse();
+    }
+    given.into_iter().chain(own).collect()
+}
+
+/// The hub as it was left, or a new one.
+type Opened = (State, Authority, Option<Arc<Store>>);
+
+fn open(directory: Option<&Path>, server_names: &[String]) -> Result<Opened, StoreError> {
+    let store = directory.map(Store::open).transpose()?.map(Arc::new);
+    let saved = store.as_ref().map(|store| store.load(server_names)).transpose()?.flatten();
+    let (state, authority) = match saved {
+        Some(saved) => saved,
+        None => (State::default(), Authority::with_server_names(server_names)?),
+    };
+    Ok((state, authority, store))
 }

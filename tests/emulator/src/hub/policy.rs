@@ -1,5 +1,7 @@
 //! Shared access policies: the five that every new hub has.
 
+use serde::{Deserialize, Serialize};
+
 use super::random;
 use super::sas::Token;
 
@@ -35,7 +37,7 @@ const BUILT_IN: [(&str, &[Permission]); 5] = [
 ];
 
 /// A policy of this hub.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Policy {
     name: String,
     /// Base64.
@@ -49,7 +51,7 @@ impl Policy {
 }
 
 /// The policies of a hub.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Policies(Vec<Policy>);
 
 impl Policies {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::Notify;
 
@@ -16,7 +17,7 @@ use super::dps::Provisioning;
 use super::events::Events;
 use super::failure::Failure;
 use super::identity::{Identity, Registration, is_module, module_key};
-use super::job::Job;
+use super::job::{Job, JobStatus};
 use super::policy::Policies;
 use super::query::{Query, Source};
 use super::throttle::Operation;
@@ -47,33 +48,71 @@ pub(super) struct Faults {
     pub throttle: BTreeMap<Option<Operation>, usize>,
 }
 
-/// What the hub knows.
-#[derive(Debug)]
+/// What the hub knows. What a hub has forgotten after a restart is skipped.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct State {
     pub devices: BTreeMap<String, Device>,
     pub configurations: BTreeMap<String, Configuration>,
     /// Rings when configurations are to be evaluated.
+    #[serde(skip)]
     pub rollout_due: Arc<Notify>,
     pub jobs: BTreeMap<String, Job>,
     /// Rings when there is a new job.
+    #[serde(skip)]
     pub job_due: Arc<Notify>,
     /// Jobs that may wait or run at once.
+    #[serde(skip)]
     pub active_jobs_limit: usize,
     /// Whether an etag without quotes is not seen where the real hub does not see it.
+    #[serde(skip)]
     pub strict_etags: bool,
+    #[serde(skip)]
     pub events: Events,
+    #[serde(skip)]
     pub uploads: Uploads,
     /// Whose signature on a certificate counts.
     pub authorities: Authorities,
     pub dps: Provisioning,
+    #[serde(skip)]
     pub faults: Faults,
     pub policies: Policies,
     /// The names clients may call this hub by.
+    #[serde(skip)]
     pub host_names: Vec<String>,
     serial: u64,
 }
 
+impl Default for State {
+    /// An empty hub, with new keys.
+    fn default() -> Self {
+        Self {
+            devices: BTreeMap::new(),
+            configurations: BTreeMap::new(),
+            rollout_due: Arc::default(),
+            jobs: BTreeMap::new(),
+            job_due: Arc::default(),
+            active_jobs_limit: ACTIVE_JOBS_LIMIT,
+            strict_etags: false,
+            events: Events::default(),
+            uploads: Uploads::default(),
+            authorities: Authorities::default(),
+            dps: Provisioning::new(),
+            faults: Faults::default(),
+            policies: Policies::new(),
+            host_names: Vec::new(),
+            serial: 0,
+        }
+    }
+}
+
 impl State {
+    /// After a restart: what was going on has ended.
+    pub fn resume(&mut self) {
+        let running = self.jobs.values_mut().filter(|job| job.status == JobStatus::Running);
+        running.for_each(|job| job.end(JobStatus::Failed, Some("The hub was restarted.".to_owned())));
+    }
+
     /// A number that was not given out before.
     pub fn next_serial(&mut self) -> u64 {
         self.serial = self.serial.wrapping_add(1);
@@ -194,29 +233,15 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Shared {
     state: Mutex<State>,
+    /// Wakes whoever waits now.
     changed: Notify,
+    /// Wakes the one who keeps the state, who may be busy in the moment of the change.
+    changed_since: Notify,
 }
 
 impl Shared {
-    pub fn new(host_names: Vec<String>) -> Self {
-        let state = State {
-            devices: BTreeMap::new(),
-            configurations: BTreeMap::new(),
-            rollout_due: Arc::default(),
-            jobs: BTreeMap::new(),
-            job_due: Arc::default(),
-            active_jobs_limit: ACTIVE_JOBS_LIMIT,
-            strict_etags: false,
-            events: Events::default(),
-            uploads: Uploads::default(),
-            authorities: Authorities::default(),
-            dps: Provisioning::new(),
-            faults: Faults::default(),
-            policies: Policies::new(),
-            host_names,
-            serial: 0,
-        };
-        Self { state: Mutex::new(state), changed: Notify::new() }
+    pub fn new(state: State) -> Self {
+        Self { state: Mutex::new(state), changed: Notify::new(), changed_since: Notify::new() }
     }
 
     /// A panic cannot leave the state half changed in a way that matters to a test that failed anyway.
@@ -233,7 +258,13 @@ impl Shared {
     pub fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let result = change(&mut self.lock());
         self.changed.notify_waiters();
+        self.changed_since.notify_one();
         result
+    }
+
+    /// Waits for a change since the last time that somebody waited here.
+    pub async fn changed(&self) {
+        self.changed_since.notified().await;
     }
 
     /// Waits until `find` finds something in the state. Nothing if it did not within `limit`.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::query::Document;
@@ -48,7 +49,7 @@ pub enum TwinError {
 }
 
 /// The desired or the reported properties, or the tags.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Section {
     pub properties: Value,
     pub version: i64,
@@ -118,7 +119,7 @@ pub(super) enum Write {
 }
 
 /// A twin.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Twin {
     pub desired: Section,
     pub reported: Section,

@@ -9,5 +9,6 @@ mod chains;
 mod dps;
 mod messages;
 mod raw;
+mod restarts;
 mod uploads;
 mod websocket;

@@ -1,11 +1,11 @@
-//! The files that a device has uploaded. The emulator's own: the real hub leaves them in its user's storage.
+//! What a device has uploaded. The emulator's own: the real hub tells of files over AMQP, which this one lacks.
 
 use serde_json::{Value, json};
 
 use super::{Answer, Call};
 use crate::hub::upload::Upload;
 
-/// The device's uploads that are remembered, oldest first.
+/// The device's uploads that are still kept, oldest first. `path` is where the file is, for the same token.
 pub(super) fn list(call: &Call, id: &str) -> Answer {
     let uploads = call.hub.read(|state| state.uploads.of(id));
     Answer::ok(uploads.iter().map(for_service).collect())
@@ -14,11 +14,8 @@ pub(super) fn list(call: &Call, id: &str) -> Answer {
 fn for_service(upload: &Upload) -> Value {
     json!({
         "name": upload.name,
-        "body": upload.bytes.as_deref().map(String::from_utf8_lossy),
-        "notification": upload.notification.as_ref().map(|said| json!({
-            "isSuccess": said.is_success,
-            "statusCode": said.status_code,
-            "statusDescription": said.status_description,
-        })),
+        "path": upload.path(),
+        "sizeBytes": upload.bytes.as_ref().map(|bytes| bytes.len()),
+        "notification": upload.notification,
     })
 }
