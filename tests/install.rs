@@ -332,7 +332,6 @@ async fn raw_and_compressed_images_reach_the_slot() {
             let (outcome, progress) = run(&job).await;
             let installed = outcome.unwrap();
             assert_eq!(installed.source_digest, digest(&source));
-            assert_eq!(installed.image_digest, digest(&image), "{compressor:?}");
             assert_eq!(installed.size_bytes, image.len() as u64);
             assert_eq!(progress.bytes, source.len() as u64);
             assert_eq!(progress.written_bytes, image.len() as u64);
@@ -819,7 +818,7 @@ async fn after_a_power_cut_only_the_rest_is_fetched_if_the_slot_proves_the_check
         slot.write_all_at(b"bit rot", 3 * MIB as u64).unwrap();
 
         let (outcome, progress) = run(&cut.job(server.url("/image"), &source)).await;
-        assert_eq!(outcome.unwrap().image_digest, digest(&image));
+        assert_eq!(outcome.unwrap().source_digest, digest(&source));
         cut.assert_holds(&image);
         assert!(progress.resumed_bytes > source.len() as u64 / 4, "{progress:?}");
         let ranges: Vec<_> = server.requests().iter().map(Request::start).collect();

@@ -2,6 +2,8 @@
 //! [`step`], made durable, and only then acted upon.
 
 mod answer;
+mod linux;
+mod machine;
 mod summary;
 
 use std::future::Future;
@@ -14,22 +16,22 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::boot::booted::{self, BootedError, Evidence};
-use crate::boot::scheme::Scheme;
-use crate::boot::{BootControl, BootError};
+use crate::boot::booted::BootedError;
 use crate::config::Config;
 use crate::control::{self, Status};
 use crate::hub::{self, HubEvent, MethodCall};
-use crate::install::{self, ImageSpec, Job};
-use crate::store::{StateStore, StoreError};
+use crate::install;
+use crate::store::StoreError;
+use crate::system::{self, message_id};
 use crate::update::report::{Facts, Phase, Progress, reported};
 use crate::update::{
-    Boot, Code, Context, Effect, Environment, Event, Failure, Moment, Outcome, Policy, Record, Slot, State,
-    Update, UpdateId, UpdateRequest, step,
+    Boot, Code, Context, Effect, Environment, Event, Failure, Gate, Moment, Outcome, Policy, Record, Slot,
+    State, Update, UpdateId, UpdateRequest, step,
 };
-use crate::{health, system};
 use answer::{Asker, MethodRequest};
-use system::message_id;
+
+pub use linux::Linux;
+pub use machine::{Found, Machine};
 
 /// Why the agent cannot go on. It ends then, and systemd starts it again: acting on a decision that was not
 /// saved is the one thing that it must not do.
@@ -79,33 +81,51 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
 const CLOCK_INTERVAL_LATER: Duration = Duration::from_secs(240);
 const CLOCK_SOON: Duration = Duration::from_secs(600);
 
-/// A reboot takes seconds to begin; one that has not begun by then is asked for again.
-const REBOOT_AGAIN: Duration = Duration::from_secs(60);
-
-/// Then the watchdog is no longer fed, and bites.
-const REBOOTS_ASKED_MAX: usize = 5;
-
-/// An environment that could not be written on the good slot is left alone for a while.
-const ROLL_BACK_AGAIN: Duration = Duration::from_secs(60);
-
 /// What systemd grants for an orderly end is longer.
 const CLOSING_LIMIT: Duration = Duration::from_secs(5);
 
-/// Runs until `stop` is there, or something makes it impossible.
+/// Runs the daemon until `stop` is there, or something makes it impossible.
 ///
 /// # Errors
 /// When the agent cannot begin, or can no longer keep its state.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
-    let (hub_sender, hub_events) = mpsc::channel(HUB_EVENTS_MAX);
+    let (machine, found) = Linux::look_around(config.clone()).await?;
     let (call_sender, calls) = mpsc::channel(HUB_EVENTS_MAX);
-    let (done_sender, done) = mpsc::channel(COMPLETIONS_MAX);
-    let mut agent = Agent::start(config, done_sender).await?;
-
-    let socket = agent.config.system.control_socket.clone();
+    let status = watch::channel(Status::default()).0;
+    let socket = config.system.control_socket.clone();
     let bound = tokio::task::spawn_blocking(move || control::bind(&socket, control::GROUP)).await;
     let listener = bound.map_err(|_| AgentError::Interrupted)??;
-    tokio::spawn(control::serve(listener, call_sender, agent.status.subscribe()));
+    tokio::spawn(control::serve(listener, call_sender, status.subscribe()));
+    run_on(machine, Start { config, found, calls, status }, stop).await
+}
 
+/// What [`run_on`] begins with.
+#[derive(Debug)]
+pub struct Start {
+    /// Its policy, and the hub to connect to.
+    pub config: Config,
+    /// As the machine is now.
+    pub found: Found,
+    /// Local commands; there may be nobody to send any.
+    pub calls: mpsc::Receiver<control::Call>,
+    /// Shows what the agent does.
+    pub status: watch::Sender<Status>,
+}
+
+/// The agent on any machine, until `stop` is there.
+///
+/// # Errors
+/// When the agent can no longer keep its state.
+pub async fn run_on<M: Machine>(
+    machine: M,
+    start: Start,
+    stop: impl Future<Output = ()>,
+) -> Result<(), AgentError> {
+    let Start { config, found, calls, status } = start;
+    let (hub_sender, hub_events) = mpsc::channel(HUB_EVENTS_MAX);
+    let (done_sender, done) = mpsc::channel(COMPLETIONS_MAX);
+    let mut agent = Agent::new(machine, config, found, done_sender, status);
+    agent.read_environment().await;
     agent.apply(Event::Started, None).await?;
     let hub = agent.config.hub.clone().map(|config| {
         let reported = agent.reported.subscribe();
@@ -123,25 +143,26 @@ struct Inputs {
     done: mpsc::Receiver<Completion>,
 }
 
-/// An effect came to its end. Those of installs that were aborted are late, and dropped.
+/// An effect came to its end. Those of jobs that were aborted are late, and dropped.
 struct Completion {
-    install: Option<u64>,
+    job: Option<u64>,
     event: Event,
 }
 
-struct Agent {
+struct Agent<M> {
     config: Config,
+    machine: M,
     boot: Boot,
-    booted: Evidence,
     record: Record,
-    store: StateStore,
     environment: Environment,
     image_version: Option<String>,
+    trial_timeouts: usize,
     started: Moment,
     clock_is_right: bool,
     done: mpsc::Sender<Completion>,
     installing: Option<Installing>,
-    installs: u64,
+    asking: Option<JoinHandle<()>>,
+    jobs: u64,
     progress: watch::Sender<install::Progress>,
     shown: Shown,
     rebooting: Option<JoinHandle<()>>,
@@ -172,37 +193,33 @@ struct Shown {
     bytes_per_sec: Option<u64>,
 }
 
-impl Agent {
-    async fn start(config: Config, done: mpsc::Sender<Completion>) -> Result<Self, AgentError> {
-        let look = {
-            let config = config.clone();
-            tokio::task::spawn_blocking(move || look_around(&config))
-        };
-        let Surroundings { booted, boot, store, loaded, image_version } =
-            look.await.map_err(|_| AgentError::Interrupted)??;
-        let state_fault = loaded.damage.map(|damage| {
-            let message = format!("{damage}; it was moved aside, and what was under way is not known");
-            error!(MESSAGE_ID = message_id::STATE_DAMAGED, "{message}");
-            Failure::new(Code::StateDamaged, message)
-        });
-        info!("{booted}; boot {}", boot.id);
-        let clock_is_right = system::clock_is_right(&config.system.clock_check_command).await;
+impl<M: Machine> Agent<M> {
+    fn new(
+        machine: M,
+        config: Config,
+        found: Found,
+        done: mpsc::Sender<Completion>,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        let Found { boot, record, state_fault, image_version, trial_timeouts, clock_is_right } = found;
         let hub_detail = match &config.hub {
             Some(hub) => format!("not yet connected to {}", hub.host_name),
             None => "no hub is configured".to_owned(),
         };
-        let mut agent = Self {
+        Self {
+            config,
+            machine,
             boot,
-            booted,
-            record: loaded.record,
-            store,
+            record,
             environment: Environment::Unusable("not read yet".to_owned()),
             image_version,
+            trial_timeouts,
             started: system::now(boot.id, clock_is_right),
             clock_is_right,
             done,
             installing: None,
-            installs: 0,
+            asking: None,
+            jobs: 0,
             progress: watch::channel(install::Progress::default()).0,
             shown: Shown::default(),
             rebooting: None,
@@ -212,11 +229,8 @@ impl Agent {
             connected: watch::channel(false).0,
             hub_detail,
             reported: watch::channel(None).0,
-            status: watch::channel(Status::default()).0,
-            config,
-        };
-        agent.read_environment().await;
-        Ok(agent)
+            status,
+        }
     }
 
     async fn serve(&mut self, inputs: Inputs, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
@@ -264,7 +278,7 @@ impl Agent {
     // ---- what comes in
 
     async fn on_completion(&mut self, completion: Completion) -> Result<(), AgentError> {
-        if completion.install.is_some_and(|number| number != self.installs) {
+        if completion.job.is_some_and(|job| job != self.jobs) {
             return Ok(());
         }
         if matches!(completion.event, Event::Installed(..)) {
@@ -431,9 +445,7 @@ impl Agent {
         let next = step(&context, self.record.clone(), event);
         let mut came_to_rest = false;
         if next.record != self.record {
-            let (store, record) = (self.store.clone(), next.record.clone());
-            let saved = tokio::task::spawn_blocking(move || store.save(&record)).await;
-            saved.map_err(|_| StoreError::Interrupted)??;
+            self.machine.save(next.record.clone()).await?;
             let before = std::mem::replace(&mut self.record, next.record);
             if before.state != self.record.state {
                 self.tell_milestone(&before.state);
@@ -460,10 +472,12 @@ impl Agent {
                 check_required: self.config.install.check_required,
                 has_keys: has_keys(self.config.install.keys.clone()).await,
                 allow_downgrade: self.config.install.allow_downgrade,
+                defer_limit_secs: self.config.hooks.defer_limit.as_secs(),
             },
             environment: self.environment.clone(),
             online: *self.connected.borrow(),
             running_version: self.image_version.clone(),
+            trial_timeouts: self.trial_timeouts,
         }
     }
 
@@ -480,61 +494,43 @@ impl Agent {
             }
             Effect::Report => self.report(),
             Effect::Install(update) => self.install(update),
-            Effect::AbortInstall => {
-                self.installs += 1;
+            Effect::Abort => {
+                self.jobs += 1;
                 if let Some(installing) = &self.installing {
                     installing.cancel.send_replace(true);
                 }
-            }
-            Effect::Activate(update) => {
-                let target = update.target;
-                self.decide(
-                    Code::ActivateFailed,
-                    move |boot| boot.activate(target),
-                    move |result| Event::Activated(update.request.id, result),
-                );
+                if let Some(asking) = self.asking.take() {
+                    asking.abort();
+                }
             }
             Effect::Reboot => self.reboot(),
-            Effect::CheckHealth(update) => self.check_health(update),
-            Effect::Commit(update) => {
-                let target = update.target;
-                self.decide(
-                    Code::CommitFailed,
-                    move |boot| boot.commit(target),
-                    move |result| Event::Committed(update.request.id, result),
-                );
+            Effect::RunHooks(run) if run.hook.decides() => {
+                self.jobs += 1;
+                self.asking = Some(self.perform(Effect::RunHooks(run), Some(self.jobs)));
             }
-            Effect::RollBack { id, to, again } => self.roll_back(id, to, again),
-            Effect::ConfirmBoot => self.confirm_boot(),
+            effect => drop(self.perform(effect, None)),
         }
     }
 
-    /// Runs one environment transaction on a thread of its own, and feeds what came of it.
-    fn decide<T: Send + 'static>(
-        &self,
-        code: Code,
-        decision: impl FnOnce(&mut BootControl) -> Result<T, BootError> + Send + 'static,
-        event: impl FnOnce(Result<(), Failure>) -> Event + Send + 'static,
-    ) {
-        let (config, done) = (self.config.boot.clone(), self.done.clone());
+    /// Lets the machine do it, and feeds what came of it.
+    fn perform(&self, effect: Effect, job: Option<u64>) -> JoinHandle<()> {
+        let (machine, done) = (self.machine.clone(), self.done.clone());
+        let connected = self.connected.subscribe();
         tokio::spawn(async move {
-            let result = on_environment(config, decision).await.map(drop);
-            if let Err(reason) = &result {
-                error!("{reason}");
+            if let Some(event) = machine.perform(effect, connected).await {
+                // A receiver that is gone means that the daemon ends.
+                let _ = done.send(Completion { job, event }).await;
             }
-            let event = event(result.map_err(|reason| Failure::new(code, reason)));
-            // A receiver that is gone means that the daemon ends.
-            let _ = done.send(Completion { install: None, event }).await;
-        });
+        })
     }
 
     fn install(&mut self, update: Update) {
-        self.installs += 1;
-        let (number, done) = (self.installs, self.done.clone());
+        self.jobs += 1;
+        let (job, done) = (self.jobs, self.done.clone());
         let (cancel, cancelled) = watch::channel(false);
         let earlier = self.installing.take();
         let id = update.request.id.clone();
-        let (job, boot, progress) = (self.job(&update), self.config.boot.clone(), self.progress.clone());
+        let (machine, progress) = (self.machine.clone(), self.progress.clone());
         self.progress.send_replace(install::Progress::default());
         self.shown = Shown::default();
         let task = tokio::spawn(async move {
@@ -543,115 +539,30 @@ impl Agent {
                 earlier.cancel.send_replace(true);
                 let _ = earlier.task.await;
             }
-            let target = update.target;
-            let disabled = on_environment(boot, move |boot| boot.disable(target)).await;
-            let result = match disabled {
-                Ok(_) => install::install(&job, &progress, cancelled.clone()).await,
-                Err(reason) => Err(Failure::new(Code::EnvironmentUnusable, reason)),
-            };
+            let result = machine.install(&update, &progress, cancelled.clone()).await;
             if !*cancelled.borrow() {
                 let event = Event::Installed(update.request.id, result);
-                let _ = done.send(Completion { install: Some(number), event }).await;
+                let _ = done.send(Completion { job: Some(job), event }).await;
             }
         });
         self.installing = Some(Installing { id, cancel, task, progressed: false, downloaded: false });
     }
 
-    fn job(&self, update: &Update) -> Job {
-        let request = &update.request;
-        Job {
-            spec: ImageSpec {
-                uri: request.uri.clone(),
-                check_value: request.check_value,
-                size_bytes: request.size_bytes,
-            },
-            target: self.config.slots.device(update.target).clone(),
-            running: Some(self.config.slots.device(self.boot.slot).clone()),
-            proc: self.config.system.proc.clone(),
-            check_required: self.config.install.check_required,
-            keys: self.config.install.keys.clone(),
-            ca_file: self.config.install.ca_file.clone(),
-            checkpoint: self.store.checkpoint(),
-            limits: install::Limits::new(self.config.install.retry_limit),
-        }
-    }
-
-    fn check_health(&self, update: Update) {
-        let (config, done) = (self.config.health.clone(), self.done.clone());
-        let connected = self.connected.subscribe();
-        tokio::spawn(async move {
-            let result = health::check(&config, update.online_before, connected).await;
-            let event = Event::HealthChecked(update.request.id, result.map_err(Failure::from));
-            let _ = done.send(Completion { install: None, event }).await;
-        });
-    }
-
-    fn roll_back(&self, id: UpdateId, to: Slot, again: bool) {
-        if !again {
-            let decision = move |boot: &mut BootControl| boot.roll_back(to);
-            self.decide(Code::EnvironmentUnusable, decision, move |result| Event::RolledBack(id, result));
-            return;
-        }
-        let (config, done) = (self.config.boot.clone(), self.done.clone());
-        tokio::spawn(async move {
-            tokio::time::sleep(ROLL_BACK_AGAIN).await;
-            let result = on_environment(config, move |boot| boot.roll_back(to)).await.map(drop);
-            let result = result.map_err(|reason| Failure::new(Code::EnvironmentUnusable, reason));
-            let event = Event::RolledBack(id, result);
-            let _ = done.send(Completion { install: None, event }).await;
-        });
-    }
-
-    /// RAUC's boot script spends an attempt on each boot, the committed slot's too: a healthy one gets them
-    /// back. An unhealthy one is left to the boot loader.
-    fn confirm_boot(&self) {
-        if self.config.boot.scheme != Scheme::Rauc {
-            return;
-        }
-        let (health, boot, slot) = (self.config.health.clone(), self.config.boot.clone(), self.boot.slot);
-        let connected = self.connected.subscribe();
-        tokio::spawn(async move {
-            match health::check(&health, false, connected).await {
-                Ok(()) => match on_environment(boot, move |boot| boot.confirm(slot)).await {
-                    Ok(_) => info!("slot {slot} is healthy, and has all its boot attempts again"),
-                    Err(reason) => error!("{reason}"),
-                },
-                Err(unhealthy) => warn!("slot {slot} keeps a boot attempt less: {unhealthy}"),
-            }
-        });
-    }
-
-    /// Asks, and asks again; what does not help in the end is the watchdog's business.
+    /// Until it happens. A machine that gives up is left to the watchdog.
     fn reboot(&mut self) {
         if self.rebooting.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
-        let command = self.config.system.reboot_command.clone();
+        let (machine, connected) = (self.machine.clone(), self.connected.subscribe());
         self.rebooting = Some(tokio::spawn(async move {
-            for _ in 0..REBOOTS_ASKED_MAX {
-                info!("asking for the reboot");
-                if let Err(failed) = system::reboot(&command).await {
-                    error!("cannot ask for the reboot: {failed}");
-                }
-                tokio::time::sleep(REBOOT_AGAIN).await;
-            }
-            error!("the machine does not reboot; leaving it to the watchdog");
+            machine.perform(Effect::Reboot, connected).await;
         }));
     }
 
     // ---- what goes out
 
     async fn read_environment(&mut self) {
-        let booted = self.booted.clone();
-        let view = on_environment(self.config.boot.clone(), BootControl::view).await;
-        let environment = match view {
-            Err(reason) => Environment::Unusable(reason),
-            Ok(view) => match booted::agreement(&view, &booted) {
-                Err(disagreement) => Environment::Unusable(disagreement.to_string()),
-                Ok(()) if view.trial => Environment::Uncommitted,
-                Ok(()) => Environment::Committed,
-            },
-        };
+        let environment = self.machine.environment().await;
         if environment != self.environment {
             if let Environment::Unusable(why) = &environment {
                 warn!("no update is taken: {why}");
@@ -717,11 +628,20 @@ impl Agent {
             info!(MESSAGE_ID = message_id, UPDATE_ID = id, SLOT = %slot, "update {id}: {text}");
         };
         match &self.record.state {
-            State::Installing { attempt: 1, .. } => tell(message_id::ACCEPTED, "accepted"),
-            State::Installing { attempt, .. } => tell(message_id::ACCEPTED, &format!("attempt {attempt}")),
-            State::Installed { .. } => {
+            State::Asking { deferral: Some(deferral), .. } => {
+                if !matches!(before, State::Asking { deferral: Some(before), .. } if before.reason == deferral.reason)
+                {
+                    info!(UPDATE_ID = id, "update {id} waits: {}", deferral.reason);
+                }
+            }
+            State::Asking { gate: Gate::BeforeInstall, attempt: 1, .. } => {
+                tell(message_id::ACCEPTED, "accepted");
+            }
+            State::Asking { gate: Gate::AfterInstall { .. }, attempt: 1, .. } => {
                 tell(message_id::INSTALLED, &format!("in slot {slot}, and read back"));
             }
+            State::Installing { attempt: 1, .. } | State::Asking { .. } | State::Installed { .. } => {}
+            State::Installing { attempt, .. } => tell(message_id::ACCEPTED, &format!("attempt {attempt}")),
             State::Rebooting { .. } => tell(message_id::ACTIVATED, &format!("slot {slot} boots next")),
             State::Trial { .. } => tell(message_id::TRIAL, &format!("slot {slot} runs on trial")),
             State::RollingBack { failure, .. } => {
@@ -742,50 +662,6 @@ impl Agent {
             },
         }
     }
-}
-
-/// What the agent finds when it starts.
-struct Surroundings {
-    booted: Evidence,
-    boot: Boot,
-    store: StateStore,
-    loaded: crate::store::Loaded,
-    image_version: Option<String>,
-}
-
-fn look_around(config: &Config) -> Result<Surroundings, AgentError> {
-    let proc = &config.system.proc;
-    let booted = booted::booted_slot(proc, &config.slots)?;
-    let boot = Boot { id: booted::boot_id(proc)?, slot: booted.slot };
-    let store = StateStore::open(&config.state_directory)?;
-    if let Some(slot) = slot_below(config) {
-        return Err(AgentError::StateOnSlot { path: config.state_directory.clone(), slot });
-    }
-    let loaded = store.load()?;
-    let image_version = system::image_version(&config.system.os_release);
-    Ok(Surroundings { booted, boot, store, loaded, image_version })
-}
-
-/// The slot that the state directory is on.
-fn slot_below(config: &Config) -> Option<Slot> {
-    use std::os::unix::fs::MetadataExt as _;
-    let directory = std::fs::metadata(&config.state_directory).ok()?;
-    [Slot::A, Slot::B].into_iter().find(|slot| {
-        let device = std::fs::metadata(config.slots.device(*slot));
-        device.is_ok_and(|device| device.rdev() != 0 && device.rdev() == directory.dev())
-    })
-}
-
-/// Opens the environment and makes one decision, off the async threads. The error is one line for a person.
-async fn on_environment<T: Send + 'static>(
-    config: crate::config::Boot,
-    decision: impl FnOnce(&mut BootControl) -> Result<T, BootError> + Send + 'static,
-) -> Result<T, String> {
-    let blocking = move || {
-        let mut boot = BootControl::open(&config).map_err(|error| install::one_line(&error))?;
-        decision(&mut boot).map_err(|error| install::one_line(&error))
-    };
-    tokio::task::spawn_blocking(blocking).await.unwrap_or_else(|_| Err("interrupted".to_owned()))
 }
 
 /// Keys may be added at any time, so each request looks.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
@@ -113,7 +113,7 @@ impl Install {
             .map_err(|()| CliError::Usage(format!("{} cannot be written as an address", path.display())))?;
         let check_value = match check_value {
             Some(check_value) => check_value,
-            None => digest(&path, metadata.len()).map_err(read)?,
+            None => self::check_value(&path).map_err(read)?,
         };
         let size_bytes = size_bytes.unwrap_or(metadata.len());
         Ok(Source { uri, check_value: Some(check_value), size_bytes: Some(size_bytes) })
@@ -136,9 +136,13 @@ fn parse_url(text: &str) -> Result<Url, CliError> {
     }
 }
 
-/// The check value of a file.
-fn digest(path: &PathBuf, size_bytes: u64) -> io::Result<Sha256Digest> {
+/// The check value of a file; stderr shows how far it is.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn check_value(path: &Path) -> io::Result<Sha256Digest> {
     let mut file = File::open(path)?;
+    let size_bytes = file.metadata()?.len();
     let mut progress = Progress::new(io::stderr());
     progress.title(&format!("computing the check value of {}", path.display()));
     let mut hasher = Sha256::new();

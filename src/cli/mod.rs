@@ -5,7 +5,7 @@ mod check_config;
 mod commit;
 mod install;
 mod logging;
-mod paint;
+pub mod paint;
 mod progress;
 mod rollback;
 mod run;
@@ -13,11 +13,13 @@ mod slots;
 mod status;
 mod view;
 
+pub use install::check_value;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::agent::AgentError;
 use crate::config::{DEFAULT_CONTROL_SOCKET, Faults};
@@ -167,6 +169,12 @@ impl Socket {
             Answer::Status(_) => Err(ClientError::Unexpected.into()),
         }
     }
+}
+
+/// The command line as it is defined: what the manual pages and the shells' completions are made from.
+#[must_use]
+pub fn definition() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses the arguments, does what they say, and tells what went wrong on one line.

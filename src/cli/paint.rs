@@ -4,40 +4,52 @@ use std::io::IsTerminal;
 
 /// Whether, and how, to colour a text.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Paint {
+pub struct Paint {
     on: bool,
 }
 
 impl Paint {
     /// Colours only on a terminal that can, and for a person who wants them (<https://no-color.org>).
-    pub(super) fn on(stream: &impl IsTerminal) -> Self {
+    #[must_use]
+    pub fn on(stream: &impl IsTerminal) -> Self {
         let wanted = super::environment("NO_COLOR").is_none();
         let able = super::environment("TERM").is_some_and(|terminal| terminal != "dumb");
         Self { on: stream.is_terminal() && wanted && able }
     }
 
     /// Whether there are colours at all.
-    pub(super) fn is_on(self) -> bool {
+    #[must_use]
+    pub fn is_on(self) -> bool {
         self.on
     }
 
-    pub(super) fn bold(self, text: &str) -> String {
+    /// A heading.
+    #[must_use]
+    pub fn bold(self, text: &str) -> String {
         self.paint("1", text)
     }
 
-    pub(super) fn faint(self, text: &str) -> String {
+    /// What is not urgent.
+    #[must_use]
+    pub fn faint(self, text: &str) -> String {
         self.paint("2", text)
     }
 
-    pub(super) fn good(self, text: &str) -> String {
+    /// What is as it should be.
+    #[must_use]
+    pub fn good(self, text: &str) -> String {
         self.paint("32", text)
     }
 
-    pub(super) fn notable(self, text: &str) -> String {
+    /// What is under way, or wants a look.
+    #[must_use]
+    pub fn notable(self, text: &str) -> String {
         self.paint("33", text)
     }
 
-    pub(super) fn bad(self, text: &str) -> String {
+    /// What went wrong.
+    #[must_use]
+    pub fn bad(self, text: &str) -> String {
         self.paint("31", text)
     }
 
@@ -47,7 +59,8 @@ impl Paint {
 }
 
 /// A text of foreign origin, such as a version that the cloud sent, without what a terminal would obey.
-pub(super) fn harmless(text: &str) -> String {
+#[must_use]
+pub fn harmless(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

@@ -9,7 +9,8 @@ use super::files::{self, SECTIONS, Section, Value, Written};
 use super::secret_file;
 use super::section::{self, Findings, SectionReader, Wrong, boolean, duration, list, number, path, text};
 use super::{
-    Boot, Config, Credentials, DEFAULT_CONTROL_SOCKET, Health, Hub, HubCheck, Install, Loaded, Slots, System,
+    Boot, Config, Credentials, DEFAULT_CONTROL_SOCKET, Health, Hooks, Hub, HubCheck, Install, Loaded, Slots,
+    System,
 };
 use crate::boot::scheme::Scheme;
 use crate::hub::auth::{ConnectionString, Proof, check_device_id};
@@ -68,6 +69,7 @@ fn config(
     let (scheme, boot) = boot(of("boot"), main, findings);
     let install = install(of("install"), main, findings);
     let health = health(of("health"), main, findings);
+    let hooks = hooks(of("hooks"), main, findings);
     let system = system(of("system"), main, findings);
     let (slots, partitions) = slots(written, main, scheme, findings);
     let scheme = match (scheme?, partitions) {
@@ -85,6 +87,7 @@ fn config(
         boot: boot?.with(scheme),
         install: install?,
         health: health?,
+        hooks: hooks?,
         system: system?,
     })
 }
@@ -300,6 +303,21 @@ fn health(section: Option<Section>, main: &Path, findings: &mut Findings) -> Opt
     let scripts = health.or("scripts", "\"/etc/twinboot/health.d\"", path);
     health.finish();
     Some(Health { deadline: deadline?, hub: hub?, units: units?, scripts: scripts? })
+}
+
+fn hooks(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<Hooks> {
+    let mut hooks = SectionReader::new("hooks".to_owned(), section, main, findings);
+    let directory = hooks.or("directory", "\"/etc/twinboot/hooks.d\"", path);
+    let limit = hooks.or("limit", "\"5m\"", duration(SECOND..=DAY));
+    let defer_interval = hooks.or("defer_interval", "\"1m\"", duration(SECOND..=DAY));
+    let defer_limit = hooks.or("defer_limit", "\"24h\"", duration(SECOND..=MONTH));
+    hooks.finish();
+    Some(Hooks {
+        directory: directory?,
+        limit: limit?,
+        defer_interval: defer_interval?,
+        defer_limit: defer_limit?,
+    })
 }
 
 fn system(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<System> {

@@ -220,7 +220,7 @@ fn decode_key(base64: &str) -> Result<Vec<u8>, AuthError> {
     if key.len() < KEY_MIN_BYTES { Err(AuthError::InvalidKey) } else { Ok(key) }
 }
 
-/// A token that lets a device in until it expires.
+/// A token that lets a device, or a service, in until it expires.
 pub struct SasToken {
     text: String,
     /// How long it is good for, from its making.
@@ -240,9 +240,28 @@ impl SasToken {
         unix_now_secs: u64,
         life: Duration,
     ) -> Result<Self, AuthError> {
+        Self::signed(&format!("{host_name}/devices/{device_id}"), key, unix_now_secs, life)
+    }
+
+    /// Makes a token by which a service does at the hub `host_name` what `policy` allows.
+    ///
+    /// # Errors
+    /// [`AuthError::InvalidKey`] when `key` is not base64 of a key.
+    pub fn for_service(
+        host_name: &str,
+        policy: &str,
+        key: &Secret,
+        unix_now_secs: u64,
+        life: Duration,
+    ) -> Result<Self, AuthError> {
+        let mut token = Self::signed(host_name, key, unix_now_secs, life)?;
+        token.text.push_str(&format!("&skn={}", utf8_percent_encode(policy, RESERVED)));
+        Ok(token)
+    }
+
+    fn signed(resource: &str, key: &Secret, unix_now_secs: u64, life: Duration) -> Result<Self, AuthError> {
         let key = decode_key(key.expose())?;
-        let resource = format!("{host_name}/devices/{device_id}");
-        let resource = utf8_percent_encode(&resource, RESERVED).to_string();
+        let resource = utf8_percent_encode(resource, RESERVED).to_string();
         let expiry_unix_secs = unix_now_secs.saturating_add(life.as_secs());
         let signature = signature(&key, &resource, expiry_unix_secs)?;
         let text = format!("SharedAccessSignature sr={resource}&sig={signature}&se={expiry_unix_secs}");

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use crc32fast::Hasher;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use sha2::digest::common::hazmat::{SerializableState, SerializedState};
@@ -18,6 +19,7 @@ use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 use super::ImageSpec;
 use super::decode::Format;
 use super::fetch::Validator;
+use super::slot::BLOCK_BYTES;
 use crate::store::write_durably;
 use crate::update::Sha256Digest;
 
@@ -67,8 +69,8 @@ pub struct Checkpoint {
     source_state: String,
     /// Image bytes behind this point, all of them synced to the slot.
     pub image_offset: u64,
-    /// SHA-256 of those.
-    pub image_digest: Sha256Digest,
+    /// CRC-32 of those, as [`prefix_crc32`] gives it.
+    pub image_crc32: u32,
 }
 
 impl Checkpoint {
@@ -79,7 +81,7 @@ impl Checkpoint {
         validator: Validator,
         format: Format,
         source: (u64, &Sha256),
-        image: (u64, Sha256Digest),
+        image: (u64, u32),
     ) -> Self {
         Self {
             key,
@@ -88,7 +90,7 @@ impl Checkpoint {
             source_offset: source.0,
             source_state: STANDARD.encode(source.1.serialize()),
             image_offset: image.0,
-            image_digest: image.1,
+            image_crc32: image.1,
         }
     }
 
@@ -118,6 +120,21 @@ impl Checkpoint {
     }
 }
 
+/// CRC-32 of whole blocks, of which the `sums` are known, and of `(sum, length in bytes)` of what follows them.
+///
+/// It tells a slot that was not written, or not kept, from one that was; whether these are the right bytes is for
+/// the check of the source.
+#[must_use]
+pub fn prefix_crc32(sums: &[u32], rest: (u32, u64)) -> u32 {
+    let mut prefix = Hasher::new();
+    for (sum, len) in
+        sums.iter().map(|sum| (*sum, BLOCK_BYTES as u64)).chain(Some(rest).filter(|(_, len)| *len > 0))
+    {
+        prefix.combine(&Hasher::new_with_initial_len(sum, len));
+    }
+    prefix.finalize()
+}
+
 /// Forgets the checkpoint at `path`. One that stays behind does no harm: its content is checked before use.
 pub fn discard(path: &Path) {
     if let Err(error) = fs::remove_file(path)
@@ -143,9 +160,8 @@ mod tests {
         let path = directory.path().join("checkpoint.json");
         let hasher = Sha256::new_with_prefix(b"some bytes");
         let key = Key::of(&spec("https://host/a.img?sig=1"));
-        let digest = Sha256Digest([3; 32]);
         let written =
-            Checkpoint::new(key.clone(), Validator::default(), Format::Zstd, (10, &hasher), (20, digest));
+            Checkpoint::new(key.clone(), Validator::default(), Format::Zstd, (10, &hasher), (20, 3));
         written.save(&path).unwrap();
         let read = Checkpoint::load(&path, &key).unwrap();
         assert_eq!(read, written);
@@ -154,6 +170,17 @@ mod tests {
         assert_eq!(Checkpoint::load(&path, &Key::of(&spec("https://host/b.img"))), None);
         write_durably(&path, b"{\"key\":").unwrap();
         assert_eq!(Checkpoint::load(&path, &key), None);
+    }
+
+    #[test]
+    fn the_sum_of_a_prefix_is_that_of_its_bytes() {
+        let bytes: Vec<u8> = (0..3 * BLOCK_BYTES + 5).map(|i| i.to_le_bytes()[1]).collect();
+        for len in [0, 5, BLOCK_BYTES, BLOCK_BYTES + 1, bytes.len()] {
+            let blocks = bytes[..len].chunks_exact(BLOCK_BYTES);
+            let rest = (crc32fast::hash(blocks.remainder()), blocks.remainder().len() as u64);
+            let sums: Vec<u32> = blocks.map(crc32fast::hash).collect();
+            assert_eq!(prefix_crc32(&sums, rest), crc32fast::hash(&bytes[..len]), "{len}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::io;
 
 use flate2::{Decompress, FlushDecompress};
-use lzma_rust2::{Action, XzStream};
+use liblzma::stream::{Action, Error as XzError, Status, Stream as XzStream};
 use serde::{Deserialize, Serialize};
 use zstd::stream::raw::{DParameter, Decoder as ZstdFrames, Operation};
 
@@ -12,8 +12,9 @@ use crate::update::Code;
 /// Window of `zstd -19`, and dictionary of `xz -6`: what a device grants for decompression.
 const WINDOW_LOG: u32 = 23;
 
-/// The same for xz, in KiB, with room for its probability tables.
-const XZ_MEMORY_KIB: u32 = (1 << (WINDOW_LOG - 10)) + 64;
+/// The same for xz, with room for its probability tables. However many blocks a file has, liblzma keeps one hash
+/// of them, not a list.
+const XZ_MEMORY_BYTES: u64 = (1 << WINDOW_LOG) + (256 << 10);
 
 /// Window of gzip: the format knows no larger one.
 const GZIP_WINDOW_LOG: u8 = 15;
@@ -112,7 +113,7 @@ enum Machine {
     Copy,
     Zstd(ZstdFrames<'static>),
     Gzip(Decompress),
-    Xz { stream: Box<XzStream>, padding: usize },
+    Xz { stream: XzStream, padding: usize },
 }
 
 /// A source of any number of frames (zstd), members (gzip) or streams (xz), decoded one after the other.
@@ -139,7 +140,7 @@ impl Decoder {
                 Machine::Zstd(frames)
             }
             Format::Gzip => Machine::Gzip(Decompress::new_gzip(GZIP_WINDOW_LOG)),
-            Format::Xz => Machine::Xz { stream: new_xz(), padding: 0 },
+            Format::Xz => Machine::Xz { stream: new_xz().map_err(setup)?, padding: 0 },
         };
         Ok(Self { format, machine, at_boundary: true, consumed })
     }
@@ -227,12 +228,12 @@ fn gzip_step(
     Ok((step, status == flate2::Status::StreamEnd))
 }
 
-fn new_xz() -> Box<XzStream> {
-    Box::new(XzStream::new_mem_limit(false, XZ_MEMORY_KIB))
+fn new_xz() -> io::Result<XzStream> {
+    Ok(XzStream::new_stream_decoder(XZ_MEMORY_BYTES, 0)?)
 }
 
 fn xz_step(
-    stream: &mut Box<XzStream>,
+    stream: &mut XzStream,
     padding: &mut usize,
     at_boundary: bool,
     input: &[u8],
@@ -249,11 +250,18 @@ fn xz_step(
         if *padding != 0 {
             return Err(io::Error::other("stream padding is no multiple of four bytes"));
         }
-        *stream = new_xz();
+        *stream = new_xz()?;
     }
-    let result = stream.process(input, output, Action::Run)?;
-    let step = Step { consumed: result.bytes_consumed, produced: result.bytes_produced };
-    Ok((step, result.status == lzma_rust2::Status::StreamEnd))
+    let (before_in, before_out) = (stream.total_in(), stream.total_out());
+    let status = stream.process(input, output, Action::Run).map_err(|error| match error {
+        XzError::MemLimit => io::ErrorKind::OutOfMemory.into(),
+        error => io::Error::from(error),
+    })?;
+    let step = Step {
+        consumed: usize::try_from(stream.total_in() - before_in).map_err(io::Error::other)?,
+        produced: usize::try_from(stream.total_out() - before_out).map_err(io::Error::other)?,
+    };
+    Ok((step, status == Status::StreamEnd))
 }
 
 #[cfg(test)]
@@ -348,6 +356,31 @@ mod tests {
         let odd = [packed(COMPRESSORS[2], &data), vec![0; 3]].concat();
         assert!(unpacked(&odd, 1 << 20, 1 << 16).is_err());
         assert!(matches!(Decoder::new(Format::Raw, 0).unwrap().finish(), Err(DecodeError::Empty)));
+    }
+
+    #[test]
+    fn a_hostile_number_of_xz_blocks_needs_no_memory() {
+        let resident_pages = || -> u64 {
+            let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+            text.split(' ').nth(1).unwrap().parse().unwrap()
+        };
+        let source = packed(&["xz", "--check=none", "--lzma2=dict=4KiB", "-c"], b"x");
+        // The header of the stream has 12 bytes; that of the only block tells its own length (the .xz file
+        // format, 3.1.1), and its data of one byte has five more, padded to eight.
+        let (header, rest) = source.split_at(12);
+        let block = &rest[..(usize::from(rest[0]) + 1) * 4 + 8];
+        let mut decoder = Decoder::new(Format::Xz, 0).unwrap();
+        let mut output = [0; 4096];
+        assert_eq!(decoder.step(header, &mut output).unwrap().consumed, 12);
+        let before = resident_pages();
+        let chunk = block.repeat(1000);
+        for _ in 0..2000 {
+            let step = decoder.step(&chunk, &mut output).unwrap();
+            assert_eq!(step, Step { consumed: chunk.len(), produced: 1000 });
+        }
+        // A list of two million blocks would have 8,000 pages; other tests run beside this one.
+        let grown_pages = resident_pages().saturating_sub(before);
+        assert!(grown_pages < 4000, "{grown_pages} pages more");
     }
 
     #[test]

@@ -6,13 +6,12 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::InstallError;
-use super::checkpoint::{Checkpoint, Key};
+use super::checkpoint::{Checkpoint, Key, prefix_crc32};
 use super::decode::Format;
 use super::fetch::Validator;
 use super::slot::{BLOCK_BYTES, Block, SlotDevice};
 use super::verify::Check;
 use super::write::{SoFar, WriteError};
-use crate::update::Sha256Digest;
 
 /// What an earlier attempt left, proven by the slot's content; by default nothing.
 #[derive(Debug, Default)]
@@ -27,7 +26,6 @@ pub struct Start {
     pub format: Option<Format>,
     /// Image bytes that are in the slot.
     pub image_offset: u64,
-    image_sha256: Sha256,
     /// CRC-32 of each whole block before `image_offset`.
     sums: Vec<u32>,
     /// Holds the image bytes before `image_offset` that make no whole block.
@@ -59,37 +57,36 @@ impl Start {
         if !is_usable || claim.image_offset > device.capacity_bytes() {
             return Ok(Self::default());
         }
-        let mut found = Self::default();
-        let (image_sha256, sums) = (&mut found.image_sha256, &mut found.sums);
-        found.head = read_prefix(device, claim.image_offset, |bytes| {
-            image_sha256.update(bytes);
-            if bytes.len() == BLOCK_BYTES {
-                sums.push(crc32fast::hash(bytes));
+        let (mut image_sha256, mut sums, mut rest) = (Sha256::new(), Vec::new(), (0, 0));
+        let head = read_prefix(device, claim.image_offset, |bytes| {
+            if raw {
+                image_sha256.update(bytes);
+            }
+            match crc32fast::hash(bytes) {
+                sum if bytes.len() == BLOCK_BYTES => sums.push(sum),
+                sum => rest = (sum, bytes.len() as u64),
             }
             if *cancel.borrow() { Err(InstallError::Cancelled) } else { Ok(()) }
         })?;
-        if Sha256Digest(found.image_sha256.clone().finalize().into()) != claim.image_digest {
+        if prefix_crc32(&sums, rest) != claim.image_crc32 {
             tracing::warn!(bytes = claim.image_offset, "the slot does not hold what the checkpoint says");
             return Ok(Self::default());
         }
         Ok(Self {
             source_offset: claim.source_offset,
-            source_sha256: if raw { found.image_sha256.clone() } else { source_sha256 },
+            source_sha256: if raw { image_sha256 } else { source_sha256 },
             validator: Some(claim.validator),
             format: Some(claim.format),
             image_offset: claim.image_offset,
-            ..found
+            sums,
+            head,
         })
     }
 
     /// The writer's share of it.
     #[must_use]
     pub fn so_far(&self) -> SoFar {
-        SoFar {
-            sums: self.sums.clone(),
-            image_sha256: self.image_sha256.clone(),
-            image_offset: self.image_offset,
-        }
+        SoFar { sums: self.sums.clone(), image_offset: self.image_offset }
     }
 }
 

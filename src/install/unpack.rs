@@ -30,6 +30,8 @@ pub struct Room {
 pub struct Mark {
     /// Offset in the block of the image bytes that follow.
     pub at: usize,
+    /// CRC-32 of the block's bytes before it.
+    pub sum: u32,
     /// How the source is packed.
     pub format: Format,
     /// Source bytes before the mark.
@@ -68,14 +70,10 @@ pub struct Part {
     pub offset: u64,
     /// How many.
     pub len: usize,
-    /// So many of them were in the slot before.
-    pub known: usize,
     /// CRC-32 of them.
     pub sum: u32,
     /// The last mark within them.
     pub mark: Option<Mark>,
-    /// Whether the image is the source itself, and needs no digest of its own.
-    pub raw: bool,
 }
 
 /// Runs the stage until the source ends, is cut off, or is found to be bad.
@@ -112,7 +110,6 @@ struct Unpacker<'a> {
     block: Option<Block>,
     offset: u64,
     len: usize,
-    known: usize,
     sum: crc32fast::Hasher,
     mark: Option<Mark>,
 }
@@ -139,7 +136,6 @@ impl<'a> Unpacker<'a> {
             block: start.head,
             offset: start.image_offset - known as u64,
             len: known,
-            known,
             sum,
             mark: None,
         })
@@ -224,6 +220,7 @@ impl<'a> Unpacker<'a> {
         if decoder.at_boundary() && (self.room.may_mark_packed || format == Format::Raw) {
             self.mark = Some(Mark {
                 at: self.len,
+                sum: self.sum.clone().finalize(),
                 format,
                 source_offset: self.source_offset,
                 before: before.clone(),
@@ -241,12 +238,11 @@ impl<'a> Unpacker<'a> {
             None if self.mark.is_some() => self.empty.recv().map_err(|_| InstallError::Interrupted)?,
             None => return Ok(()),
         };
-        let raw = self.decoder.as_ref().is_some_and(|decoder| decoder.format() == Format::Raw);
         let sum = std::mem::take(&mut self.sum).finalize();
-        let (offset, len, known) = (self.offset, self.len, self.known);
-        let part = Part { block, offset, len, known, sum, mark: self.mark.take(), raw };
+        let (offset, len) = (self.offset, self.len);
+        let part = Part { block, offset, len, sum, mark: self.mark.take() };
         self.offset += len as u64;
-        (self.len, self.known) = (0, 0);
+        self.len = 0;
         self.filled.send(Filled::Block(part)).map_err(|_| InstallError::Interrupted)
     }
 

@@ -9,10 +9,9 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use super::checkpoint::{Checkpoint, Key};
+use super::checkpoint::{Checkpoint, Key, prefix_crc32};
 use super::fetch::{Validator, boot_time};
 use super::slot::{ALIGN_BYTES, BLOCK_BYTES, Block, SlotDevice};
 use super::unpack::{Filled, Mark, Part};
@@ -87,8 +86,6 @@ pub struct Checkpoints {
 pub struct SoFar {
     /// CRC-32 of each whole block.
     pub sums: Vec<u32>,
-    /// Over all bytes.
-    pub image_sha256: Sha256,
     /// How many bytes.
     pub image_offset: u64,
 }
@@ -109,15 +106,12 @@ pub struct Writer {
 struct Reached {
     mark: Mark,
     image_offset: u64,
-    /// `None`: the image is the source.
-    image_sha256: Option<Sha256>,
 }
 
 /// What a run keeps from block to block.
 struct State {
     so_far: SoFar,
     scratch: Block,
-    raw: bool,
     reached: Option<Reached>,
     saved_at: Duration,
     saved_offset: u64,
@@ -138,14 +132,8 @@ impl Writer {
         empty: &SyncSender<Block>,
     ) -> Result<Image, InstallError> {
         let saved_offset = so_far.image_offset;
-        let mut state = State {
-            so_far,
-            scratch: Block::new(),
-            raw: false,
-            reached: None,
-            saved_at: boot_time(),
-            saved_offset,
-        };
+        let mut state =
+            State { so_far, scratch: Block::new(), reached: None, saved_at: boot_time(), saved_offset };
         loop {
             match filled.recv() {
                 Ok(Filled::Block(part)) => {
@@ -167,24 +155,14 @@ impl Writer {
     }
 
     fn take(&self, state: &mut State, part: Part) -> Result<Block, WriteError> {
-        let Part { block, offset, len, known, sum, mark, raw } = part;
-        let (bytes, _) = block.bytes().split_at(len);
-        state.raw = raw;
-        let mut image_sha256 = None;
-        if !raw {
-            let cut = mark.as_ref().map_or(len, |mark| mark.at).max(known);
-            let (before, after) = bytes.split_at(cut);
-            state.so_far.image_sha256.update(before.split_at(known).1);
-            image_sha256 = Some(state.so_far.image_sha256.clone());
-            state.so_far.image_sha256.update(after);
-        }
+        let Part { block, offset, len, sum, mark } = part;
         if len > 0 {
             state.so_far.sums.push(sum);
-            self.put(bytes, offset, &mut state.scratch)?;
+            self.put(block.bytes().split_at(len).0, offset, &mut state.scratch)?;
         }
         state.so_far.image_offset = offset + len as u64;
         if let Some(mark) = mark {
-            state.reached = Some(Reached { image_offset: offset + mark.at as u64, mark, image_sha256 });
+            state.reached = Some(Reached { image_offset: offset + mark.at as u64, mark });
         }
         Ok(block)
     }
@@ -220,15 +198,16 @@ impl Writer {
             return Ok(());
         };
         self.device.sync().map_err(|source| WriteError::Sync { source })?;
-        let Reached { mark, image_offset, image_sha256 } = reached;
-        let source_sha256 = mark.source_sha256();
-        let image_sha256 = image_sha256.unwrap_or_else(|| source_sha256.clone());
+        let Reached { mark, image_offset } = reached;
+        let rest_bytes = image_offset % BLOCK_BYTES as u64;
+        let whole = usize::try_from(image_offset / BLOCK_BYTES as u64).unwrap_or(usize::MAX);
+        let sums = state.so_far.sums.get(..whole).unwrap_or_default();
         let checkpoint = Checkpoint::new(
             self.checkpoint.key.clone(),
             self.checkpoint.validator.clone(),
             mark.format,
-            (mark.source_offset, &source_sha256),
-            (image_offset, Sha256Digest(image_sha256.finalize().into())),
+            (mark.source_offset, &mark.source_sha256()),
+            (image_offset, prefix_crc32(sums, (mark.sum, rest_bytes))),
         );
         if let Err(error) = checkpoint.save(&self.checkpoint.path) {
             // Without it an interrupted install only has to start over.
@@ -244,12 +223,10 @@ impl Writer {
             self.save(&mut state, CHECKPOINT_BYTES)?;
         }
         self.device.sync().map_err(|source| WriteError::Sync { source })?;
-        let State { so_far, raw, scratch, .. } = state;
-        drop(scratch);
-        self.read_back(&so_far.sums, so_far.image_offset)?;
-        let image_digest =
-            if raw { source_digest } else { Sha256Digest(so_far.image_sha256.finalize().into()) };
-        Ok(Image { source_digest, image_digest, size_bytes: so_far.image_offset })
+        let SoFar { sums, image_offset } = state.so_far;
+        drop(state.scratch);
+        self.read_back(&sums, image_offset)?;
+        Ok(Image { source_digest, size_bytes: image_offset })
     }
 
     fn read_back(&self, sums: &[u32], size_bytes: u64) -> Result<(), InstallError> {

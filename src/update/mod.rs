@@ -5,6 +5,7 @@
 //! loads the record and feeds [`Event::Started`]; nothing else is remembered.
 
 pub mod code;
+pub mod hook;
 pub mod moment;
 pub mod record;
 pub mod report;
@@ -18,6 +19,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use code::{Code, Failure};
+pub use hook::{Afterword, Deferral, Gate, Hook, HookRun, Verdict};
 pub use moment::Moment;
 pub use record::{Denied, Finished, Outcome, Record, State, Update};
 pub use request::{Sha256Digest, UpdateId, UpdateRequest};
@@ -117,8 +119,6 @@ pub struct Boot {
 pub struct Image {
     /// SHA-256 of the bytes at the URI.
     pub source_digest: Sha256Digest,
-    /// SHA-256 of the image in the slot; differs from the source's where that was compressed.
-    pub image_digest: Sha256Digest,
     /// Size of the image in the slot, in bytes.
     pub size_bytes: u64,
 }

@@ -5,6 +5,8 @@
 
 mod cloud;
 mod cuts;
+mod hooks;
 mod local;
 mod rig;
 mod service;
+mod trial;

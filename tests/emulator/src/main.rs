@@ -1,6 +1,7 @@
 //! `hub-emulator`: an IoT Hub on this machine, to point a device and one's own tools at.
 
 mod demo;
+mod fleet;
 mod lone_board;
 mod serve;
 
@@ -29,6 +30,9 @@ enum Command {
     Demo(demo::Demo),
     /// Runs an emulated board against a hub that runs already, and offers an image for it, until Ctrl-C
     Board(lone_board::LoneBoard),
+    /// Runs a whole fleet of simulated devices, to rehearse a rollout or an outage
+    #[command(after_help = fleet::HELP)]
+    Fleet(fleet::Fleet),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +45,8 @@ enum CliError {
     Demo(#[from] demo::DemoError),
     #[error(transparent)]
     Board(#[from] lone_board::LoneBoardError),
+    #[error(transparent)]
+    Fleet(#[from] fleet::FleetError),
 }
 
 fn main() -> ExitCode {
@@ -60,5 +66,6 @@ fn run(command: &Command) -> Result<(), CliError> {
         Command::Serve(options) => Ok(runtime.block_on(serve::run(options))?),
         Command::Demo(options) => Ok(runtime.block_on(demo::run(options))?),
         Command::Board(options) => Ok(runtime.block_on(lone_board::run(options))?),
+        Command::Fleet(options) => Ok(runtime.block_on(fleet::run(options))?),
     }
 }

@@ -32,6 +32,7 @@ Examples:
                                               devices that come with certificates, or register themselves
 
 Devices that show a certificate of --x509-ca are registered with "authentication": {"type": "certificateAuthority"}.
+Certificates must be of X.509 version 3, which `openssl x509 -req` makes only with an -extfile.
 Devices that register themselves (DPS) need the id scope and a key: of --enrollment, or of --enrollment-group, from
 which each device's is derived: base64(HMAC-SHA256(base64-decoded group key, registration id)). Enrollments with
 certificates or an initial twin are put by the provisioning service's own API, on the same port.

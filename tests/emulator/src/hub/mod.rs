@@ -29,6 +29,7 @@ mod state;
 mod store;
 mod throttle;
 mod topic;
+mod traffic;
 mod twin;
 mod upload;
 mod websocket;
@@ -57,6 +58,7 @@ use self::state::{Shared, State};
 use self::store::Store;
 pub use self::store::StoreError;
 pub use self::throttle::Operation;
+pub use self::traffic::Traffic;
 use self::twin::Write;
 pub use self::upload::{Upload, UploadNotification};
 use crate::ca::{Authority, AuthorityError};
@@ -352,6 +354,17 @@ impl Hub {
             Ok(state.device(id)?.twin.desired.version)
         })
         .map_err(|failure: failure::Failure| HubError::Refused(failure.message))
+    }
+
+    /// Changes the tags, which nobody but services sees.
+    pub fn patch_tags(&self, id: &str, patch: Value) -> Result<(), HubError> {
+        let patched = self.change(|state| state.write_twin(id, Write::Patch, &json!({ "tags": patch })));
+        patched.map_err(|failure| HubError::Refused(failure.message))
+    }
+
+    /// What all devices have asked so far.
+    pub fn traffic(&self) -> Traffic {
+        self.inner.shared.read(|state| state.traffic)
     }
 
     /// Calls a direct method, once, of a device that is connected now. Waits for the answer up to `limit`.

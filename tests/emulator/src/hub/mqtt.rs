@@ -130,6 +130,7 @@ fn admit(
     certificates: &[CertificateDer<'_>],
 ) -> Result<Visit, Option<ConnectReturnCode>> {
     hub.change(|state| {
+        state.traffic.connects += 1;
         if state.faults.away || state.faults.keep_out.contains(&connect.client_id) {
             return Err(None);
         }

@@ -105,7 +105,13 @@ impl Session {
             QoS::AtLeastOnce => vec![Packet::PubAck(PubAck::new(publish.pkid))],
             QoS::ExactlyOnce => return None,
         };
-        let twin_answer = match topic::parse(&self.device, &publish.topic)? {
+        let request = topic::parse(&self.device, &publish.topic)?;
+        match &request {
+            Request::GetTwin { .. } => state.traffic.twin_reads += 1,
+            Request::PatchReported { .. } => state.traffic.twin_updates += 1,
+            _ => {}
+        }
+        let twin_answer = match request {
             Request::Telemetry { bag } => {
                 let size_bytes = bag.len().saturating_add(publish.payload.len());
                 if size_bytes > MESSAGE_LIMIT_BYTES {

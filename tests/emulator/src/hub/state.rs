@@ -21,6 +21,7 @@ use super::job::{Job, JobStatus};
 use super::policy::Policies;
 use super::query::{Query, Source};
 use super::throttle::Operation;
+use super::traffic::Traffic;
 use super::twin::Write;
 use super::upload::Uploads;
 use super::{random, topic};
@@ -80,6 +81,8 @@ pub(super) struct State {
     /// The names clients may call this hub by.
     #[serde(skip)]
     pub host_names: Vec<String>,
+    #[serde(skip)]
+    pub traffic: Traffic,
     serial: u64,
 }
 
@@ -101,6 +104,7 @@ impl Default for State {
             faults: Faults::default(),
             policies: Policies::new(),
             host_names: Vec::new(),
+            traffic: Traffic::default(),
             serial: 0,
         }
     }

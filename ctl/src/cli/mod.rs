@@ -1,0 +1,253 @@
+//! The command line: one file per subcommand.
+
+mod cancel;
+mod completions;
+mod devices;
+mod job;
+mod man;
+mod package;
+mod reboot;
+mod rollout;
+mod screen;
+mod status;
+mod story;
+mod twin;
+mod update;
+mod watch;
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::rollout::NotARollout;
+use crate::service::{MethodAnswer, Service, ServiceError};
+use crate::settings::{Settings, SettingsError};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done; for `update`: completed, and committed on the device
+  1   failed for another reason
+  2   the command line or the settings are not right
+  3   the hub cannot be reached, or not understood; or this machine's clock is wrong
+  4   the update failed; the device runs what it ran before
+  5   the update was rolled back; the device runs what it ran before
+  6   the device refuses
+  7   not authorised
+  8   no such device, rollout or job; or it is there already
+  9   the device is offline, or did not answer in time
+  10  throttled, or a quota of the hub is used up
+  11  --timeout has passed, and the update still runs
+  20  `rollout advance`: not yet
+  21  `rollout advance` and `rollout run`: stopped by the gate
+  22  `rollout advance`: all rings are open and done";
+
+const EXAMPLES: &str = r#"Examples:
+  export IOTHUB_CONNECTION_STRING="$(cat hub.secret)"
+      HostName=...;SharedAccessKeyName=...;SharedAccessKey=..., as the hub shows it for a policy
+  twinbootctl devices
+      what runs where
+  twinbootctl update gateway-1 --uri https://images.example/2.0.img.zst --check-file 2.0.img.zst --version 2.0
+      update one device, and follow it to the end
+  twinbootctl watch gateway-1
+      follow what somebody else began
+  twinbootctl rollout --help
+      fleets, ring by ring
+
+Files:
+  ~/.config/twinbootctl/config.toml   connection_string_file = "/path" and ca_file = "/path"; both optional"#;
+
+/// Firmware updates of devices on Azure IoT Hub that run twinboot.
+///
+/// One device is updated by the direct method `firmwareUpdate` and followed
+/// in its device twin; a fleet by IoT Hub's own automatic device
+/// configurations and jobs. Nothing is kept on this machine: another
+/// operator can go on where you stopped.
+#[derive(Debug, Parser)]
+#[command(name = "twinbootctl", version, arg_required_else_help = true, verbatim_doc_comment)]
+#[command(after_help = EXIT_CODES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+struct Cli {
+    #[command(subcommand)]
+    command: Subcommands,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    Update(Box<update::Update>),
+    Watch(watch::Watch),
+    Status(status::StatusCommand),
+    Devices(devices::Devices),
+    Twin(twin::Twin),
+    Cancel(cancel::Cancel),
+    Reboot(reboot::Reboot),
+    Rollout(rollout::RolloutCommand),
+    Job(job::JobCommand),
+    Completions(completions::Completions),
+    Man(man::Man),
+}
+
+/// How a command ended, as a script sees it. [`EXIT_CODES`] says the same to people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    Unreachable = 3,
+    UpdateFailed = 4,
+    RolledBack = 5,
+    Refused = 6,
+    NotAuthorised = 7,
+    NotFound = 8,
+    Offline = 9,
+    Throttled = 10,
+    Late = 11,
+    GateWaits = 20,
+    GateStops = 21,
+    Complete = 22,
+}
+
+/// Why a command did not do what it should.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error("{0}")]
+    Usage(String),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    #[error("device `{device}` refuses: {why}")]
+    Refused { device: String, why: String },
+    #[error(transparent)]
+    NotARollout(NotARollout),
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot write the output")]
+    Output(#[from] io::Error),
+}
+
+impl CliError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Settings(SettingsError::Service(error)) | Self::Service(error) => service_exit(error),
+            Self::Usage(_) | Self::Settings(_) => Exit::Usage,
+            Self::Refused { .. } => Exit::Refused,
+            Self::NotARollout(_) => Exit::NotFound,
+            // `twinbootctl devices | head` has seen enough.
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
+            Self::Read { .. } | Self::Output(_) => Exit::Failed,
+        }
+    }
+
+    /// What the operator can do about it; may be empty.
+    fn advice(&self) -> &'static str {
+        match self {
+            Self::Settings(SettingsError::Service(error)) | Self::Service(error) => error.advice(),
+            _ => "",
+        }
+    }
+}
+
+fn service_exit(error: &ServiceError) -> Exit {
+    match error {
+        ServiceError::Tls(_) | ServiceError::Client(_) | ServiceError::Token(_) => Exit::Usage,
+        ServiceError::Unreachable { .. }
+        | ServiceError::Untrusted { .. }
+        | ServiceError::Late { .. }
+        | ServiceError::Garbled { .. }
+        | ServiceError::ClockWrong { .. } => Exit::Unreachable,
+        ServiceError::NotAuthorised { .. } => Exit::NotAuthorised,
+        ServiceError::NotFound { .. } | ServiceError::Exists { .. } => Exit::NotFound,
+        ServiceError::Offline { .. } | ServiceError::NoAnswer { .. } => Exit::Offline,
+        ServiceError::Throttled { .. } | ServiceError::TooManyJobs | ServiceError::QuotaUsedUp => {
+            Exit::Throttled
+        }
+        ServiceError::Changed { .. } | ServiceError::Refused { .. } => Exit::Failed,
+    }
+}
+
+/// What all commands that speak to the hub have.
+struct Ctl {
+    service: Service,
+    json: bool,
+}
+
+impl Ctl {
+    /// Prints an answer with a 2xx status; any other is the device's refusal.
+    fn print_answer(&self, device: &str, answer: &MethodAnswer) -> Result<(), CliError> {
+        let text = |pointer| answer.payload.pointer(pointer).and_then(serde_json::Value::as_str);
+        if !(200..300).contains(&answer.status) {
+            let why = match (text("/error/code"), text("/error/message")) {
+                (Some(code), message) => format!("{code}: {}", message.unwrap_or_default()),
+                (None, _) => answer.payload.to_string(),
+            };
+            let why = twinboot::cli::paint::harmless(&format!("{why} ({})", answer.status));
+            return Err(CliError::Refused { device: device.to_owned(), why });
+        }
+        if self.json {
+            let event = serde_json::json!({"event": "answer", "device": device, "status": answer.status,
+                "payload": answer.payload});
+            return screen::print_line(&event.to_string());
+        }
+        let said = text("/Response").map_or_else(|| answer.payload.to_string(), str::to_owned);
+        screen::print_line(&twinboot::cli::paint::harmless(&format!("{device}: {said}")))
+    }
+}
+
+/// Parses the arguments, does what they say, and tells what went wrong on one line.
+pub fn main() -> ExitCode {
+    let exit = run(Cli::parse()).unwrap_or_else(|error| {
+        let exit = error.exit();
+        if exit != Exit::Done {
+            match error.advice() {
+                "" => notice(&chain(&error)),
+                advice => notice(&format!("{}; {advice}", chain(&error))),
+            }
+        }
+        exit
+    });
+    ExitCode::from(exit as u8)
+}
+
+fn run(cli: Cli) -> Result<Exit, CliError> {
+    match cli.command {
+        Subcommands::Completions(command) => return command.run(),
+        Subcommands::Man(command) => return command.run(),
+        _ => {}
+    }
+    let ctl = Ctl { service: cli.settings.service(notice)?, json: cli.json };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        match cli.command {
+            Subcommands::Update(command) => command.run(&ctl).await,
+            Subcommands::Watch(command) => command.run(&ctl).await,
+            Subcommands::Status(command) => command.run(&ctl).await,
+            Subcommands::Devices(command) => command.run(&ctl).await,
+            Subcommands::Twin(command) => command.run(&ctl).await,
+            Subcommands::Cancel(command) => command.run(&ctl).await,
+            Subcommands::Reboot(command) => command.run(&ctl).await,
+            Subcommands::Job(command) => Box::pin(command.run(&ctl)).await,
+            Subcommands::Rollout(command) => Box::pin(command.run(&ctl)).await,
+            Subcommands::Completions(_) | Subcommands::Man(_) => Ok(Exit::Done),
+        }
+    })
+}
+
+fn notice(text: &str) {
+    eprintln!("twinbootctl: {text}");
+}
+
+/// An error and its causes on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| {
+        let cause = cause.to_string();
+        // Libraries' messages may have taken their cause in already.
+        if line.contains(&cause) { line } else { format!("{line}: {cause}") }
+    })
+}

@@ -1,0 +1,88 @@
+//! `twinbootctl rollout create`.
+
+use clap::Args;
+
+use super::super::package::Package;
+use super::super::screen::print_line;
+use super::super::{CliError, Ctl, Exit, notice};
+use super::picture::count;
+use crate::rollout::Rollout;
+use crate::rollout::gate::Gate;
+
+/// The hub's limit.
+const NAME_CHARS_MAX: usize = 128;
+
+/// Create a rollout, and open it or its first ring
+#[derive(Debug, Args)]
+pub(super) struct Create {
+    /// Its name from now on: a-z, 0-9, - and _
+    #[arg(value_parser = name)]
+    name: String,
+    /// The devices, in IoT Hub's query language: of deviceId, tags and properties.reported
+    #[arg(long, value_name = "CONDITION", required_unless_present = "rings", conflicts_with = "rings")]
+    target: Option<String>,
+    /// The devices of one ring; give it once for each, the first one first. The last may be '*'
+    #[arg(long, value_name = "CONDITION")]
+    rings: Vec<String>,
+    /// Stop when more than this share of a ring has failed or was rolled back
+    #[arg(long, value_name = "PERCENT", default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=100))]
+    gate_failed_percent: u64,
+    /// Open the next ring when this share of the last one is done
+    #[arg(long, value_name = "PERCENT", default_value_t = 95, value_parser = clap::value_parser!(u64).range(1..=100))]
+    gate_done_percent: u64,
+    #[command(flatten)]
+    package: Package,
+}
+
+impl Create {
+    pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
+        let wanted = self.package.wanted("fwPackageURI").await?;
+        let Some(version) = self.package.version.clone() else {
+            let why = "a rollout needs --version: by it devices are known that have it already";
+            return Err(CliError::Usage(why.to_owned()));
+        };
+        let rings = self.target.map_or(self.rings, |target| vec![target]);
+        if rings.iter().rev().skip(1).any(|ring| ring == "*") {
+            return Err(CliError::Usage(
+                "only the last ring may be '*': nobody is left for those behind".to_owned(),
+            ));
+        }
+        let rollout = Rollout {
+            name: self.name,
+            version,
+            update_id: wanted.id,
+            rings,
+            open: 1,
+            gate: Gate { failed_percent: self.gate_failed_percent, done_percent: self.gate_done_percent },
+            paused: false,
+        };
+        // Asked first: a condition that the hub does not understand, or that nobody meets, is told before it acts.
+        let mut counts = Vec::new();
+        for (ring, condition) in (1..).zip(&rollout.rings) {
+            let devices = count(ctl, condition).await?;
+            if devices == 0 {
+                notice(&format!("no device meets the condition of ring {ring} now: {condition}"));
+            }
+            counts.push(format!("ring {ring} has {devices}"));
+        }
+        ctl.service.create_configuration(&rollout.name, rollout.configuration(&wanted.payload)).await?;
+        if ctl.json {
+            let event = serde_json::json!({"event": "created", "rollout": rollout.name, "updateId": rollout.update_id});
+            print_line(&event.to_string())?;
+        } else {
+            let (name, package) = (&rollout.name, self.package.name());
+            print_line(&format!("rollout {name}: {package}; ring 1 of {} is open", rollout.rings.len()))?;
+            print_line(&format!("devices: {}", counts.join(", ")))?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c);
+    if (1..=NAME_CHARS_MAX).contains(&text.len()) && text.chars().all(legal) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("1 to {NAME_CHARS_MAX} of a-z, 0-9, - and _"))
+    }
+}

@@ -1,0 +1,195 @@
+//! A rollout as it is now: its configuration, and what the devices of its open rings report.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use twinboot::cli::paint::harmless;
+
+use super::super::screen::{Tone, table};
+use super::super::{CliError, Ctl};
+use crate::rollout::gate::{Tally, Verdict};
+use crate::rollout::why::{Reason, reasons};
+use crate::rollout::{NotARollout, Rollout};
+use crate::service::PAGE_ROWS_MAX;
+
+/// A table is for a glance; `--json` has all.
+const MESSAGE_CHARS_MAX: usize = 80;
+const REASONS_MAX: usize = 10;
+
+pub(super) struct Picture {
+    pub configuration: Value,
+    pub rollout: Rollout,
+    /// Of the open rings.
+    pub tallies: Vec<Tally>,
+    pub reasons: Vec<Reason>,
+    /// There are more failures than were read.
+    is_partial: bool,
+}
+
+/// A row of `SELECT COUNT() AS n`.
+#[derive(Deserialize)]
+struct Count {
+    n: u64,
+}
+
+/// A row of [`Rollout::states_query`].
+#[derive(Deserialize)]
+struct State {
+    #[serde(default)]
+    status: Option<String>,
+    n: u64,
+}
+
+/// How many devices meet a condition.
+pub(super) async fn count(ctl: &Ctl, condition: &str) -> Result<u64, CliError> {
+    let rows: Vec<Count> = ctl.service.rows(&Rollout::count_query(condition)).await?;
+    Ok(rows.first().map_or(0, |row| row.n))
+}
+
+/// Reads the configuration of a rollout.
+pub(super) async fn read(ctl: &Ctl, name: &str) -> Result<(Value, Rollout), CliError> {
+    let configuration = ctl.service.configuration(name).await?;
+    let rollout = Rollout::of(&configuration)?;
+    Ok((configuration, rollout))
+}
+
+/// How far the devices of a ring are.
+pub(super) async fn tally(ctl: &Ctl, rollout: &Rollout, condition: &str) -> Result<Tally, CliError> {
+    let devices = count(ctl, condition).await?;
+    let states: Vec<State> = ctl.service.rows(&rollout.states_query(condition)).await?;
+    let states: Vec<_> =
+        states.into_iter().map(|state| (state.status.unwrap_or_default(), state.n)).collect();
+    Ok(Tally::of(devices, &states))
+}
+
+impl Picture {
+    pub async fn take(ctl: &Ctl, name: &str) -> Result<Self, CliError> {
+        let (configuration, rollout) = read(ctl, name).await?;
+        let mut tallies = Vec::new();
+        for condition in rollout.open_rings() {
+            tallies.push(tally(ctl, &rollout, condition).await?);
+        }
+        let (mut failures, mut is_partial) = (Vec::new(), false);
+        if tallies.iter().any(|tally| tally.error + tally.rolledback > 0) {
+            let page = ctl.service.page(&rollout.failures_query(), PAGE_ROWS_MAX, None).await?;
+            (failures, is_partial) = (page.rows, page.next.is_some());
+        }
+        Ok(Self { configuration, rollout, tallies, reasons: reasons(&failures), is_partial })
+    }
+
+    pub fn verdict(&self) -> Verdict {
+        self.rollout.decide(&self.tallies.last().copied().unwrap_or_default())
+    }
+
+    /// One JSON line.
+    pub fn json(&self) -> Value {
+        let Rollout { name, version, update_id, gate, paused, open, .. } = &self.rollout;
+        let rings: Vec<Value> = (0..)
+            .zip(&self.rollout.rings)
+            .map(|(index, condition)| json!({"target": condition, "devices": self.tallies.get(index)}))
+            .collect();
+        let verdict = self.verdict();
+        let (word, why) = words(&verdict);
+        json!({"rollout": name, "version": version, "updateId": update_id, "paused": paused, "ringsOpen": open,
+            "rings": rings, "gate": gate, "verdict": word, "why": why, "failures": self.reasons,
+            "systemMetrics": self.configuration.pointer("/systemMetrics/results"),
+            "metrics": self.configuration.pointer("/metrics/results")})
+    }
+
+    /// For a person.
+    pub fn text(&self) -> String {
+        let verdict = self.verdict();
+        let (word, why) = words(&verdict);
+        let result = if why.is_empty() { word.to_owned() } else { format!("{word}: {why}") };
+        [self.heading(), self.rings(), self.why(), format!("{result}\n")].concat()
+    }
+
+    fn heading(&self) -> String {
+        let Rollout { name, version, rings, open, gate, paused, .. } = &self.rollout;
+        let metric = |name: &str| self.configuration.pointer(&format!("/systemMetrics/results/{name}"));
+        let metric =
+            |name: &str| metric(name).and_then(Value::as_u64).map_or("-".to_owned(), |n| n.to_string());
+        format!(
+            "{name}: version {version}{}, {open} of {} rings open, gate at {} % failed and {} % done\n\
+             the hub: {} devices targeted, {} applied (it looks every five minutes)\n",
+            if *paused { ", PAUSED" } else { "" },
+            rings.len(),
+            gate.failed_percent,
+            gate.done_percent,
+            metric("targetedCount"),
+            metric("appliedCount"),
+        )
+    }
+
+    fn rings(&self) -> String {
+        let rows = (0..).zip(&self.rollout.rings).map(|(index, condition)| {
+            let condition = harmless(condition);
+            let ring = (index + 1).to_string();
+            let Some(tally) = self.tallies.get(index) else {
+                let closed = || "-".to_owned();
+                let cells =
+                    [ring, closed(), closed(), closed(), closed(), closed(), closed(), closed(), condition];
+                return (cells, Tone::Plain);
+            };
+            let counts = [tally.devices, tally.waiting(), tally.downloading, tally.applying, tally.current];
+            let [devices, waiting, downloading, applying, current] = counts.map(|count| count.to_string());
+            let failed = [tally.error, tally.rolledback].map(|count| count.to_string());
+            let [error, rolledback] = failed;
+            let tone = match (tally.error + tally.rolledback, tally.current) {
+                (1.., _) => Tone::Bad,
+                (0, current) if current >= tally.devices => Tone::Good,
+                (0, _) => Tone::Notable,
+            };
+            let cells =
+                [ring, devices, waiting, downloading, applying, current, error, rolledback, condition];
+            (cells, tone)
+        });
+        let header = [
+            "RING",
+            "DEVICES",
+            "WAITING",
+            "DOWNLOADING",
+            "APPLYING",
+            "CURRENT",
+            "ERROR",
+            "ROLLEDBACK",
+            "TARGET",
+        ];
+        table(header, rows)
+    }
+
+    fn why(&self) -> String {
+        if self.reasons.is_empty() {
+            return String::new();
+        }
+        let rows = self.reasons.iter().take(REASONS_MAX).map(|reason| {
+            let cut: String = harmless(&reason.message).chars().take(MESSAGE_CHARS_MAX).collect();
+            let devices = harmless(&reason.examples.join(", "));
+            let (status, code) = (harmless(&reason.status), harmless(&reason.code));
+            ([reason.devices.to_string(), status, code, cut, devices], Tone::Plain)
+        });
+        let mut text = format!("\n{}", table(["COUNT", "STATUS", "WHY", "MESSAGE", "FOR EXAMPLE"], rows));
+        if let more @ 1.. = self.reasons.len().saturating_sub(REASONS_MAX) {
+            text.push_str(&format!("and {more} other reasons\n"));
+        }
+        if self.is_partial {
+            text.push_str(&format!("of the first {PAGE_ROWS_MAX} failures\n"));
+        }
+        text + "\n"
+    }
+}
+
+/// A verdict's word and its reason.
+pub(super) fn words(verdict: &Verdict) -> (&'static str, &str) {
+    match verdict {
+        Verdict::Open => ("the next ring may open", ""),
+        Verdict::Wait(why) => ("waits", why),
+        Verdict::Stop(why) => ("stopped by the gate", why),
+        Verdict::Complete => ("complete", ""),
+    }
+}
+
+impl From<NotARollout> for CliError {
+    fn from(error: NotARollout) -> Self {
+        Self::NotARollout(error)
+    }
+}

@@ -1,0 +1,73 @@
+//! `twinbootctl rollout run`: ring after ring.
+
+use clap::Args;
+use tokio::time::sleep;
+
+use super::super::screen::{Live, print_line};
+use super::super::{CliError, Ctl, Exit, chain, notice};
+use super::Refresh;
+use super::advance::{open_next, tell};
+use super::picture::Picture;
+use crate::rollout::gate::Verdict;
+use crate::service::ServiceError;
+
+const CODES: &str = "\
+Exit codes:
+  0   complete: all rings are open, and enough of the last one is done
+  21  stopped by the gate: too many of the last ring failed or were rolled back
+
+Devices of a ring that has been opened go on whatever the gate says; `twinbootctl rollout pause` holds back those that
+have not begun. Interrupted, it goes on where it was when it is run again, here or elsewhere.";
+
+/// Open ring after ring, as long as the gate allows
+#[derive(Debug, Args)]
+#[command(after_help = CODES, after_long_help = CODES)]
+pub(super) struct Run {
+    /// Of the rollout
+    name: String,
+    #[command(flatten)]
+    refresh: Refresh,
+}
+
+impl Run {
+    pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
+        let mut live = Live::new();
+        let mut has_begun = false;
+        loop {
+            match self.step(ctl, &mut live).await {
+                Ok(Some(exit)) => return Ok(exit),
+                Ok(None) => has_begun = true,
+                // A rollout of days outlives a network that is away for minutes, and another operator's hand.
+                Err(CliError::Service(error)) if has_begun && is_passing(&error) => {
+                    notice(&format!("{}; looking again", chain(&error)));
+                }
+                Err(error) => return Err(error),
+            }
+            sleep(self.refresh.interval).await;
+        }
+    }
+
+    async fn step(&self, ctl: &Ctl, live: &mut Live) -> Result<Option<Exit>, CliError> {
+        let picture = Picture::take(ctl, &self.name).await?;
+        if ctl.json {
+            print_line(&picture.json().to_string())?;
+        } else {
+            live.show(picture.text())?;
+        }
+        match picture.verdict() {
+            Verdict::Wait(_) => Ok(None),
+            Verdict::Stop(_) => Ok(Some(Exit::GateStops)),
+            Verdict::Complete => Ok(Some(Exit::Done)),
+            verdict @ Verdict::Open => {
+                open_next(ctl, picture.configuration, &picture.rollout).await?;
+                tell(ctl, &picture.rollout, &verdict)?;
+                *live = Live::new();
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn is_passing(error: &ServiceError) -> bool {
+    error.is_passing() || matches!(error, ServiceError::Changed { .. })
+}

@@ -1,0 +1,133 @@
+//! `twinbootctl update`: one device, from the call to the end.
+
+use std::time::Duration;
+
+use clap::Args;
+use tokio::time::{Instant, timeout_at};
+
+use super::package::Package;
+use super::story::Story;
+use super::{CliError, Ctl, Exit};
+use crate::follow::{Follow, Outcome};
+use crate::service::{ANSWER_SECS, MethodAnswer, Patience, ServiceError};
+
+/// A device that took a call without answering it shows that within seconds.
+const DOUBT_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a device says to a request that is new to it.
+const STARTED: &str = "Firmware update started";
+
+const EXAMPLES: &str = "\
+Examples:
+  twinbootctl update gateway-1 --uri https://images.example/2.0.img.zst --check-file 2.0.img.zst --version 2.0
+      check value and size are taken from a copy of the file here
+  twinbootctl update gateway-1 --uri https://images.example/2.0.img.zst --check-value 9f86d0... --no-wait
+      only start it
+  twinbootctl update gateway-1 --uri ... --check-value ... --json --timeout 1h
+      events as JSON lines, for a script; exit code 11 after an hour
+
+Exit codes: 0 completed, 4 failed, 5 rolled back, 6 refused by the device, 9 offline, 11 still running at --timeout;
+`twinbootctl --help` has all.";
+
+/// Update one device, and follow it to the end
+///
+/// Calls `firmwareUpdate`, then follows the device twin. Safe to repeat: a
+/// device that runs this update, or has completed it, does not begin again.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, after_long_help = EXAMPLES, verbatim_doc_comment)]
+pub(super) struct Update {
+    /// Its name in the hub
+    device: String,
+    /// Return as soon as the device has taken it
+    #[arg(long)]
+    no_wait: bool,
+    /// Stop following after this time, such as 30m; the update goes on
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// Wait up to so many seconds for the device to come online
+    #[arg(long, value_name = "SECS", default_value_t = 0,
+        value_parser = clap::value_parser!(u64).range(..=*ANSWER_SECS.end()))]
+    connect_timeout: u64,
+    #[command(flatten)]
+    package: Package,
+}
+
+impl Update {
+    pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
+        let wanted = self.package.wanted("fwPackageUri").await?;
+        let before = ctl.service.twin(&self.device).await?;
+        let called = ctl.service.call(&self.device, "firmwareUpdate", wanted.payload, self.patience()).await;
+        let (follow, doubt) = match called {
+            Ok(answer) => {
+                ctl.print_answer(&self.device, &answer)?;
+                let id = answer.payload.get("updateId").and_then(|id| id.as_str()).map(str::to_owned);
+                let follow = if is_new(&answer) { Follow::started(id, &before) } else { Follow::running(id) };
+                (follow, None)
+            }
+            Err(error @ (ServiceError::NoAnswer { .. } | ServiceError::Late { .. })) if !self.no_wait => {
+                super::notice(&format!("{error}; looking whether it began"));
+                (Follow::started(Some(wanted.id), &before), Some(error))
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if self.no_wait {
+            return Ok(Exit::Done);
+        }
+        let limit = self.timeout.and_then(|limit| Instant::now().checked_add(limit));
+        let following = self.follow(ctl, follow, doubt);
+        match limit {
+            None => following.await,
+            Some(limit) => timeout_at(limit, following).await.unwrap_or_else(|_| {
+                super::notice(&format!(
+                    "the update still runs: `twinbootctl watch {}` follows it",
+                    self.device
+                ));
+                Ok(Exit::Late)
+            }),
+        }
+    }
+
+    fn patience(&self) -> Patience {
+        // The hub demands an answer limit beyond the connect limit, and has 30 s as its own default.
+        let answer_secs = (self.connect_timeout + 30).min(*ANSWER_SECS.end());
+        Patience { connect_secs: self.connect_timeout, answer_secs }
+    }
+
+    /// Until its end; with a `doubt` whether it began, until that is confirmed.
+    async fn follow(
+        &self,
+        ctl: &Ctl,
+        mut follow: Follow,
+        mut doubt: Option<ServiceError>,
+    ) -> Result<Exit, CliError> {
+        let mut story = Story::new(ctl, &self.device);
+        let begun = Instant::now();
+        loop {
+            let twin = story.twin().await?;
+            let look = follow.look(&twin);
+            story.tell(&twin, &look)?;
+            if let Some(outcome) = look.outcome {
+                return Ok(exit(&outcome));
+            }
+            let doubtful = !follow.seen() && begun.elapsed() >= DOUBT_LIMIT;
+            if let Some(error) = doubt.take_if(|_| doubtful) {
+                return Err(error.into());
+            }
+        }
+    }
+}
+
+fn is_new(answer: &MethodAnswer) -> bool {
+    // The tutorials' devices answer with other shapes, and always begin.
+    let said = answer.payload.get("Response").and_then(|said| said.as_str());
+    said.is_none_or(|said| said == STARTED)
+}
+
+fn exit(outcome: &Outcome) -> Exit {
+    match outcome {
+        Outcome::Completed => Exit::Done,
+        Outcome::Failed(_) => Exit::UpdateFailed,
+        Outcome::RolledBack(_) => Exit::RolledBack,
+        Outcome::Replaced(_) => Exit::Failed,
+    }
+}

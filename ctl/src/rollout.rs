@@ -1,0 +1,302 @@
+//! A rollout: rings of devices, opened one after the other through a gate. Pure.
+//!
+//! All of it is in one automatic device configuration, whose target condition is widened by a ring at a time. Not one
+//! configuration for each ring, because then a stop would be one write, and two operators are told apart by one etag;
+//! because the content, which the hub never changes, is the same for all rings by construction; because no ring can be
+//! half deleted or half paused when a write in the middle is throttled (the hub takes one each three seconds); and
+//! because a hub has room for a hundred configurations, a free one for ten. Rings, gate and how many rings are open are
+//! in its labels, which can be changed; the target condition follows from them, so a paused rollout loses nothing.
+//!
+//! The counts come from queries by ring and update id, not from the hub's metrics: those know no rings, are up to five
+//! minutes old, and are empty while nothing is targeted.
+
+pub mod gate;
+pub mod why;
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use self::gate::{Gate, Tally, Verdict};
+
+/// No device has a space in its name, so this targets none.
+const NOBODY: &str = "deviceId = 'rollout paused'";
+
+/// The path of the desired property in a configuration.
+const FIRMWARE: &str = "properties.desired.firmware";
+
+/// The same for all rollouts: of two that target one device, the hub then takes the newer.
+const PRIORITY: u32 = 10;
+
+/// A rollout, as the hub keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rollout {
+    pub name: String,
+    pub version: String,
+    pub update_id: String,
+    /// The target condition of each ring; `*` for all devices.
+    pub rings: Vec<String>,
+    /// How many of them are open.
+    pub open: usize,
+    pub gate: Gate,
+    pub paused: bool,
+}
+
+/// A configuration that was not made by `rollout create`.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("configuration `{name}` is no rollout of this tool: {why}")]
+pub struct NotARollout {
+    name: String,
+    why: &'static str,
+}
+
+impl Rollout {
+    /// Reads a configuration.
+    pub fn of(configuration: &Value) -> Result<Self, NotARollout> {
+        let name = configuration.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let not = |why| NotARollout { name: name.clone(), why };
+        let firmware = configuration
+            .pointer("/content/deviceContent")
+            .and_then(|content| content.get(FIRMWARE))
+            .ok_or_else(|| not("it sets no firmware"))?;
+        let text = |key| firmware.get(key).and_then(Value::as_str).map(str::to_owned);
+        let label = |key: &str| configuration.get("labels")?.get(key)?.as_str();
+        let number = |key: &str| label(key)?.parse().ok();
+        let rings: Vec<String> =
+            (1..).map_while(|ring| label(&ring_label(ring))).map(str::to_owned).collect();
+        let open = number("ringsOpen").and_then(|open: u64| usize::try_from(open).ok());
+        let open =
+            open.filter(|open| (1..=rings.len()).contains(open)).ok_or_else(|| not("it has no rings"))?;
+        let gate = Gate {
+            failed_percent: number("gateFailedPercent").ok_or_else(|| not("it has no gate"))?,
+            done_percent: number("gateDonePercent").ok_or_else(|| not("it has no gate"))?,
+        };
+        Ok(Self {
+            version: text("fwVersion").ok_or_else(|| not("its firmware has no version"))?,
+            update_id: text("updateId").ok_or_else(|| not("its firmware has no update id"))?,
+            rings,
+            open,
+            gate,
+            paused: label("paused").is_some(),
+            name,
+        })
+    }
+
+    /// The configuration to create.
+    pub fn configuration(&self, firmware: &Value) -> Value {
+        let configuration = json!({
+            "id": self.name,
+            "schemaVersion": "1.0",
+            "content": { "deviceContent": { FIRMWARE: firmware } },
+            "priority": PRIORITY,
+            "metrics": { "queries": self.metrics() },
+        });
+        self.write_to(configuration)
+    }
+
+    /// The configuration that was read, with this rollout's state in it.
+    pub fn write_to(&self, mut configuration: Value) -> Value {
+        if let Some(fields) = configuration.as_object_mut() {
+            fields.insert("labels".into(), Value::Object(self.labels()));
+            fields.insert("targetCondition".into(), json!(self.target_condition()));
+        }
+        configuration
+    }
+
+    fn labels(&self) -> Map<String, Value> {
+        let mut labels = Map::new();
+        for (ring, condition) in (1..).zip(&self.rings) {
+            labels.insert(ring_label(ring), json!(condition));
+        }
+        labels.insert("ringsOpen".into(), json!(self.open.to_string()));
+        labels.insert("gateFailedPercent".into(), json!(self.gate.failed_percent.to_string()));
+        labels.insert("gateDonePercent".into(), json!(self.gate.done_percent.to_string()));
+        if self.paused {
+            labels.insert("paused".into(), json!("true"));
+        }
+        labels
+    }
+
+    fn target_condition(&self) -> String {
+        if self.paused { NOBODY.to_owned() } else { any_of(self.open_rings()) }
+    }
+
+    pub fn open_rings(&self) -> &[String] {
+        self.rings.get(..self.open).unwrap_or(&self.rings)
+    }
+
+    /// For the hub's own pages; five is as many as it takes.
+    fn metrics(&self) -> BTreeMap<&'static str, String> {
+        let count = |condition: String| {
+            let applied = format!("configurations.[[{}]].status = 'Applied'", self.name);
+            format!("SELECT deviceId FROM devices WHERE {applied} AND ({condition})")
+        };
+        let mine = self.is_mine();
+        let status = |status: &str| count(format!("({mine}) AND {STATUS} = '{status}'"));
+        BTreeMap::from([
+            ("current", count(format!("({mine}) AND {STATUS} IN ['completed', 'standBy']"))),
+            ("downloading", status("downloading")),
+            ("applying", status("applying")),
+            ("error", status("failed")),
+            ("rolledback", status("rolledBack")),
+        ])
+    }
+
+    /// Whether what a device reports is about this update. A device that had the version before, such as one that was
+    /// flashed with it, has nothing to do and is done.
+    fn is_mine(&self) -> String {
+        format!(
+            "{UPDATE_ID} = {} OR (properties.reported.firmware.currentFwVersion = {} AND {STATUS} IN ['completed', 'standBy'])",
+            quoted(&self.update_id),
+            quoted(&self.version)
+        )
+    }
+
+    /// Asks how many devices a ring has.
+    pub fn count_query(condition: &str) -> String {
+        format!("SELECT COUNT() AS n FROM devices{}", filter(&[condition]))
+    }
+
+    /// Asks how many devices of a ring are how far.
+    pub fn states_query(&self, condition: &str) -> String {
+        let filter = filter(&[condition, &self.is_mine()]);
+        format!("SELECT {STATUS} AS status, COUNT() AS n FROM devices{filter} GROUP BY {STATUS}")
+    }
+
+    /// Asks which devices failed, and why.
+    pub fn failures_query(&self) -> String {
+        let mine = format!("{UPDATE_ID} = {}", quoted(&self.update_id));
+        let failed = format!("{STATUS} IN ['failed', 'rolledBack']");
+        let error = "properties.reported.firmware.error";
+        let filter = filter(&[&any_of(self.open_rings()), &mine, &failed]);
+        format!(
+            "SELECT deviceId, {STATUS} AS status, {error}.code AS code, {error}.message AS message FROM devices{filter}"
+        )
+    }
+
+    /// What is to be done, by the counts of the ring that was opened last.
+    pub fn decide(&self, last_ring: &Tally) -> Verdict {
+        if self.paused {
+            return Verdict::Wait("paused".into());
+        }
+        let ring = self.open;
+        match self.gate.decide(last_ring) {
+            Verdict::Open if self.open == self.rings.len() => Verdict::Complete,
+            Verdict::Wait(why) => Verdict::Wait(format!("ring {ring}: {why}")),
+            Verdict::Stop(why) => Verdict::Stop(format!("ring {ring}: {why}")),
+            verdict => verdict,
+        }
+    }
+}
+
+const STATUS: &str = "properties.reported.firmwareStatus";
+const UPDATE_ID: &str = "properties.reported.firmware.updateId";
+
+fn ring_label(ring: usize) -> String {
+    format!("ring{ring}")
+}
+
+/// `(a) OR (b)`; all devices, if one of them is.
+fn any_of(conditions: &[String]) -> String {
+    match conditions {
+        [only] => only.clone(),
+        several if several.iter().any(|condition| condition == "*") => "*".to_owned(),
+        several => several.iter().map(|condition| format!("({condition})")).collect::<Vec<_>>().join(" OR "),
+    }
+}
+
+/// ` WHERE (a) AND (b)`, without those that all devices meet.
+fn filter(conditions: &[&str]) -> String {
+    let conditions: Vec<String> = conditions
+        .iter()
+        .filter(|condition| **condition != "*")
+        .map(|condition| format!("({condition})"))
+        .collect();
+    if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) }
+}
+
+/// A string of the query language.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rollout() -> Rollout {
+        Rollout {
+            name: "fw-2".into(),
+            version: "2.0'x".into(),
+            update_id: "u-2".into(),
+            rings: vec!["tags.ring = '1'".into(), "tags.ring = '2'".into(), "*".into()],
+            open: 1,
+            gate: Gate { failed_percent: 2, done_percent: 95 },
+            paused: false,
+        }
+    }
+
+    fn firmware() -> Value {
+        json!({"fwPackageURI": "https://host.example/2.img", "fwVersion": "2.0'x", "updateId": "u-2"})
+    }
+
+    #[test]
+    fn a_rollout_is_read_back_from_its_configuration() {
+        for (open, paused) in [(1, false), (2, true), (3, false)] {
+            let rollout = Rollout { open, paused, ..rollout() };
+            assert_eq!(Rollout::of(&rollout.configuration(&firmware())), Ok(rollout));
+        }
+        let foreign =
+            json!({"id": "x", "labels": {}, "content": {"deviceContent": {"properties.desired.a": 1}}});
+        assert_eq!(
+            Rollout::of(&foreign).unwrap_err().to_string(),
+            "configuration `x` is no rollout of this tool: it sets no firmware"
+        );
+        for label in ["ringsOpen", "gateDonePercent", "ring1"] {
+            let mut configuration = rollout().configuration(&firmware());
+            configuration["labels"].as_object_mut().unwrap().remove(label);
+            assert!(Rollout::of(&configuration).is_err(), "{label}");
+        }
+    }
+
+    #[test]
+    fn the_target_is_widened_ring_by_ring_and_a_pause_targets_nobody() {
+        let target = |open, paused| Rollout { open, paused, ..rollout() }.target_condition();
+        assert_eq!(target(1, false), "tags.ring = '1'");
+        assert_eq!(target(2, false), "(tags.ring = '1') OR (tags.ring = '2')");
+        assert_eq!(target(3, false), "*");
+        assert_eq!(target(2, true), NOBODY);
+    }
+
+    #[test]
+    fn a_write_keeps_what_it_does_not_know() {
+        let configuration = json!({"id": "fw-2", "etag": "MQ==", "priority": 7, "content": {"a": 1}, "labels": {"paused": "true"}});
+        let written = rollout().write_to(configuration);
+        assert_eq!(
+            (&written["etag"], &written["priority"], &written["content"]["a"]),
+            (&json!("MQ=="), &json!(7), &json!(1))
+        );
+        assert_eq!(written["labels"].get("paused"), None);
+    }
+
+    #[test]
+    fn queries_are_about_this_update_and_this_ring() {
+        let query = rollout().states_query("tags.ring = '1'");
+        assert!(
+            query.contains("WHERE (tags.ring = '1') AND (properties.reported.firmware.updateId = 'u-2' OR "),
+            "{query}"
+        );
+        assert!(query.contains(r"currentFwVersion = '2.0\'x' AND"), "{query}");
+        assert_eq!(Rollout::count_query("*"), "SELECT COUNT() AS n FROM devices");
+        let all = Rollout { open: 3, ..rollout() };
+        assert!(all.failures_query().contains("devices WHERE (properties.reported.firmware.updateId"));
+    }
+
+    #[test]
+    fn the_last_ring_has_nothing_behind_it_and_a_pause_opens_nothing() {
+        let done = Tally { devices: 10, current: 10, ..Tally::default() };
+        assert_eq!(rollout().decide(&done), Verdict::Open);
+        assert_eq!(Rollout { open: 3, ..rollout() }.decide(&done), Verdict::Complete);
+        assert_eq!(Rollout { paused: true, ..rollout() }.decide(&done), Verdict::Wait("paused".into()));
+    }
+}

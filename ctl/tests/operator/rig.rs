@@ -1,0 +1,103 @@
+//! A hub, and an operator at a workstation.
+
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use hub_emulator::hub::{Hub, HubOptions};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::timeout;
+
+/// Generous: two loaded cores may take a while, and a test that passes does not wait.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+pub const TOOL: &str = env!("CARGO_BIN_EXE_twinbootctl");
+
+pub struct Rig {
+    pub hub: Hub,
+    pub dir: TempDir,
+}
+
+/// What a run of the tool came to.
+#[derive(Debug)]
+pub struct Run {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Rig {
+    pub async fn new() -> Self {
+        let hub = Hub::start(HubOptions::default()).await.unwrap();
+        let rig = Self { hub, dir: tempfile::tempdir().unwrap() };
+        std::fs::write(rig.ca_file(), rig.hub.ca_pem()).unwrap();
+        rig
+    }
+
+    pub fn ca_file(&self) -> PathBuf {
+        self.dir.path().join("ca.pem")
+    }
+
+    /// The tool with the hub's credentials in its environment, and nothing else of ours.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(TOOL);
+        command
+            .args(arguments)
+            .env_clear()
+            .env("HOME", self.dir.path())
+            .env("IOTHUB_CONNECTION_STRING", self.hub.service_connection_string())
+            .env("TWINBOOTCTL_CA_FILE", self.ca_file())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
+    pub async fn run(&self, arguments: &[&str]) -> Run {
+        run(self.command(arguments)).await
+    }
+
+    /// Runs it, and reads its output as JSON lines.
+    pub async fn events(&self, arguments: &[&str]) -> (i32, Vec<Value>) {
+        let run = self.run(arguments).await;
+        let events = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (run.code, events)
+    }
+}
+
+/// A tool that runs, line by line.
+pub struct Running {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// Waits for the next line, which is to be this one.
+    pub async fn says(&mut self, expected: &str) {
+        let line = timeout(LIMIT, self.lines.next_line()).await.unwrap().unwrap();
+        assert_eq!(line.as_deref(), Some(expected));
+    }
+
+    /// Waits for its end.
+    pub async fn exits(mut self) -> i32 {
+        assert_eq!(timeout(LIMIT, self.lines.next_line()).await.unwrap().unwrap(), None);
+        timeout(LIMIT, self.child.wait()).await.unwrap().unwrap().code().unwrap()
+    }
+}
+
+pub async fn run(mut command: Command) -> Run {
+    let output: Output = timeout(LIMIT, command.output()).await.unwrap().unwrap();
+    Run {
+        code: output.status.code().unwrap(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}

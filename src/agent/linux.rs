@@ -1,0 +1,291 @@
+//! The machine that the daemon runs on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, watch};
+use tracing::{error, info, warn};
+
+use super::AgentError;
+use super::machine::{Found, Machine};
+use crate::boot::booted::{self, Evidence};
+use crate::boot::scheme::Scheme;
+use crate::boot::{BootControl, BootError};
+use crate::config::Config;
+use crate::health;
+use crate::hooks;
+use crate::install::{self, ImageSpec, Job};
+use crate::store::{StateStore, StoreError};
+use crate::system::{self, message_id};
+use crate::trial::{Mark, MarkError};
+use crate::update::{
+    Boot, Code, Effect, Environment, Event, Failure, HookRun, Record, Slot, Update, Verdict,
+};
+
+/// A reboot takes seconds to begin; one that has not begun by then is asked for again.
+const REBOOT_AGAIN: Duration = Duration::from_secs(60);
+
+/// Then the watchdog is no longer fed, and bites.
+const REBOOTS_ASKED_MAX: usize = 5;
+
+/// An environment that could not be written on the good slot is left alone for a while.
+const ROLL_BACK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Slots, boot environment, state directory and service manager, where the configuration says that they are.
+#[derive(Clone, Debug)]
+pub struct Linux {
+    config: Config,
+    booted: Evidence,
+    store: StateStore,
+    mark: Mark,
+    hooks: Arc<Mutex<()>>,
+}
+
+impl Linux {
+    /// Looks which slot runs, and what was saved.
+    ///
+    /// # Errors
+    /// When the agent could not work here.
+    pub(super) async fn look_around(config: Config) -> Result<(Self, Found), AgentError> {
+        let clock_check_command = config.system.clock_check_command.clone();
+        let look = tokio::task::spawn_blocking(move || Self::look(config)).await;
+        let (machine, found) = look.map_err(|_| AgentError::Interrupted)??;
+        info!("{}; boot {}", machine.booted, found.boot.id);
+        let clock_is_right = system::clock_is_right(&clock_check_command).await;
+        Ok((machine, Found { clock_is_right, ..found }))
+    }
+
+    fn look(config: Config) -> Result<(Self, Found), AgentError> {
+        let proc = &config.system.proc;
+        let booted = booted::booted_slot(proc, &config.slots)?;
+        let boot = Boot { id: booted::boot_id(proc)?, slot: booted.slot };
+        let store = StateStore::open(&config.state_directory)?;
+        if let Some(slot) = slot_below(&config) {
+            return Err(AgentError::StateOnSlot { path: config.state_directory.clone(), slot });
+        }
+        let loaded = store.load()?;
+        let state_fault = loaded.damage.map(|damage| {
+            let message = format!("{damage}; it was moved aside, and what was under way is not known");
+            error!(MESSAGE_ID = message_id::STATE_DAMAGED, "{message}");
+            Failure::new(Code::StateDamaged, message)
+        });
+        let image_version = system::image_version(&config.system.os_release);
+        let mark = Mark::new(&config.state_directory);
+        let trial_timeouts = mark.reboots();
+        let record = loaded.record;
+        let found = Found { boot, record, state_fault, image_version, trial_timeouts, clock_is_right: false };
+        Ok((Self { config, booted, store, mark, hooks: Arc::default() }, found))
+    }
+
+    /// Makes one decision in the environment, on a thread of its own. The error is one line for a person.
+    async fn on_environment<T: Send + 'static>(
+        &self,
+        decision: impl FnOnce(&mut BootControl) -> Result<T, BootError> + Send + 'static,
+    ) -> Result<T, String> {
+        let config = self.config.boot.clone();
+        let blocking = move || {
+            let mut boot = BootControl::open(&config).map_err(|error| install::one_line(&error))?;
+            decision(&mut boot).map_err(|error| install::one_line(&error))
+        };
+        tokio::task::spawn_blocking(blocking).await.unwrap_or_else(|_| Err("interrupted".to_owned()))
+    }
+
+    /// One environment transaction.
+    async fn decide<T: Send + 'static>(
+        &self,
+        code: Code,
+        decision: impl FnOnce(&mut BootControl) -> Result<T, BootError> + Send + 'static,
+    ) -> Result<(), Failure> {
+        let result = self.on_environment(decision).await;
+        result.map(drop).map_err(|reason| {
+            error!("{reason}");
+            Failure::new(code, reason)
+        })
+    }
+
+    /// Changes the mark by which systemd ends a trial, on a thread of its own.
+    async fn mark(
+        &self,
+        code: Code,
+        change: impl FnOnce(&Mark) -> Result<(), MarkError> + Send + 'static,
+    ) -> Result<(), Failure> {
+        let mark = self.mark.clone();
+        let changed = tokio::task::spawn_blocking(move || change(&mark)).await;
+        let result = changed.map_err(|_| "interrupted".to_owned());
+        result.and_then(|changed| changed.map_err(|error| install::one_line(&error))).map_err(|reason| {
+            error!("{reason}");
+            Failure::new(code, reason)
+        })
+    }
+
+    /// No boot of the trial is without the mark: it is there before.
+    async fn activate(&self, target: Slot) -> Result<(), Failure> {
+        let (command_line, boots) = (self.config.system.proc.join("cmdline"), self.config.boot.attempts);
+        self.mark(Code::ActivateFailed, move |mark| mark.arm(&command_line, boots)).await?;
+        self.decide(Code::ActivateFailed, move |boot| boot.activate(target)).await
+    }
+
+    /// No boot of the committed slot has the mark: it is gone before.
+    async fn commit(&self, target: Slot) -> Result<(), Failure> {
+        self.mark(Code::CommitFailed, Mark::disarm).await?;
+        self.decide(Code::CommitFailed, move |boot| boot.commit(target)).await
+    }
+
+    /// Until the boot loader goes back by itself, the mark sees to it that it is asked.
+    async fn roll_back(&self, to: Slot, again: bool) -> Result<(), Failure> {
+        if again {
+            tokio::time::sleep(ROLL_BACK_AGAIN).await;
+        }
+        self.decide(Code::EnvironmentUnusable, move |boot| boot.roll_back(to)).await?;
+        self.mark(Code::EnvironmentUnusable, Mark::disarm).await
+    }
+
+    async fn check_health(
+        &self,
+        update: &Update,
+        since: Duration,
+        connected: watch::Receiver<bool>,
+    ) -> Result<(), Failure> {
+        // A power cut may have come between the two steps of a commit, or after both.
+        if self.environment().await == Environment::Uncommitted {
+            let boots = self.config.boot.attempts;
+            // A failure is in the log; the daemon, which runs, judges the trial without it.
+            let _ = self.mark(Code::HealthCheckFailed, move |mark| mark.arm_again(boots)).await;
+        }
+        let result = health::check(&self.config.health, since, update.online_before, connected).await;
+        result.map_err(Failure::from)
+    }
+
+    /// Those of one point at a time: hooks of the last update may still hear how it ended.
+    async fn run_hooks(&self, run: &HookRun) -> Verdict {
+        if run.again {
+            tokio::time::sleep(self.config.hooks.defer_interval).await;
+        }
+        let _alone = self.hooks.lock().await;
+        hooks::run(&self.config.hooks, run, self.booted.slot).await
+    }
+
+    /// RAUC's boot script spends an attempt on each boot, the committed slot's too: a healthy one gets them
+    /// back. An unhealthy one is left to the boot loader.
+    async fn confirm_boot(&self, connected: watch::Receiver<bool>) {
+        if self.environment().await == Environment::Committed {
+            let _ = self.mark(Code::EnvironmentUnusable, Mark::disarm).await;
+        }
+        if self.config.boot.scheme != Scheme::Rauc {
+            return;
+        }
+        let slot = self.booted.slot;
+        match health::check(&self.config.health, system::uptime(), false, connected).await {
+            Ok(()) => match self.on_environment(move |boot| boot.confirm(slot)).await {
+                Ok(_) => info!("slot {slot} is healthy, and has all its boot attempts again"),
+                Err(reason) => error!("{reason}"),
+            },
+            Err(unhealthy) => warn!("slot {slot} keeps a boot attempt less: {unhealthy}"),
+        }
+    }
+
+    /// Asks, and asks again; what does not help in the end is the watchdog's business.
+    async fn reboot(&self) {
+        for _ in 0..REBOOTS_ASKED_MAX {
+            info!("asking for the reboot");
+            if let Err(failed) = system::reboot(&self.config.system.reboot_command).await {
+                error!("cannot ask for the reboot: {failed}");
+            }
+            tokio::time::sleep(REBOOT_AGAIN).await;
+        }
+        error!("the machine does not reboot; leaving it to the watchdog");
+    }
+
+    fn job(&self, update: &Update) -> Job {
+        let request = &update.request;
+        Job {
+            spec: ImageSpec {
+                uri: request.uri.clone(),
+                check_value: request.check_value,
+                size_bytes: request.size_bytes,
+            },
+            target: self.config.slots.device(update.target).clone(),
+            running: Some(self.config.slots.device(self.booted.slot).clone()),
+            proc: self.config.system.proc.clone(),
+            check_required: self.config.install.check_required,
+            keys: self.config.install.keys.clone(),
+            ca_file: self.config.install.ca_file.clone(),
+            checkpoint: self.store.checkpoint(),
+            limits: install::Limits::new(self.config.install.retry_limit),
+        }
+    }
+}
+
+impl Machine for Linux {
+    async fn save(&self, record: Record) -> Result<(), StoreError> {
+        let store = self.store.clone();
+        let saved = tokio::task::spawn_blocking(move || store.save(&record)).await;
+        saved.map_err(|_| StoreError::Interrupted)?
+    }
+
+    async fn environment(&self) -> Environment {
+        match self.on_environment(BootControl::view).await {
+            Err(reason) => Environment::Unusable(reason),
+            Ok(view) => match booted::agreement(&view, &self.booted) {
+                Err(disagreement) => Environment::Unusable(disagreement.to_string()),
+                Ok(()) if view.trial => Environment::Uncommitted,
+                Ok(()) => Environment::Committed,
+            },
+        }
+    }
+
+    async fn install(
+        &self,
+        update: &Update,
+        progress: &watch::Sender<install::Progress>,
+        cancelled: watch::Receiver<bool>,
+    ) -> install::Outcome {
+        let target = update.target;
+        match self.on_environment(move |boot| boot.disable(target)).await {
+            Ok(_) => install::install(&self.job(update), progress, cancelled).await,
+            Err(reason) => Err(Failure::new(Code::EnvironmentUnusable, reason)),
+        }
+    }
+
+    async fn perform(&self, effect: Effect, connected: watch::Receiver<bool>) -> Option<Event> {
+        match effect {
+            Effect::Activate(Update { request, target, .. }) => {
+                Some(Event::Activated(request.id, self.activate(target).await))
+            }
+            Effect::Commit(Update { request, target, .. }) => {
+                Some(Event::Committed(request.id, self.commit(target).await))
+            }
+            Effect::RollBack { id, to, again } => {
+                Some(Event::RolledBack(id, self.roll_back(to, again).await))
+            }
+            Effect::CheckHealth { update, since_uptime_secs } => {
+                let since = Duration::from_secs(since_uptime_secs);
+                let result = self.check_health(&update, since, connected).await;
+                Some(Event::HealthChecked(update.request.id, result))
+            }
+            Effect::RunHooks(run) => {
+                let verdict = self.run_hooks(&run).await;
+                Some(Event::HooksRan(run.update.request.id, run.hook, verdict))
+            }
+            Effect::ConfirmBoot => {
+                self.confirm_boot(connected).await;
+                None
+            }
+            Effect::Reboot => {
+                self.reboot().await;
+                None
+            }
+            Effect::Respond(_) | Effect::Report | Effect::Install(_) | Effect::Abort => None,
+        }
+    }
+}
+
+/// The slot that the state directory is on.
+fn slot_below(config: &Config) -> Option<Slot> {
+    use std::os::unix::fs::MetadataExt as _;
+    let directory = std::fs::metadata(&config.state_directory).ok()?;
+    [Slot::A, Slot::B].into_iter().find(|slot| {
+        let device = std::fs::metadata(config.slots.device(*slot));
+        device.is_ok_and(|device| device.rdev() != 0 && device.rdev() == directory.dev())
+    })
+}
