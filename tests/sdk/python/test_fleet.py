@@ -9,7 +9,7 @@ from azure.iot.hub.models import (
     CloudToDeviceMethod, Configuration, ConfigurationContent, ConfigurationMetrics, ConfigurationQueriesTestInput,
     JobRequest, QuerySpecification, Twin, TwinProperties,
 )
-from conftest import LIMIT_SECS, SERVICE, answer_methods, desired_patches, refused, until
+from conftest import LIMIT_SECS, SERVICE, desired_patches, refused, until
 from msrest.exceptions import DeserializationError
 
 FIRMWARE = {"fwVersion": "2.8.5", "fwPackageURI": "https://secureuri/package.bin", "fwPackageCheckValue": "123456abcde"}
@@ -166,7 +166,7 @@ def tomorrow():
 
 
 def test_a_job_calls_a_method_of_each_device(registry, jobs, device):
-    answer_methods(device.connect(), lambda name, payload: (201, [name, payload]))
+    device.answer_methods(device.connect(), lambda name, payload: (201, [name, payload]))
     until(lambda: registry.invoke_device_method(device.id, CloudToDeviceMethod(method_name="up", payload={})))
     job = method_job(f"deviceId = '{device.id}'")
     created = jobs.create_scheduled_job(job.job_id, job)
