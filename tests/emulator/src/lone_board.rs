@@ -1,7 +1,9 @@
 //! A board that runs the built daemon against a hub started elsewhere, with an image to update it to.
 
-use std::io;
-use std::path::PathBuf;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use hub_emulator::board::{Board, BoardError, BoardOptions, Scheme, Traits, board_image};
@@ -15,6 +17,9 @@ const NEW_VERSION: &str = "2.0";
 const IMAGE_BYTES: usize = 4 << 20;
 /// Makes the download last two seconds: long enough for whoever polls the twin to see it.
 const BYTES_PER_SEC: u64 = 2 << 20;
+
+/// What a new system does before it is committed; for as long as it does, the board is applying.
+const HEALTH_SCRIPT: &str = "#!/bin/sh\nexec sleep 2\n";
 
 /// Which hub, and which daemon.
 #[derive(Args)]
@@ -50,7 +55,7 @@ pub(super) enum LoneBoardError {
 pub(super) async fn run(options: &LoneBoard) -> Result<(), LoneBoardError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(LoneBoardError::Signal)?;
     let read = |path: &PathBuf, source| LoneBoardError::Read { path: path.clone(), source };
-    let ca_pem = std::fs::read_to_string(&options.ca_file).map_err(|error| read(&options.ca_file, error))?;
+    let ca_pem = fs::read_to_string(&options.ca_file).map_err(|error| read(&options.ca_file, error))?;
     let daemon = options.daemon.canonicalize().map_err(|error| read(&options.daemon, error))?;
 
     let image = board_image(NEW_VERSION, Traits::default(), IMAGE_BYTES, 1);
@@ -62,6 +67,8 @@ pub(super) async fn run(options: &LoneBoard) -> Result<(), LoneBoardError> {
 
     let directory = tempfile::Builder::new().prefix("twinboot-board-").tempdir();
     let directory = directory.map_err(LoneBoardError::SetUp)?;
+    let scripts = directory.path().join("health.d");
+    write_health_script(&scripts).map_err(LoneBoardError::SetUp)?;
     let mut board = Board::create(&BoardOptions {
         dir: directory.path().join("board"),
         daemon,
@@ -70,7 +77,7 @@ pub(super) async fn run(options: &LoneBoard) -> Result<(), LoneBoardError> {
         hub_connection_string: Some(options.connection_string.clone()),
         hub_port: options.mqtt_port,
         ca_pem: Some(ca_pem),
-        extra_config: String::new(),
+        extra_config: format!("[health]\nscripts = \"{}\"\n", scripts.display()),
     })
     .map_err(LoneBoardError::SetUp)?;
     board.power_on().await?;
@@ -83,4 +90,10 @@ pub(super) async fn run(options: &LoneBoard) -> Result<(), LoneBoardError> {
     }
     board.cut().await;
     Ok(())
+}
+
+fn write_health_script(directory: &Path) -> io::Result<()> {
+    fs::create_dir(directory)?;
+    let script = OpenOptions::new().create_new(true).write(true).mode(0o755).open(directory.join("10-wait"));
+    script?.write_all(HEALTH_SCRIPT.as_bytes())
 }

@@ -5,7 +5,18 @@ const assert = require('node:assert/strict');
 const { NoRetry } = require('azure-iot-common');
 const { certificate } = require('./certificates');
 const {
-  TRANSPORTS, call, client, connect, desire, device, faults, heard, registry, serviceTwin, test, until,
+  TRANSPORTS,
+  call,
+  client,
+  connect,
+  desire,
+  device,
+  faults,
+  heard,
+  registry,
+  serviceTwin,
+  test,
+  until,
 } = require('./hub');
 
 const STRANGE_KEY = Buffer.alloc(32, 'k').toString('base64');
@@ -17,12 +28,17 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
     const it = await device(t);
     const { secondaryKey } = it.identity.authentication.symmetricKey;
     await client(it, transport, `SharedAccessKey=${secondaryKey}`).open();
-    await assert.rejects(client(it, transport, `SharedAccessKey=${STRANGE_KEY}`).open(), { name: 'UnauthorizedError' });
+    await assert.rejects(client(it, transport, `SharedAccessKey=${STRANGE_KEY}`).open(), {
+      name: 'UnauthorizedError',
+    });
   });
 
   test(`only the certificate with the thumbprint opens over ${name}`, async (t) => {
     const [good, other] = [certificate(t, 'good'), certificate(t, 'other')];
-    const it = await device(t, { type: 'selfSigned', x509Thumbprint: { primaryThumbprint: good.thumbprint } });
+    const it = await device(t, {
+      type: 'selfSigned',
+      x509Thumbprint: { primaryThumbprint: good.thumbprint },
+    });
     const open = async (x509) => {
       const opened = client(it, transport, 'x509=true');
       await opened.setOptions(x509);
@@ -40,7 +56,9 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
     opened.onDeviceMethod('ping', (request, response) => response.send(200, 'pong'));
     const twin = await opened.getTwin();
     let desired;
-    twin.on('properties.desired', (patch) => { desired = structuredClone(patch); });
+    twin.on('properties.desired', (patch) => {
+      desired = structuredClone(patch);
+    });
     assert.deepEqual(await call(it, 'ping', null, PATIENCE), [200, 'pong']);
     for (const version of [2, 3]) {
       await faults(t, { dropConnections: true });
@@ -58,7 +76,12 @@ test('a refusal that may pass is outlasted, others are errors', async (t) => {
   const it = await device(t);
   await faults(t, { refuseConnects: { times: 2, code: 3 } });
   await connect(it);
-  for (const [code, name] of [[1, 'NotImplementedError'], [2, 'UnauthorizedError'], [4, 'UnauthorizedError'], [5, 'UnauthorizedError']]) {
+  for (const [code, name] of [
+    [1, 'NotImplementedError'],
+    [2, 'UnauthorizedError'],
+    [4, 'UnauthorizedError'],
+    [5, 'UnauthorizedError'],
+  ]) {
     await faults(t, { refuseConnects: { times: 1, code } });
     await assert.rejects(connect(await device(t)), { name });
   }

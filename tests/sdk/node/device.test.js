@@ -3,7 +3,19 @@
 
 const assert = require('node:assert/strict');
 const { Message } = require('azure-iot-common');
-const { TRANSPORTS, call, connect, desire, device, faults, heard, rest, serviceTwin, test, until } = require('./hub');
+const {
+  TRANSPORTS,
+  call,
+  connect,
+  desire,
+  device,
+  faults,
+  heard,
+  rest,
+  serviceTwin,
+  test,
+  until,
+} = require('./hub');
 
 for (const [name, transport] of Object.entries(TRANSPORTS)) {
   test(`twin over ${name}`, async (t) => {
@@ -26,9 +38,10 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
       { firmware: { channel: null }, $version: 3 },
     ]);
 
-    const update = (patch) => new Promise((resolve, reject) => {
-      twin.properties.reported.update(patch, (error) => (error ? reject(error) : resolve()));
-    });
+    const update = (patch) =>
+      new Promise((resolve, reject) => {
+        twin.properties.reported.update(patch, (error) => (error ? reject(error) : resolve()));
+      });
     await update({ firmwareStatus: 'standBy', firmware: { a: 1, b: null } });
     const { reported } = (await serviceTwin(it)).properties;
     assert.equal(reported.firmwareStatus, 'standBy');
@@ -71,10 +84,14 @@ for (const [name, transport] of Object.entries(TRANSPORTS)) {
     const [event] = await rest('GET', `/emulator/events/${it.id}`);
     assert.equal(event.body, '{"temperature": 21.5}');
     assert.deepEqual(event.properties, {
-      '$.mid': 'm 1', '$.ct': 'application/json', level: 'warn/ing', 'a key': 'é=ü',
+      '$.mid': 'm 1',
+      '$.ct': 'application/json',
+      level: 'warn/ing',
+      'a key': 'é=ü',
     });
 
-    const send = (body) => rest('POST', `/devices/${it.id}/messages/devicebound`, body, { 'iothub-app-colour': 'red' });
+    const send = (body) =>
+      rest('POST', `/devices/${it.id}/messages/devicebound`, body, { 'iothub-app-colour': 'red' });
     const { messageId } = await send('first');
     const received = await heard(client, 'message');
     assert.equal(received.data.toString(), 'first');

@@ -48,7 +48,9 @@ async function rest(method, path, body, headers = {}) {
   const expiry = Math.ceil(Date.now() / 1000) + 60;
   const token = iothub.SharedAccessSignature.create(HostName, SharedAccessKeyName, SharedAccessKey, expiry);
   const answer = await fetch(`https://${HostName}${path}?api-version=2021-04-12`, {
-    method, headers: { Authorization: token.toString(), ...headers }, body,
+    method,
+    headers: { Authorization: token.toString(), ...headers },
+    body,
     signal: AbortSignal.timeout(LIMIT_MS),
   });
   assert.ok(answer.ok, `${method} ${path}: ${answer.status} ${await answer.clone().text()}`);
@@ -58,7 +60,9 @@ async function rest(method, path, body, headers = {}) {
 /** Injects faults, until the end of the test. */
 async function faults(t, wanted) {
   const post = (body) => rest('POST', '/emulator/faults', JSON.stringify(body));
-  t.after(() => post({ refuseConnects: { times: 0 }, keepOut: [], muteTwin: false, failNextPatch: 0, throttle: 0 }));
+  t.after(() =>
+    post({ refuseConnects: { times: 0 }, keepOut: [], muteTwin: false, failNextPatch: 0, throttle: 0 }),
+  );
   await post(wanted);
 }
 
@@ -69,7 +73,9 @@ async function device(t, authentication) {
   const clients = [];
   t.after(async () => {
     await Promise.all(clients.map((client) => client.close()));
-    await registry.delete(id).catch(() => { /* the test did it */ });
+    await registry.delete(id).catch(() => {
+      /* the test did it */
+    });
   });
   return { id, key: identity.authentication.symmetricKey?.primaryKey, identity, clients };
 }
@@ -105,5 +111,18 @@ function desire(device, desired) {
 }
 
 module.exports = {
-  SERVICE, TRANSPORTS, call, client, connect, desire, device, faults, heard, registry, rest, serviceTwin, test, until,
+  SERVICE,
+  TRANSPORTS,
+  call,
+  client,
+  connect,
+  desire,
+  device,
+  faults,
+  heard,
+  registry,
+  rest,
+  serviceTwin,
+  test,
+  until,
 };

@@ -22,8 +22,12 @@ async function enroll(t, attestation, members = {}, registrationId = newId()) {
   const enrollment = { registrationId, attestation, ...members };
   const { responseBody } = await service.createOrUpdateIndividualEnrollment(enrollment);
   t.after(async () => {
-    await service.deleteIndividualEnrollment(registrationId).catch(() => { /* the test did it */ });
-    await registry.delete(registrationId).catch(() => { /* it never registered */ });
+    await service.deleteIndividualEnrollment(registrationId).catch(() => {
+      /* the test did it */
+    });
+    await registry.delete(registrationId).catch(() => {
+      /* it never registered */
+    });
   });
   return { registrationId, enrollment: responseBody, key: responseBody.attestation.symmetricKey?.primaryKey };
 }
@@ -33,7 +37,9 @@ async function enrollGroup(t, attestation) {
   const { responseBody } = await service.createOrUpdateEnrollmentGroup({ enrollmentGroupId, attestation });
   t.after(async () => {
     await service.deleteEnrollmentGroup(enrollmentGroupId);
-    await registry.delete(registrationId).catch(() => { /* it never registered */ });
+    await registry.delete(registrationId).catch(() => {
+      /* it never registered */
+    });
   });
   return { enrollmentGroupId, registrationId, key: responseBody.attestation.symmetricKey?.primaryKey };
 }
@@ -62,7 +68,10 @@ for (const [name, Transport] of Object.entries({ Mqtt, MqttWs, Http })) {
     const initialTwin = { tags: { site: 'north' }, properties: { desired: { a: 1 } } };
     const it = await enroll(t, { type: 'symmetricKey' }, { initialTwin });
     const state = await register(withKey(it), Transport);
-    assert.deepEqual([state.status, state.deviceId, state.substatus], ['assigned', it.registrationId, 'initialAssignment']);
+    assert.deepEqual(
+      [state.status, state.deviceId, state.substatus],
+      ['assigned', it.registrationId, 'initialAssignment'],
+    );
     const twin = await connects(t, state, `SharedAccessKey=${it.key}`);
     assert.equal(twin.properties.desired.a, 1);
     assert.deepEqual((await serviceTwin({ id: it.registrationId })).tags, { site: 'north' });
@@ -74,7 +83,12 @@ for (const [name, Transport] of Object.entries({ Mqtt, MqttWs, Http })) {
     await faults(t, { retryAfterSecs: 1 });
     const id = newId();
     const own = certificate(t, id);
-    await enroll(t, { type: 'x509', x509: { clientCertificates: { primary: { certificate: own.cert } } } }, {}, id);
+    await enroll(
+      t,
+      { type: 'x509', x509: { clientCertificates: { primary: { certificate: own.cert } } } },
+      {},
+      id,
+    );
     const state = await register(new X509Security(id, own), Transport);
     const twin = await connects(t, state, 'x509=true', own);
     assert.equal(twin.properties.desired.$version, 1);
@@ -88,14 +102,21 @@ test('a device registers with a key of its group', async (t) => {
   const state = await register(withKey({ ...it, key }));
   await connects(t, state, `SharedAccessKey=${key}`);
   const { responseBody: registered } = await service
-    .createEnrollmentGroupDeviceRegistrationStateQuery({ query: '*' }, it.enrollmentGroupId).next();
-  assert.deepEqual(registered.map(({ registrationId }) => registrationId), [it.registrationId]);
+    .createEnrollmentGroupDeviceRegistrationStateQuery({ query: '*' }, it.enrollmentGroupId)
+    .next();
+  assert.deepEqual(
+    registered.map(({ registrationId }) => registrationId),
+    [it.registrationId],
+  );
 });
 
 test("a device registers with a certificate of its group's authority, and no other", async (t) => {
   await faults(t, { retryAfterSecs: 1 });
   const [authority, stranger] = ['one', 'another'].map((name) => certificate(t, name, { authority: true }));
-  const it = await enrollGroup(t, { type: 'x509', x509: { signingCertificates: { primary: { certificate: authority.cert } } } });
+  const it = await enrollGroup(t, {
+    type: 'x509',
+    x509: { signingCertificates: { primary: { certificate: authority.cert } } },
+  });
   const other = certificate(t, it.registrationId, { issuer: stranger });
   await assert.rejects(register(new X509Security(it.registrationId, other)), { name: 'UnauthorizedError' });
   const own = certificate(t, it.registrationId, { issuer: authority });
@@ -107,7 +128,9 @@ test('nobody registers with a wrong key, without an enrollment, or where it is d
   const it = await enroll(t, { type: 'symmetricKey' }, { provisioningStatus: 'disabled' });
   const wrong = Buffer.alloc(32).toString('base64');
   await assert.rejects(register(withKey({ ...it, key: wrong })), { name: 'UnauthorizedError' });
-  await assert.rejects(register(withKey({ registrationId: 'nobody', key: wrong })), { name: 'UnauthorizedError' });
+  await assert.rejects(register(withKey({ registrationId: 'nobody', key: wrong })), {
+    name: 'UnauthorizedError',
+  });
   await assert.rejects(register(withKey(it)), /disabled/i);
 });
 
@@ -122,13 +145,21 @@ test('an enrollment is changed under its etag', async (t) => {
   const changed = { ...it.enrollment, provisioningStatus: 'disabled' };
   const { responseBody: updated } = await service.createOrUpdateIndividualEnrollment(changed);
   assert.equal(updated.provisioningStatus, 'disabled');
-  await assert.rejects(service.createOrUpdateIndividualEnrollment(changed), (error) => error.response.statusCode === 412);
+  await assert.rejects(
+    service.createOrUpdateIndividualEnrollment(changed),
+    (error) => error.response.statusCode === 412,
+  );
   const { responseBody: known } = await service.getIndividualEnrollment(it.registrationId);
   assert.equal(known.etag, updated.etag);
-  const { responseBody: mechanism } = await service.getIndividualEnrollmentAttestationMechanism(it.registrationId);
+  const { responseBody: mechanism } = await service.getIndividualEnrollmentAttestationMechanism(
+    it.registrationId,
+  );
   assert.equal(mechanism.symmetricKey.primaryKey, it.key);
   const { responseBody: all } = await service.createIndividualEnrollmentQuery({ query: '*' }, 100).next();
   assert.ok(all.some(({ registrationId }) => registrationId === it.registrationId));
   await service.deleteIndividualEnrollment(it.registrationId);
-  await assert.rejects(service.getIndividualEnrollment(it.registrationId), (error) => error.response.statusCode === 404);
+  await assert.rejects(
+    service.getIndividualEnrollment(it.registrationId),
+    (error) => error.response.statusCode === 404,
+  );
 });

@@ -4,7 +4,18 @@
 const assert = require('node:assert/strict');
 const { randomUUID } = require('node:crypto');
 const { JobClient, Registry } = require('azure-iothub');
-const { SERVICE, call, connect, desire, device, faults, registry, serviceTwin, test, until } = require('./hub');
+const {
+  SERVICE,
+  call,
+  connect,
+  desire,
+  device,
+  faults,
+  registry,
+  serviceTwin,
+  test,
+  until,
+} = require('./hub');
 
 const jobs = JobClient.fromConnectionString(SERVICE);
 
@@ -32,7 +43,11 @@ test('a device from its beginning to its end', async (t) => {
   assert.ok(it.key, 'the hub makes the keys that the SDK leaves empty');
   await assert.rejects(registry.create({ deviceId: it.id }), refusal('DeviceAlreadyExistsError', 409));
 
-  const { responseBody: disabled } = await registry.update({ ...it.identity, status: 'disabled', statusReason: 'why not' });
+  const { responseBody: disabled } = await registry.update({
+    ...it.identity,
+    status: 'disabled',
+    statusReason: 'why not',
+  });
   assert.deepEqual([disabled.status, disabled.statusReason], ['disabled', 'why not']);
   assert.equal(disabled.authentication.symmetricKey.primaryKey, it.key);
   const { responseBody: known } = await registry.get(it.id);
@@ -49,13 +64,19 @@ test('a device from its beginning to its end', async (t) => {
 test('devices in bulk, and how many there are', async (t) => {
   const count = async () => (await registry.getRegistryStatistics()).responseBody.totalDeviceCount;
   const before = await count();
-  const devices = [1, 2, 3].map((number) => ({ deviceId: `node-bulk-${number}-${randomUUID()}`, status: 'enabled' }));
+  const devices = [1, 2, 3].map((number) => ({
+    deviceId: `node-bulk-${number}-${randomUUID()}`,
+    status: 'enabled',
+  }));
   const { responseBody: added } = await registry.addDevices(devices);
   assert.deepEqual([added.isSuccessful, added.errors], [true, []]);
   assert.equal(await count(), before + 3);
 
   const again = registry.addDevices(devices.slice(0, 1));
-  await assert.rejects(again, (error) => error.response.statusCode === 400 && /DeviceAlreadyExists/.test(error.message));
+  await assert.rejects(
+    again,
+    (error) => error.response.statusCode === 400 && /DeviceAlreadyExists/.test(error.message),
+  );
 
   const disabled = devices.map((one) => ({ ...one, status: 'disabled' }));
   assert.equal((await registry.updateDevices(disabled, true)).responseBody.isSuccessful, true);
@@ -72,7 +93,10 @@ test('modules', async (t) => {
   const it = await device(t);
   await registry.addModule({ deviceId: it.id, moduleId: 'sensor', managedBy: 'me' });
   const { responseBody: modules } = await registry.getModulesOnDevice(it.id);
-  assert.deepEqual(modules.map(({ moduleId, managedBy }) => [moduleId, managedBy]), [['sensor', 'me']]);
+  assert.deepEqual(
+    modules.map(({ moduleId, managedBy }) => [moduleId, managedBy]),
+    [['sensor', 'me']],
+  );
   await registry.updateModuleTwin(it.id, 'sensor', { properties: { desired: { a: 1 } } }, '*');
   const { responseBody: twin } = await registry.getModuleTwin(it.id, 'sensor');
   assert.equal(twin.properties.desired.a, 1);
@@ -92,7 +116,10 @@ test('a twin is patched under its etag', async (t) => {
 });
 
 test('nobody gets in without the right key, and nobody too often', async (t) => {
-  const wrong = SERVICE.replace(/SharedAccessKey=.*/, `SharedAccessKey=${Buffer.alloc(32).toString('base64')}`);
+  const wrong = SERVICE.replace(
+    /SharedAccessKey=.*/,
+    `SharedAccessKey=${Buffer.alloc(32).toString('base64')}`,
+  );
   await assert.rejects(Registry.fromConnectionString(wrong).list(), refusal('UnauthorizedError', 401));
   const it = await device(t);
   await faults(t, { throttle: 1 });
@@ -113,9 +140,17 @@ test('queries are paged', async (t) => {
   const found = await allPages(twins, () => twins.nextAsTwin());
   assert.deepEqual(found.sizes, [2, 2, 1]);
   assert.deepEqual(found.rows.map((twin) => twin.deviceId).sort(), ids.sort());
-  const counted = registry.createQuery(`SELECT tags.floor AS floor, COUNT() AS n FROM devices ${where} GROUP BY tags.floor`);
+  const counted = registry.createQuery(
+    `SELECT tags.floor AS floor, COUNT() AS n FROM devices ${where} GROUP BY tags.floor`,
+  );
   const { rows } = await allPages(counted);
-  assert.deepEqual(rows.sort((a, b) => a.floor - b.floor), [{ floor: 0, n: 3 }, { floor: 1, n: 2 }]);
+  assert.deepEqual(
+    rows.sort((a, b) => a.floor - b.floor),
+    [
+      { floor: 0, n: 3 },
+      { floor: 1, n: 2 },
+    ],
+  );
   await assert.rejects(registry.createQuery('SELECT').next(), refusal('ArgumentError', 400));
 });
 
@@ -123,15 +158,27 @@ test('a configuration from its beginning to its end', async (t) => {
   const it = await device(t);
   await registry.updateTwin(it.id, { tags: { devicetype: it.id } }, '*');
   const id = `firmware-${randomUUID()}`;
-  const firmware = { fwVersion: '2.8.5', fwPackageURI: 'https://secureuri/package.bin', fwPackageCheckValue: '123456abcde' };
+  const firmware = {
+    fwVersion: '2.8.5',
+    fwPackageURI: 'https://secureuri/package.bin',
+    fwPackageCheckValue: '123456abcde',
+  };
   const { responseBody: created } = await registry.addConfiguration({
     id,
     content: { deviceContent: { 'properties.desired.firmware': firmware } },
     targetCondition: `tags.devicetype = '${it.id}'`,
     priority: 20,
-    metrics: { queries: { current: "SELECT deviceId FROM devices WHERE properties.reported.firmware.fwUpdateStatus = 'current'" } },
+    metrics: {
+      queries: {
+        current: "SELECT deviceId FROM devices WHERE properties.reported.firmware.fwUpdateStatus = 'current'",
+      },
+    },
   });
-  t.after(() => registry.removeConfiguration(id).catch(() => { /* the test did it */ }));
+  t.after(() =>
+    registry.removeConfiguration(id).catch(() => {
+      /* the test did it */
+    }),
+  );
   await assert.rejects(registry.addConfiguration(created), (error) => error.response.statusCode === 409);
   await until(async () => (await serviceTwin(it)).properties.desired.firmware);
   const { responseBody: applied } = await registry.getConfiguration(id);
@@ -165,16 +212,30 @@ test('jobs call methods and update twins', async (t) => {
   await jobs.scheduleDeviceMethod(called, condition, method, new Date(), 60);
   assert.equal((await ended(called)).status, 'completed');
   const query = registry.createQuery(`SELECT * FROM devices.jobs WHERE devices.jobs.jobId = '${called}'`);
-  const { rows: [row] } = await allPages(query);
+  const {
+    rows: [row],
+  } = await allPages(query);
   assert.deepEqual(row.outcome.deviceMethodResponse, { status: 201, payload: { a: 1 } });
 
   const updated = `updated-${randomUUID()}`;
-  await jobs.scheduleTwinUpdate(updated, condition, { etag: '*', properties: { desired: { b: 2 } } }, new Date(), 60);
+  await jobs.scheduleTwinUpdate(
+    updated,
+    condition,
+    { etag: '*', properties: { desired: { b: 2 } } },
+    new Date(),
+    60,
+  );
   assert.equal((await ended(updated)).status, 'completed');
   assert.equal((await serviceTwin(it)).properties.desired.b, 2);
 
   const again = `again-${randomUUID()}`;
-  await jobs.scheduleTwinUpdate(again, condition, { etag: '*', properties: { desired: { b: 3 } } }, new Date(), 60);
+  await jobs.scheduleTwinUpdate(
+    again,
+    condition,
+    { etag: '*', properties: { desired: { b: 3 } } },
+    new Date(),
+    60,
+  );
   await ended(again);
   const { rows, sizes } = await allPages(jobs.createQuery('scheduleUpdateTwin', 'completed', 1));
   const ids = rows.map((job) => job.jobId);

@@ -25,6 +25,10 @@ test('an upload that failed is told of', async (t) => {
   await uploader.notifyBlobUploadStatus(correlationId, false, 500, 'the disk is gone');
   const [upload] = await rest('GET', `/emulator/uploads/${it.id}`);
   assert.equal(upload.sizeBytes, null);
-  assert.deepEqual(upload.notification, { isSuccess: false, statusCode: 500, statusDescription: 'the disk is gone' });
+  assert.deepEqual(upload.notification, {
+    isSuccess: false,
+    statusCode: 500,
+    statusDescription: 'the disk is gone',
+  });
   await assert.rejects(uploader.notifyBlobUploadStatus(correlationId, true, 200, 'again'));
 });

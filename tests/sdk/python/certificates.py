@@ -30,8 +30,8 @@ class Workshop:
         """A certificate, signed by itself or by `issuer`."""
         self.made += 1
         certificate = Certificate(*(str(self.directory / f"{self.made}.{kind}") for kind in ("pem", "key")))
-        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-        command += ["-days", "2", "-subj", f"/CN={common_name}", "-out", certificate.cert_file]
+        command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2".split()
+        command += ["-subj", f"/CN={common_name}", "-out", certificate.cert_file]
         command += ["-keyout", certificate.key_file]
         command += ["-addext", f"basicConstraints=critical,CA:{'TRUE' if authority else 'FALSE'}"]
         if issuer:

@@ -93,13 +93,17 @@ class Device:
     def client(self, key=None, **options):
         """A client that is not connected yet."""
         text = f"HostName=localhost;DeviceId={self.id};SharedAccessKey={key or self.key}"
-        return self.keep(IoTHubDeviceClient.create_from_connection_string(
-            text, server_verification_cert=CA_PEM, connection_retry_interval=1, **options
-        ))
+        return self.keep(
+            IoTHubDeviceClient.create_from_connection_string(
+                text, server_verification_cert=CA_PEM, connection_retry_interval=1, **options
+            )
+        )
 
     def module_client(self, module_id, key):
         text = f"HostName=localhost;DeviceId={self.id};ModuleId={module_id};SharedAccessKey={key}"
-        return self.keep(IoTHubModuleClient.create_from_connection_string(text, server_verification_cert=CA_PEM))
+        return self.keep(
+            IoTHubModuleClient.create_from_connection_string(text, server_verification_cert=CA_PEM)
+        )
 
     def answer_methods(self, client, answer):
         """Answers each direct method with what `answer(name, payload)` returns, a status and a payload.

@@ -48,7 +48,10 @@ def test_desired_properties_are_read_and_pushed(registry, device, transport):
     desire(registry, device, second)
     assert patches.get(timeout=LIMIT_SECS) == second | {"$version": 3}
     assert client.get_twin()["desired"] == {
-        "firmware": {"fwVersion": "2.0"}, "steps": [], "é": "ü", "$version": 3,
+        "firmware": {"fwVersion": "2.0"},
+        "steps": [],
+        "é": "ü",
+        "$version": 3,
     }
 
 
@@ -118,7 +121,8 @@ def test_a_method_carries_any_json_both_ways(registry, device, transport, payloa
     # The service SDK sends an empty text for no payload.
     received = "" if payload is None else payload
     assert call(registry, device, "firmwareUpdate", payload) == (
-        200, {"name": "firmwareUpdate", "received": received},
+        200,
+        {"name": "firmwareUpdate", "received": received},
     )
 
 

@@ -6,13 +6,24 @@ import uuid
 import pytest
 from azure.iot.hub import IoTHubConfigurationManager, IoTHubJobManager
 from azure.iot.hub.models import (
-    CloudToDeviceMethod, Configuration, ConfigurationContent, ConfigurationMetrics, ConfigurationQueriesTestInput,
-    JobRequest, QuerySpecification, Twin, TwinProperties,
+    CloudToDeviceMethod,
+    Configuration,
+    ConfigurationContent,
+    ConfigurationMetrics,
+    ConfigurationQueriesTestInput,
+    JobRequest,
+    QuerySpecification,
+    Twin,
+    TwinProperties,
 )
 from conftest import LIMIT_SECS, SERVICE, desired_patches, refused, until
 from msrest.exceptions import DeserializationError
 
-FIRMWARE = {"fwVersion": "2.8.5", "fwPackageURI": "https://secureuri/package.bin", "fwPackageCheckValue": "123456abcde"}
+FIRMWARE = {
+    "fwVersion": "2.8.5",
+    "fwPackageURI": "https://secureuri/package.bin",
+    "fwPackageCheckValue": "123456abcde",
+}
 
 
 def rollout(condition, content=None, priority=10, **metrics):
@@ -70,7 +81,9 @@ def test_a_configuration_reaches_the_devices_that_it_targets(registry, configura
 
     client.patch_twin_reported_properties({"firmware": {"fwUpdateStatus": "downloading"}})
     counted = {"downloading": 1, "current": 0}
-    measured = until(lambda: (now := configurations.get_configuration(wanted.id)).metrics.results == counted and now)
+    measured = until(
+        lambda: (now := configurations.get_configuration(wanted.id)).metrics.results == counted and now
+    )
     assert measured.system_metrics.results == {"targetedCount": 1, "appliedCount": 1}
     assert set(measured.system_metrics.queries) == {"targetedCount", "appliedCount"}
     query = f"SELECT deviceId FROM devices WHERE configurations.[[{wanted.id}]].status = 'Applied'"
@@ -119,9 +132,12 @@ def test_a_configuration_that_is_none_is_refused(configurations):
         configurations.create_configuration(rollout("tags.a ="))
     with refused(400):
         configurations.create_configuration(rollout("properties.desired.a = 1"))
-    tested = configurations.test_configuration_queries(ConfigurationQueriesTestInput(
-        target_condition="tags.a = ", custom_metric_queries={"bad": "SELECT", "good": "SELECT * FROM devices"}
-    ))
+    tested = configurations.test_configuration_queries(
+        ConfigurationQueriesTestInput(
+            target_condition="tags.a = ",
+            custom_metric_queries={"bad": "SELECT", "good": "SELECT * FROM devices"},
+        )
+    )
     assert tested.target_condition_error
     assert set(tested.custom_metric_query_errors) == {"bad"}
     tested = configurations.test_configuration_queries(
@@ -142,8 +158,12 @@ def twin_job(condition, start=None, **desired):
 
 def request(kind, condition, start, **content):
     return JobRequest(
-        job_id=f"job-{uuid.uuid4()}", type=kind, query_condition=condition, max_execution_time_in_seconds=60,
-        start_time=start, **content,
+        job_id=f"job-{uuid.uuid4()}",
+        type=kind,
+        query_condition=condition,
+        max_execution_time_in_seconds=60,
+        start_time=start,
+        **content,
     )
 
 
@@ -232,7 +252,8 @@ def test_a_job_that_is_none_is_refused_or_fails(jobs):
 
 
 @pytest.mark.xfail(
-    raises=DeserializationError, strict=True,
+    raises=DeserializationError,
+    strict=True,
     reason="azure-iot-hub 2.7.0 expects an object where the hub answers GET /jobs/v2/query with an array",
 )
 def test_jobs_are_listed(jobs):

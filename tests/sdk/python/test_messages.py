@@ -20,15 +20,21 @@ def events(rest, device):
 
 def test_a_message_reaches_the_cloud_with_its_properties(device, events, transport):
     client = device.connect(**transport)
-    message = Message('{"temperature": 21.5}', message_id="m 1", content_type="application/json", content_encoding="utf-8")
+    message = Message(
+        '{"temperature": 21.5}', message_id="m 1", content_type="application/json", content_encoding="utf-8"
+    )
     message.correlation_id = "c&1"
     message.custom_properties = {"level": "warn/ing", "a key": "é=ü"}
     client.send_message(message)
     event = events(1)
     assert event["body"] == '{"temperature": 21.5}'
     assert event["properties"] == {
-        "$.mid": "m 1", "$.cid": "c&1", "$.ct": "application/json", "$.ce": "utf-8",
-        "level": "warn/ing", "a key": "é=ü",
+        "$.mid": "m 1",
+        "$.cid": "c&1",
+        "$.ct": "application/json",
+        "$.ce": "utf-8",
+        "level": "warn/ing",
+        "a key": "é=ü",
     }
     client.send_message("plain")
     assert (events(2)["body"], events(2)["properties"]) == ("plain", {})
@@ -55,7 +61,11 @@ def test_a_message_from_the_cloud_waits_for_the_device(registry, rest, device, t
     client.on_message_received = messages.put
     first = send(rest, device, "first", colour="red")
     message = messages.get(timeout=LIMIT_SECS)
-    assert (message.data, message.message_id, message.custom_properties) == (b"first", first, {"colour": "red"})
+    assert (message.data, message.message_id, message.custom_properties) == (
+        b"first",
+        first,
+        {"colour": "red"},
+    )
 
     client.disconnect()
     send(rest, device, "second")

@@ -50,15 +50,23 @@ def derived(group_key, registration_id):
 
 def with_key(registration_id, key, **options):
     return ProvisioningDeviceClient.create_from_symmetric_key(
-        provisioning_host="localhost", registration_id=registration_id, id_scope=ID_SCOPE, symmetric_key=key,
-        server_verification_cert=CA_PEM, **options,
+        provisioning_host="localhost",
+        registration_id=registration_id,
+        id_scope=ID_SCOPE,
+        symmetric_key=key,
+        server_verification_cert=CA_PEM,
+        **options,
     )
 
 
 def with_certificate(registration_id, certificate, **options):
     return ProvisioningDeviceClient.create_from_x509_certificate(
-        provisioning_host="localhost", registration_id=registration_id, id_scope=ID_SCOPE,
-        x509=X509(certificate.cert_file, certificate.key_file), server_verification_cert=CA_PEM, **options,
+        provisioning_host="localhost",
+        registration_id=registration_id,
+        id_scope=ID_SCOPE,
+        x509=X509(certificate.cert_file, certificate.key_file),
+        server_verification_cert=CA_PEM,
+        **options,
     )
 
 
@@ -84,10 +92,14 @@ def connects_with_key(state, key):
 
 
 def connects_with_certificate(state, certificate):
-    return connects(IoTHubDeviceClient.create_from_x509_certificate(
-        X509(certificate.cert_file, certificate.key_file), hostname=state.assigned_hub, device_id=state.device_id,
-        server_verification_cert=CA_PEM,
-    ))
+    return connects(
+        IoTHubDeviceClient.create_from_x509_certificate(
+            X509(certificate.cert_file, certificate.key_file),
+            hostname=state.assigned_hub,
+            device_id=state.device_id,
+            server_verification_cert=CA_PEM,
+        )
+    )
 
 
 def test_a_device_registers_with_its_key(enroll, registry, dps, transport):
@@ -121,7 +133,9 @@ def test_a_device_registers_with_its_certificate(enroll, certificates, transport
     registration_id = new_id()
     certificate = certificates.make(registration_id)
     client_certificates = {"primary": {"certificate": certificate.pem()}}
-    enroll("enrollments", registration_id, {"type": "x509", "x509": {"clientCertificates": client_certificates}})
+    enroll(
+        "enrollments", registration_id, {"type": "x509", "x509": {"clientCertificates": client_certificates}}
+    )
     enroll.device(registration_id)
     state = with_certificate(registration_id, certificate, **transport).register().registration_state
     assert connects_with_certificate(state, certificate)["desired"] == {"$version": 1}
@@ -166,10 +180,13 @@ def test_a_device_waits_while_it_is_assigned_and_the_service_is_busy(enroll, fau
     assert with_key(registration_id, key_of(enrollment)).register().status == "assigned"
 
 
-@pytest.mark.parametrize("policy, status", [
-    ({"updateHubAssignment": True, "migrateDeviceData": False}, "deviceDataReset"),
-    ({"updateHubAssignment": False, "migrateDeviceData": False}, "initialAssignment"),
-])
+@pytest.mark.parametrize(
+    "policy, status",
+    [
+        ({"updateHubAssignment": True, "migrateDeviceData": False}, "deviceDataReset"),
+        ({"updateHubAssignment": False, "migrateDeviceData": False}, "initialAssignment"),
+    ],
+)
 def test_what_a_second_registration_does_is_the_enrollments_policy(enroll, registry, policy, status):
     registration_id = new_id()
     enrollment = enroll("enrollments", registration_id, SYMMETRIC_KEY, reprovisionPolicy=policy)

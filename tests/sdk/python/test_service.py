@@ -4,7 +4,12 @@ import pytest
 import requests
 from azure.iot.hub import IoTHubRegistryManager
 from azure.iot.hub.models import (
-    AuthenticationMechanism, CloudToDeviceMethod, ExportImportDevice, QuerySpecification, SymmetricKey, Twin,
+    AuthenticationMechanism,
+    CloudToDeviceMethod,
+    ExportImportDevice,
+    QuerySpecification,
+    SymmetricKey,
+    Twin,
     TwinProperties,
 )
 from conftest import LIMIT_SECS, SERVICE, Device, desired_patches, new_id, refused, until
@@ -115,11 +120,13 @@ def test_devices_in_bulk(registry, made):
     assert (result.is_successful, result.errors) == (True, [])
     assert registry.get_device(ids[0]).authentication.symmetric_key.primary_key == PRIMARY
 
-    result = registry.bulk_create_or_update_devices([
-        bulk(ids[0], "update", status="disabled"),
-        bulk(ids[1], "updateTwin", tags={"ring": "canary"}),
-        bulk(ids[2], "delete"),
-    ])
+    result = registry.bulk_create_or_update_devices(
+        [
+            bulk(ids[0], "update", status="disabled"),
+            bulk(ids[1], "updateTwin", tags={"ring": "canary"}),
+            bulk(ids[2], "delete"),
+        ]
+    )
     assert result.is_successful
     assert registry.get_device(ids[0]).status == "disabled"
     assert registry.get_twin(ids[1]).tags == {"ring": "canary"}
@@ -128,7 +135,9 @@ def test_devices_in_bulk(registry, made):
 
     result = registry.bulk_create_or_update_devices([bulk(ids[0], "create"), bulk(ids[2], "create")])
     assert result.is_successful is False
-    assert [(error.device_id, error.error_code) for error in result.errors] == [(ids[0], "DeviceAlreadyExists")]
+    assert [(error.device_id, error.error_code) for error in result.errors] == [
+        (ids[0], "DeviceAlreadyExists")
+    ]
 
 
 def test_modules(registry, device, rest):
@@ -164,7 +173,9 @@ def twin_with(tags=None, **desired):
 
 def test_twins_are_patched_and_replaced_under_their_etag(registry, device):
     first = registry.get_twin(device.id)
-    patched = registry.update_twin(device.id, twin_with({"a": {"b": 1, "c": 2}}, x={"y": 1, "z": 2}), first.etag)
+    patched = registry.update_twin(
+        device.id, twin_with({"a": {"b": 1, "c": 2}}, x={"y": 1, "z": 2}), first.etag
+    )
     with refused(412, "PreconditionFailed"):
         registry.update_twin(device.id, twin_with({"a": 1}), first.etag)
     patched = registry.update_twin(device.id, twin_with({"a": {"b": None}}, x={"y": None}), patched.etag)
@@ -180,7 +191,9 @@ def test_twins_are_patched_and_replaced_under_their_etag(registry, device):
     with refused(400):
         registry.update_twin(device.id, twin_with({"a.b": 1}))
     with refused(400):
-        registry.update_twin(device.id, twin_with({"text": "x" * 4000, "more": "x" * 4000, "much": "x" * 4000}))
+        registry.update_twin(
+            device.id, twin_with({"text": "x" * 4000, "more": "x" * 4000, "much": "x" * 4000})
+        )
     assert registry.get_twin(device.id).etag == replaced.etag
 
 
@@ -269,7 +282,9 @@ def test_queries_project_and_count(registry, rings):
     def rows(query):
         page = registry.query_iot_hub(QuerySpecification(query=query.format(ring=f"tags.ring = '{rings}'")))
         assert page.type == "Raw"
-        return [row if isinstance(row, dict) else row.as_dict() | row.additional_properties for row in page.items]
+        return [
+            row if isinstance(row, dict) else row.as_dict() | row.additional_properties for row in page.items
+        ]
 
     assert rows("SELECT COUNT() AS devices FROM devices WHERE {ring}") == [{"devices": 7}]
     floors = rows("SELECT tags.floor AS floor, COUNT() AS n FROM devices WHERE {ring} GROUP BY tags.floor")

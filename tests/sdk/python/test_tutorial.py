@@ -19,10 +19,15 @@ STORY_LIMIT_SECS = 120
 def board(device, registry, tmp_path):
     """A board that runs the daemon and stands by. Gives the image that it may be updated to, and its SHA-256."""
     command = [BINARIES / "hub-emulator", "board", "--daemon", BINARIES / "twinboot", "--ca-file", CA_FILE]
-    command += ["--connection-string", f"HostName=localhost;DeviceId={device.id};SharedAccessKey={device.key}"]
+    command += [
+        "--connection-string",
+        f"HostName=localhost;DeviceId={device.id};SharedAccessKey={device.key}",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         told = dict(process.stdout.readline().split() for _ in range(3))
-        standing_by = lambda: registry.get_twin(device.id).properties.reported.get("firmwareStatus") == "standBy"
+        standing_by = (
+            lambda: registry.get_twin(device.id).properties.reported.get("firmwareStatus") == "standBy"
+        )
         until(standing_by)
         yield told["image:"], told["sha256:"]
         process.terminate()
@@ -36,7 +41,11 @@ def test_the_tutorials_service_script_updates_a_board(device, registry, board):
     assert lines[0] == "Direct Method called."
     assert "Firmware update started" in lines[1]
     statuses = [line for line in lines[3:-2] if line != "Waiting on device..."]
-    assert statuses == ["Downloading firmware...", "Download complete, applying firmware...", "Firmware applied"]
+    assert statuses == [
+        "Downloading firmware...",
+        "Download complete, applying firmware...",
+        "Firmware applied",
+    ]
     reported = registry.get_twin(device.id).properties.reported
     assert reported["firmware"]["currentFwVersion"] == "2.0"
     assert reported["lastFirmwareUpdate"]

@@ -10,8 +10,12 @@ def test_a_file_goes_up_in_three_steps(rest, device):
     client = device.client()
     storage = client.get_storage_info_for_blob("logs/today ü.txt")
     assert storage["blobName"] == f"{device.id}/logs/today ü.txt"
-    url = f"https://{storage['hostName']}/{storage['containerName']}/{storage['blobName']}{storage['sasToken']}"
-    put = requests.put(url, data=b"what happened", headers={"x-ms-blob-type": "BlockBlob"}, timeout=LIMIT_SECS)
+    url = (
+        f"https://{storage['hostName']}/{storage['containerName']}/{storage['blobName']}{storage['sasToken']}"
+    )
+    put = requests.put(
+        url, data=b"what happened", headers={"x-ms-blob-type": "BlockBlob"}, timeout=LIMIT_SECS
+    )
     assert put.status_code == 201, put.text
     client.notify_blob_upload_status(storage["correlationId"], True, put.status_code, "there")
     [upload] = rest("GET", f"/emulator/uploads/{device.id}").json()
