@@ -26,6 +26,7 @@ pub mod control;
 pub mod health;
 pub mod hub;
 pub mod install;
+pub mod network;
 pub mod redact;
 pub mod store;
 pub mod system;

@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use twinboot::install::slot::{BlockDevice, SlotDevice};
+use twinboot::install::verify::ImageCheck;
 use twinboot::install::{ImageSpec, Job, Limits, Outcome, Progress, install, install_to};
 use twinboot::update::{Code, Sha256Digest};
 
@@ -232,7 +233,8 @@ impl Bench {
             target: self.path("slot"),
             running: None,
             proc: "/proc".into(),
-            check_required: true,
+            check: ImageCheck::Required,
+            network: None,
             keys: self.path("keys"),
             ca_file: None,
             checkpoint: self.path("checkpoint.json"),

@@ -139,9 +139,10 @@ impl Linux {
             target: self.config.slots.device(update.target).clone(),
             running: Some(self.config.slots.device(self.booted.slot).clone()),
             proc: self.config.system.proc.clone(),
-            check_required: self.config.install.check_required,
+            check: self.config.install.check,
             keys: self.config.install.keys.clone(),
             ca_file: self.config.install.ca_file.clone(),
+            network: self.config.network.clone(),
             checkpoint: self.store.checkpoint(),
             limits: install::Limits::new(self.config.install.retry_limit),
         }

@@ -1,10 +1,12 @@
-//! The command line: one file per subcommand. All but `run` and `check-config` talk to the running daemon.
+//! The command line: one file per subcommand. All but `run`, `network` and `check-config` talk to the running
+//! daemon.
 
 mod cancel;
 mod check_config;
 mod commit;
 mod install;
 mod logging;
+mod network;
 mod paint;
 mod progress;
 mod rollback;
@@ -22,6 +24,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::agent::AgentError;
 use crate::config::{DEFAULT_CONTROL_SOCKET, Faults};
 use crate::control::{Answer, Client, ClientError, Command};
+use crate::install::fetch::FetchError;
 use crate::update::{Code, Failure, UpdateId};
 
 const EXIT_CODES: &str = "\
@@ -53,6 +56,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Subcommands {
     Run(run::Run),
+    Network(network::Network),
     Status(status::StatusCommand),
     Slots(slots::Slots),
     Install(install::Install),
@@ -98,6 +102,10 @@ enum CliError {
     Runtime(#[source] io::Error),
     #[error("the agent stopped")]
     Agent(#[source] AgentError),
+    #[error("cannot listen for the agent")]
+    Listen(#[source] io::Error),
+    #[error(transparent)]
+    Network(#[from] FetchError),
     #[error("cannot write the output")]
     Output(#[from] io::Error),
 }
@@ -114,6 +122,8 @@ impl CliError {
             | Self::Logging(_)
             | Self::Runtime(_)
             | Self::Agent(_)
+            | Self::Listen(_)
+            | Self::Network(_)
             | Self::Output(_) => Exit::Failed,
         }
     }
@@ -174,6 +184,7 @@ impl Socket {
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Subcommands::Run(command) => command.run(),
+        Subcommands::Network(command) => command.run(),
         Subcommands::Status(command) => command.run(),
         Subcommands::Slots(command) => command.run(),
         Subcommands::Install(command) => command.run(),
