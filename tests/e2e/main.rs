@@ -8,3 +8,4 @@ mod cuts;
 mod local;
 mod rig;
 mod service;
+mod split;
