@@ -5,6 +5,7 @@
 
 mod cloud;
 mod cuts;
+mod hostile;
 mod local;
 mod rig;
 mod service;
