@@ -108,10 +108,10 @@ fn hub(
     credentials: Option<&Path>,
     findings: &mut Findings,
 ) -> Option<Option<Hub>> {
-    // An empty one says that there is no such file.
+    // A blank one says that there is no such file.
     let handed_over = |name| {
         let file = credentials?.join(name);
-        file.metadata().is_ok_and(|metadata| metadata.len() > 0).then_some(file)
+        std::fs::read(&file).is_ok_and(|bytes| !bytes.trim_ascii().is_empty()).then_some(file)
     };
     let (string, key) = (handed_over(CONNECTION_STRING), handed_over(DEVICE_KEY));
     if section.is_none() && string.is_none() {
