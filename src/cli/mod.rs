@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::agent::AgentError;
+use crate::boot::fw_env::BootEnvError;
 use crate::config::{DEFAULT_CONTROL_SOCKET, Faults};
 use crate::control::{Answer, Client, ClientError, Command};
 use crate::install::fetch::FetchError;
@@ -102,6 +103,8 @@ enum CliError {
     Runtime(#[source] io::Error),
     #[error("the agent stopped")]
     Agent(#[source] AgentError),
+    #[error(transparent)]
+    Environment(#[from] BootEnvError),
     #[error("cannot listen for the agent")]
     Listen(#[source] io::Error),
     #[error(transparent)]
@@ -122,6 +125,7 @@ impl CliError {
             | Self::Logging(_)
             | Self::Runtime(_)
             | Self::Agent(_)
+            | Self::Environment(_)
             | Self::Listen(_)
             | Self::Network(_)
             | Self::Output(_) => Exit::Failed,
