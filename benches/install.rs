@@ -86,6 +86,7 @@ fn install_once(uri: &str, check_value: &str, target: &str) {
         running: None,
         proc: "/proc".into(),
         check: ImageCheck::Required,
+        version: None,
         network: None,
         keys: "/nonexistent".into(),
         ca_file: None,

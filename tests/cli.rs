@@ -530,12 +530,19 @@ async fn an_install_survives_a_restart_of_the_daemon() {
 }
 
 #[tokio::test]
-async fn systemd_accepts_the_unit() {
+async fn systemd_accepts_the_units() {
     let directory = TempDir::new().unwrap();
-    let unit = include_str!("../systemd/twinboot.service").replace("/usr/bin/twinboot", PROGRAM);
-    let path = directory.path().join("twinboot.service");
-    write(&path, &unit, 0o644);
-    let output = limited(Command::new("systemd-analyze").arg("verify").arg(&path).output()).await;
+    let units = [
+        ("twinboot.service", include_str!("../systemd/twinboot.service")),
+        ("twinboot-network.service", include_str!("../systemd/twinboot-network.service")),
+        ("twinboot-network.socket", include_str!("../systemd/twinboot-network.socket")),
+    ];
+    let paths = units.map(|(name, text)| {
+        let path = directory.path().join(name);
+        write(&path, &text.replace("/usr/bin/twinboot", PROGRAM), 0o644);
+        path
+    });
+    let output = limited(Command::new("systemd-analyze").arg("verify").args(&paths).output()).await;
     let output = output.expect("systemd-analyze is needed (Debian: systemd)");
     let complaints = String::from_utf8(output.stderr).unwrap();
     // About units of the machine itself there may be complaints too.

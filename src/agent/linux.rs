@@ -136,6 +136,7 @@ impl Linux {
                 check_value: request.check_value,
                 size_bytes: request.size_bytes,
             },
+            version: request.version.clone(),
             target: self.config.slots.device(update.target).clone(),
             running: Some(self.config.slots.device(self.booted.slot).clone()),
             proc: self.config.system.proc.clone(),

@@ -126,6 +126,8 @@ impl Limits {
 pub struct Job {
     /// What.
     pub spec: ImageSpec,
+    /// The version that it is said to bring.
+    pub version: Option<String>,
     /// Where to: a block device, or a regular file of fixed length.
     pub target: PathBuf,
     /// The device of the slot that this system runs from; never written.
@@ -333,7 +335,9 @@ impl Run<'_> {
                 return Err(VerifyError::NotASignature { url: shown }.into());
             }
         }
-        Ok(Check::by_signature(&text, keys, job.spec.check_value, (&shown, &job.keys))?)
+        let check = Check::by_signature(&text, keys, job.spec.check_value, (&shown, &job.keys))?;
+        check.admits_version(job.version.as_deref())?;
+        Ok(check)
     }
 
     /// One pass over the source. `suspect` tells whether it was joined from parts that nothing but the

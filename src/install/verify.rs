@@ -80,6 +80,17 @@ pub enum VerifyError {
         /// The keys directory.
         keys: PathBuf,
     },
+    /// Signed as another version: an older image cannot be passed off as a newer one.
+    #[error(
+        "the image is signed as version {signed}, and the request says {}",
+        asked.as_deref().unwrap_or("none")
+    )]
+    OtherVersion {
+        /// By the trusted comment.
+        signed: String,
+        /// By the request.
+        asked: Option<String>,
+    },
     /// Signed, but not these bytes.
     #[error("the signature does not belong to these bytes")]
     BadSignature,
@@ -218,6 +229,22 @@ impl Check {
             }
         }
         Err(VerifyError::UnknownKey { url, keys: directory.to_owned() })
+    }
+
+    /// Whether the image may be called by this version. A signature that names one, by `version=...` in its trusted
+    /// comment, is for that version alone.
+    ///
+    /// # Errors
+    /// When it names another.
+    pub fn admits_version(&self, asked: Option<&str>) -> Result<(), VerifyError> {
+        let Self::Signature(by) = self else { return Ok(()) };
+        let mut words = by.signature.trusted_comment().split_whitespace();
+        match words.find_map(|word| word.strip_prefix("version=")) {
+            Some(signed) if asked != Some(signed) => {
+                Err(VerifyError::OtherVersion { signed: signed.to_owned(), asked: asked.map(str::to_owned) })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn start(&self) -> Result<Verifier<'_>, VerifyError> {
