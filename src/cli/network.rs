@@ -41,10 +41,8 @@ impl Network {
         let network = serve::Network::new(config)?;
         on_one_thread(async {
             let stop = stopped()?;
-            let listener = listener(self.socket.as_deref())
-                .and_then(tokio::net::UnixListener::from_std)
-                .map_err(CliError::Listen)?;
-            network.serve(listener, stop).await;
+            let listener = listener(self.socket.as_deref()).map_err(CliError::Listen)?;
+            network.serve(listener, stop).await.map_err(CliError::Listen)?;
             Ok(Exit::Done)
         })
     }
@@ -52,16 +50,12 @@ impl Network {
 
 /// The systemd socket unit's, as `StandardInput=socket` gives it, or one of our own.
 fn listener(path: Option<&Path>) -> io::Result<UnixListener> {
-    let listener = match path {
-        None => UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?),
-        Some(path) => {
-            // Left by an earlier run; only who may write the directory can put anything there.
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => UnixListener::bind(path)?,
-            }
-        }
+    let Some(path) = path else {
+        return Ok(UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?));
     };
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    // Left by an earlier run; only who may write the directory can put anything there.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => UnixListener::bind(path),
+    }
 }

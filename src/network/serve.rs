@@ -1,10 +1,14 @@
 //! The networked part: answers the agent, one connection each.
 
 use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::net::{UnixListener, UnixStream};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -51,31 +55,30 @@ impl Network {
     }
 
     /// Answers whoever connects to `listener`, until `stop` is there.
-    pub async fn serve(self, listener: UnixListener, stop: impl Future<Output = ()>) {
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub async fn serve(self, listener: UnixListener, stop: impl Future<Output = ()>) -> io::Result<()> {
+        let (sender, mut accepted) = mpsc::channel(1);
+        std::thread::Builder::new().name("accept".to_owned()).spawn(move || accept(&listener, &sender))?;
         let network = Arc::new(self);
         let mut connections = JoinSet::new();
         let mut watchdog = system::watchdog_interval().map(tokio::time::interval);
         let mut stop = std::pin::pin!(stop);
         system::notify_status(true, "waiting for the agent");
         loop {
-            let accepted = tokio::select! {
-                () = &mut stop => return,
-                accepted = listener.accept() => accepted,
-                Some(_) = connections.join_next() => continue,
-                Some(_) = system::tick(&mut watchdog) => {
-                    system::feed_watchdog();
-                    continue;
+            tokio::select! {
+                () = &mut stop => return Ok(()),
+                Some(stream) = accepted.recv() => {
+                    if connections.len() >= CONNECTIONS_MAX {
+                        warn!("the agent has too many connections");
+                    } else {
+                        stream.set_nonblocking(true)?;
+                        connections.spawn(network.clone().converse(UnixStream::from_std(stream)?));
+                    }
                 }
-            };
-            match accepted {
-                Ok(_) if connections.len() >= CONNECTIONS_MAX => warn!("the agent has too many connections"),
-                Ok((stream, _)) => {
-                    connections.spawn(network.clone().converse(stream));
-                }
-                Err(error) => {
-                    warn!("cannot accept a connection: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+                Some(_) = connections.join_next() => {}
+                Some(_) = system::tick(&mut watchdog) => system::feed_watchdog(),
             }
         }
     }
@@ -159,6 +162,30 @@ impl Network {
             }
         }
         Ok(())
+    }
+}
+
+/// Takes connections, on a thread of its own. The socket is the service manager's too, which may change whether it
+/// blocks at any time (`ExecStartPost=` is enough): an asynchronous `accept` could hang.
+fn accept(listener: &UnixListener, connections: &mpsc::Sender<std::os::unix::net::UnixStream>) {
+    loop {
+        let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        let accepted =
+            poll(&mut ready, PollTimeout::NONE).map_err(io::Error::from).and_then(|_| listener.accept());
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                continue;
+            }
+            Err(error) => {
+                warn!("cannot accept a connection: {error}");
+                std::thread::sleep(ACCEPT_PAUSE);
+                continue;
+            }
+        };
+        if connections.blocking_send(stream).is_err() {
+            return;
+        }
     }
 }
 
