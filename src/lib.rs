@@ -30,6 +30,7 @@ pub mod health;
 pub mod hooks;
 pub mod hub;
 pub mod install;
+pub mod network;
 pub mod redact;
 pub mod scripts;
 pub mod store;

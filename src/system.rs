@@ -155,7 +155,15 @@ pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().and_then(|limit| limit.checked_div(2))
 }
 
-/// Feeds the watchdog. Called by the agent's loop alone: a loop that hangs must not be fed for.
+/// The next time of an interval, if there is one.
+pub async fn tick(interval: &mut Option<tokio::time::Interval>) -> Option<tokio::time::Instant> {
+    match interval {
+        Some(interval) => Some(interval.tick().await),
+        None => None,
+    }
+}
+
+/// Feeds the watchdog. Called by a process's main loop alone: a loop that hangs must not be fed for.
 pub fn feed_watchdog() {
     let _ = sd_notify::notify(&[NotifyState::Watchdog]);
 }

@@ -21,6 +21,8 @@ use crate::config::Config;
 use crate::control::{self, Status};
 use crate::hub::{self, HubEvent, MethodCall};
 use crate::install;
+use crate::install::verify::ImageCheck;
+use crate::network;
 use crate::store::StoreError;
 use crate::system::{self, message_id};
 use crate::update::report::{Facts, Phase, Progress, reported};
@@ -127,10 +129,12 @@ pub async fn run_on<M: Machine>(
     let mut agent = Agent::new(machine, config, found, done_sender, status);
     agent.read_environment().await;
     agent.apply(Event::Started, None).await?;
-    let hub = agent.config.hub.clone().map(|config| {
-        let reported = agent.reported.subscribe();
-        tokio::spawn(hub::run(config, system::unix_now, hub_sender, reported))
-    });
+    let reported = agent.reported.subscribe();
+    let hub = match (agent.config.network.clone(), agent.config.hub.clone()) {
+        (Some(socket), _) => Some(tokio::spawn(network::relay::run(socket, hub_sender, reported))),
+        (None, Some(hub)) => Some(tokio::spawn(hub::run(hub, system::unix_now, hub_sender, reported))),
+        (None, None) => None,
+    };
     system::notify_status(true, &agent.status.borrow().summary.clone());
     let ended = agent.serve(Inputs { hub_events, calls, done }, stop).await;
     agent.close(hub).await;
@@ -202,9 +206,10 @@ impl<M: Machine> Agent<M> {
         status: watch::Sender<Status>,
     ) -> Self {
         let Found { boot, record, state_fault, image_version, trial_timeouts, clock_is_right } = found;
-        let hub_detail = match &config.hub {
-            Some(hub) => format!("not yet connected to {}", hub.host_name),
-            None => "no hub is configured".to_owned(),
+        let hub_detail = match (&config.network, &config.hub) {
+            (Some(_), _) => "the networked part has not answered yet".to_owned(),
+            (None, Some(hub)) => format!("not yet connected to {}", hub.host_name),
+            (None, None) => "no hub is configured".to_owned(),
         };
         Self {
             config,
@@ -252,7 +257,7 @@ impl<M: Machine> Agent<M> {
                     let soon = began.elapsed() < CLOCK_SOON;
                     look_at_clock = Instant::now() + if soon { CLOCK_INTERVAL } else { CLOCK_INTERVAL_LATER };
                 }
-                Some(_) = tick(&mut watchdog) => self.on_watchdog(),
+                Some(_) = system::tick(&mut watchdog) => self.on_watchdog(),
             }
         }
     }
@@ -292,7 +297,7 @@ impl<M: Machine> Agent<M> {
         match event {
             HubEvent::Connected => {
                 let name = self.config.hub.as_ref().map(|hub| hub.host_name.as_str());
-                self.hub_detail = format!("connected to {}", name.unwrap_or_default());
+                self.hub_detail = format!("connected to {}", name.unwrap_or("the hub"));
                 self.connected.send_replace(true);
                 self.report();
                 Ok(())
@@ -469,7 +474,7 @@ impl<M: Machine> Agent<M> {
             boot: self.boot,
             now: self.now(),
             policy: Policy {
-                check_required: self.config.install.check_required,
+                check_required: self.config.install.check != ImageCheck::Optional,
                 has_keys: has_keys(self.config.install.keys.clone()).await,
                 allow_downgrade: self.config.install.allow_downgrade,
                 defer_limit_secs: self.config.hooks.defer_limit.as_secs(),
@@ -676,11 +681,4 @@ async fn has_keys(directory: PathBuf) -> bool {
 
 fn facts_progress(progress: install::Progress) -> Progress {
     Progress { phase: progress.phase, bytes: progress.bytes, total_bytes: progress.total_bytes }
-}
-
-async fn tick(interval: &mut Option<tokio::time::Interval>) -> Option<Instant> {
-    match interval {
-        Some(interval) => Some(interval.tick().await),
-        None => None,
-    }
 }

@@ -1,10 +1,12 @@
-//! The command line: one file per subcommand. All but `run` and `check-config` talk to the running daemon.
+//! The command line: one file per subcommand. All but `run`, `network` and `check-config` talk to the running
+//! daemon.
 
 mod cancel;
 mod check_config;
 mod commit;
 mod install;
 mod logging;
+mod network;
 pub mod paint;
 mod progress;
 mod rollback;
@@ -22,8 +24,10 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::agent::AgentError;
+use crate::boot::fw_env::BootEnvError;
 use crate::config::{DEFAULT_CONTROL_SOCKET, Faults};
 use crate::control::{Answer, Client, ClientError, Command};
+use crate::install::fetch::FetchError;
 use crate::update::{Code, Failure, UpdateId};
 
 const EXIT_CODES: &str = "\
@@ -55,6 +59,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Subcommands {
     Run(run::Run),
+    Network(network::Network),
     Status(status::StatusCommand),
     Slots(slots::Slots),
     Install(install::Install),
@@ -100,6 +105,12 @@ enum CliError {
     Runtime(#[source] io::Error),
     #[error("the agent stopped")]
     Agent(#[source] AgentError),
+    #[error(transparent)]
+    Environment(#[from] BootEnvError),
+    #[error("cannot listen for the agent")]
+    Listen(#[source] io::Error),
+    #[error(transparent)]
+    Network(#[from] FetchError),
     #[error("cannot write the output")]
     Output(#[from] io::Error),
 }
@@ -116,6 +127,9 @@ impl CliError {
             | Self::Logging(_)
             | Self::Runtime(_)
             | Self::Agent(_)
+            | Self::Environment(_)
+            | Self::Listen(_)
+            | Self::Network(_)
             | Self::Output(_) => Exit::Failed,
         }
     }
@@ -182,6 +196,7 @@ pub fn definition() -> clap::Command {
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Subcommands::Run(command) => command.run(),
+        Subcommands::Network(command) => command.run(),
         Subcommands::Status(command) => command.run(),
         Subcommands::Slots(command) => command.run(),
         Subcommands::Install(command) => command.run(),

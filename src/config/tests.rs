@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use tempfile::TempDir;
 
 use super::*;
+use crate::install::verify::ImageCheck;
 
 const SLOTS: &str = r#"
 [[slot]]
@@ -71,7 +72,7 @@ fn what_is_not_written_has_its_default() {
     assert_eq!(config.boot.scheme, Scheme::Bootcount);
     assert_eq!(config.boot.attempts, 3);
     assert_eq!(config.boot.lock_files.len(), 2);
-    assert!(config.install.check_required && !config.install.allow_downgrade);
+    assert!(config.install.check == ImageCheck::Required && !config.install.allow_downgrade);
     assert_eq!(config.install.retry_limit, Duration::from_secs(24 * 3600));
     assert_eq!(config.health.deadline, Duration::from_secs(600));
     assert_eq!(config.health.hub, HubCheck::IfOnlineBefore);

@@ -1,5 +1,6 @@
 //! Updates started by the cloud: the daemon, the emulated hub, and an image server.
 
+use std::path::Path;
 use std::time::Duration;
 
 use hub_emulator::board::{Scheme, Slot, Traits, board_image};
@@ -7,10 +8,10 @@ use hub_emulator::hub::{Hub, HubOptions};
 use hub_emulator::images::{DropFault, Faults, ImageServer};
 use serde_json::{Value, json};
 
-use crate::rig::{Choice, IMAGE_BYTES, LIMIT, Rig};
+use crate::rig::{Choice, DAEMON, IMAGE_BYTES, LIMIT, Rig};
 
-const DEVICE: &str = "gateway-1";
-const IMAGE: &str = "2.0.img";
+pub const DEVICE: &str = "gateway-1";
+pub const IMAGE: &str = "2.0.img";
 
 /// A device that is online, and its world.
 pub struct World {
@@ -22,6 +23,17 @@ pub struct World {
 
 impl World {
     pub async fn new(traits: Traits, extra_config: &str) -> Self {
+        let mut world = Self::switched_off(traits, extra_config, Path::new(DAEMON)).await;
+        world.power_on().await;
+        world
+    }
+
+    pub async fn power_on(&mut self) {
+        self.rig.board.power_on().await.unwrap();
+        self.wait_status("standBy").await;
+    }
+
+    pub async fn switched_off(traits: Traits, extra_config: &str, daemon: &Path) -> Self {
         let hub = Hub::start(HubOptions::default()).await.unwrap();
         let images = ImageServer::start(Some(hub.authority().server_config())).await.unwrap();
         let image = board_image("2.0", traits, IMAGE_BYTES, 7);
@@ -31,12 +43,9 @@ impl World {
             hub: Some((hub.add_device(DEVICE), hub.mqtt_port())),
             ca_pem: Some(hub.ca_pem().to_owned()),
             extra_config,
-            ..Choice::default()
+            daemon,
         };
-        let mut rig = Rig::new(choice);
-        rig.board.power_on().await.unwrap();
-        hub.wait_reported(DEVICE, LIMIT, |reported| reported["firmwareStatus"] == "standBy").await.unwrap();
-        Self { hub, images, rig, image }
+        Self { hub, images, rig: Rig::new(choice), image }
     }
 
     fn payload(&self) -> Value {
@@ -68,7 +77,7 @@ impl World {
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest as _;
     sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -6,7 +6,9 @@
 mod cloud;
 mod cuts;
 mod hooks;
+mod hostile;
 mod local;
 mod rig;
 mod service;
+mod split;
 mod trial;

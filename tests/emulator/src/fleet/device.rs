@@ -9,6 +9,7 @@ use twinboot::boot::scheme::Scheme;
 use twinboot::config::{self, Config};
 use twinboot::control::Status;
 use twinboot::hub::auth::{AuthError, ConnectionString, Proof};
+use twinboot::install::verify::ImageCheck;
 
 use super::machine::{Simulated, checks};
 
@@ -60,6 +61,7 @@ fn config(hub: config::Hub) -> Config {
     let nowhere = PathBuf::new;
     Config {
         hub: Some(hub),
+        network: None,
         state_directory: nowhere(),
         slots: config::Slots { a: nowhere(), b: nowhere() },
         boot: config::Boot {
@@ -69,7 +71,7 @@ fn config(hub: config::Hub) -> Config {
             lock_files: Vec::new(),
         },
         install: config::Install {
-            check_required: true,
+            check: ImageCheck::Required,
             keys: nowhere(),
             ca_file: None,
             retry_limit: Duration::ZERO,
