@@ -2,6 +2,7 @@
 //! [`step`], made durable, and only then acted upon.
 
 mod answer;
+mod exporter;
 mod linux;
 mod machine;
 mod summary;
@@ -23,12 +24,14 @@ use crate::hub::{self, HubEvent, MethodCall};
 use crate::install;
 use crate::store::StoreError;
 use crate::system::{self, message_id};
+use crate::update::metrics::Transfer;
 use crate::update::report::{Facts, Phase, Progress, reported};
 use crate::update::{
     Boot, Code, Context, Effect, Environment, Event, Failure, Moment, Outcome, Policy, Record, Slot, State,
     Update, UpdateId, UpdateRequest, step,
 };
 use answer::{Asker, MethodRequest};
+use exporter::Exporter;
 
 pub use linux::Linux;
 pub use machine::{Found, Machine};
@@ -171,6 +174,7 @@ struct Agent<M> {
     hub_detail: String,
     reported: watch::Sender<hub::Reported>,
     status: watch::Sender<Status>,
+    exporter: Option<Exporter>,
 }
 
 /// The running install.
@@ -204,6 +208,7 @@ impl<M: Machine> Agent<M> {
             Some(hub) => format!("not yet connected to {}", hub.host_name),
             None => "no hub is configured".to_owned(),
         };
+        let exporter = config.metrics_file.clone().map(Exporter::start);
         Self {
             config,
             machine,
@@ -226,6 +231,7 @@ impl<M: Machine> Agent<M> {
             hub_detail,
             reported: watch::channel(None).0,
             status,
+            exporter,
         }
     }
 
@@ -572,7 +578,7 @@ impl<M: Machine> Agent<M> {
     }
 
     /// Level-triggered: the twin and the people at the device get the present state.
-    fn report(&self) {
+    fn report(&mut self) {
         let reported = reported(&self.facts());
         self.reported.send_if_modified(|shown| {
             let changed = shown.as_ref() != Some(&reported);
@@ -582,7 +588,8 @@ impl<M: Machine> Agent<M> {
         self.show_status();
     }
 
-    fn show_status(&self) {
+    fn show_status(&mut self) {
+        self.show_metrics();
         let facts = self.facts();
         let summary = summary::summary(&facts, self.shown.bytes_per_sec);
         let slots = &self.config.slots;
@@ -605,6 +612,18 @@ impl<M: Machine> Agent<M> {
             *shown = status;
             changed
         });
+    }
+
+    fn show_metrics(&mut self) {
+        let Some(mut exporter) = self.exporter.take() else { return };
+        let progress = *self.progress.borrow();
+        let transfer = (progress != install::Progress::default()).then(|| Transfer {
+            fetched_bytes: progress.bytes.saturating_sub(progress.resumed_bytes),
+            saved_bytes: progress.resumed_bytes,
+            written_bytes: progress.written_bytes,
+        });
+        exporter.show(&self.facts(), *self.connected.borrow(), transfer);
+        self.exporter = Some(exporter);
     }
 
     /// The few lines that an operator searches for.

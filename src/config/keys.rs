@@ -69,6 +69,7 @@ fn config(
     let install = install(of("install"), main, findings);
     let health = health(of("health"), main, findings);
     let system = system(of("system"), main, findings);
+    let metrics_file = metrics(of("metrics"), main, findings);
     let (slots, partitions) = slots(written, main, scheme, findings);
     let scheme = match (scheme?, partitions) {
         (SchemeName::Bootcount, _) => Scheme::Bootcount,
@@ -86,6 +87,7 @@ fn config(
         install: install?,
         health: health?,
         system: system?,
+        metrics_file,
     })
 }
 
@@ -319,6 +321,24 @@ fn system(section: Option<Section>, main: &Path, findings: &mut Findings) -> Opt
         control_socket: control_socket?,
         os_release: os_release?,
     })
+}
+
+/// The collector reads no other files.
+fn prom_file(value: &Value) -> Result<PathBuf, Wrong> {
+    let file = path(value)?;
+    if file.extension().is_some_and(|extension| extension == "prom") {
+        Ok(file)
+    } else {
+        let hint = "end it in `.prom`: node_exporter reads no other files";
+        Err(section::wrong(format!("{} is no file for node_exporter", value.to_toml()), hint))
+    }
+}
+
+fn metrics(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<PathBuf> {
+    let mut metrics = SectionReader::new("metrics".to_owned(), section, main, findings);
+    let file = metrics.optional("file", prom_file);
+    metrics.finish();
+    file
 }
 
 /// The devices of the slots, and their partition numbers where the scheme wants them.

@@ -62,6 +62,8 @@ pub struct Config {
     pub health: Health,
     /// Where this machine differs from a usual Linux system.
     pub system: System,
+    /// `metrics.file`: kept up to date for node_exporter, if there is one.
+    pub metrics_file: Option<PathBuf>,
 }
 
 /// `[[slot]]`, by name.

@@ -5,6 +5,7 @@
 //! loads the record and feeds [`Event::Started`]; nothing else is remembered.
 
 pub mod code;
+pub mod metrics;
 pub mod moment;
 pub mod record;
 pub mod report;

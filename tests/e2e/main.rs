@@ -7,5 +7,6 @@ mod catalog;
 mod cloud;
 mod cuts;
 mod local;
+mod metrics;
 mod rig;
 mod service;

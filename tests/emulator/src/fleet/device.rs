@@ -83,5 +83,6 @@ fn config(hub: config::Hub) -> Config {
             control_socket: nowhere(),
             os_release: nowhere(),
         },
+        metrics_file: None,
     }
 }
