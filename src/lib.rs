@@ -23,6 +23,7 @@ pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod diagnostics;
 pub mod health;
 pub mod hub;
 pub mod install;
