@@ -276,6 +276,7 @@ mod tests {
             credentials: Credentials::SharedAccessKey(Secret::new(KEY)),
             ca_file: None,
             port: 8883,
+            https_port: 443,
             keep_alive: Duration::from_secs(1),
         };
         let config = Config {

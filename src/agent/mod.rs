@@ -9,7 +9,7 @@ mod summary;
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -167,6 +167,7 @@ struct Agent<M> {
     progress: watch::Sender<install::Progress>,
     shown: Shown,
     rebooting: Option<JoinHandle<()>>,
+    uploading: Option<JoinHandle<()>>,
     desired: Option<UpdateRequest>,
     desired_fault: Option<Failure>,
     state_fault: Option<Failure>,
@@ -224,6 +225,7 @@ impl<M: Machine> Agent<M> {
             progress: watch::channel(install::Progress::default()).0,
             shown: Shown::default(),
             rebooting: None,
+            uploading: None,
             desired: None,
             desired_fault: None,
             state_fault,
@@ -327,11 +329,41 @@ impl<M: Machine> Agent<M> {
                 }
                 Ok(())
             }
+            Ok(MethodRequest::Diagnostics) => {
+                let name = self.upload_diagnostics();
+                drop(call.reply.send(answer::upload_reply(name.as_deref().map_err(|why| *why))));
+                Ok(())
+            }
             Err(refusal) => {
                 drop(call.reply.send(refusal));
                 Ok(())
             }
         }
+    }
+
+    /// Begins it, and gives the name that the file will have; or why not. One at a time.
+    fn upload_diagnostics(&mut self) -> Result<String, &'static str> {
+        if self.uploading.as_ref().is_some_and(|task| !task.is_finished()) {
+            return Err("the upload before it still runs: wait for it");
+        }
+        let hub = self.config.hub.clone().ok_or("no hub is configured")?;
+        let time = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(system::unix_now()));
+        let name = format!("diagnostics/{time}.tar.gz").replace(':', "-");
+        let status = format!("{:#}\n", json!(*self.status.borrow()));
+        let (machine, blob) = (self.machine.clone(), name.clone());
+        self.uploading = Some(tokio::spawn(async move {
+            let uploaded = match machine.diagnostics(status).await {
+                Ok(bytes) => hub::upload::upload(&hub, &blob, bytes, system::unix_now())
+                    .await
+                    .map_err(|error| install::one_line(&error)),
+                Err(why) => Err(why),
+            };
+            match uploaded {
+                Ok(()) => info!("diagnostics are uploaded as {blob}"),
+                Err(why) => error!("cannot upload {blob}: {why}"),
+            }
+        }));
+        Ok(name)
     }
 
     /// A reboot in a trial spends an attempt, and one in an install wastes it.

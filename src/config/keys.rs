@@ -109,6 +109,7 @@ fn hub(
     let gateway_host_name = hub.optional("gateway_host_name", host_name);
     let ca_file = hub.file("ca_file", secret_file::check_public);
     let port = hub.or("port", "8883", number(1..=u16::MAX));
+    let https_port = hub.or("https_port", "443", number(1..=u16::MAX));
     let keep_alive = hub.or("keep_alive", "\"230s\"", duration(SECOND..=KEEP_ALIVE_MOST));
     hub.finish();
     let identity = identity?;
@@ -119,6 +120,7 @@ fn hub(
         credentials: identity.credentials,
         ca_file,
         port: port?,
+        https_port: https_port?,
         keep_alive: keep_alive?,
     }))
 }

@@ -101,6 +101,8 @@ pub struct Hub {
     pub ca_file: Option<PathBuf>,
     /// MQTT over TLS; 8883 unless set.
     pub port: u16,
+    /// File upload; 443 unless set.
+    pub https_port: u16,
     /// MQTT keep-alive.
     pub keep_alive: Duration,
 }

@@ -10,3 +10,4 @@ mod local;
 mod metrics;
 mod rig;
 mod service;
+mod uploads;

@@ -35,6 +35,7 @@ pub(super) fn hub(text: &str, port: u16, ca_file: Option<&Path>) -> Result<confi
         ca_file: ca_file.map(Path::to_owned),
         port,
         // The daemon's default.
+        https_port: 443,
         keep_alive: Duration::from_secs(230),
     })
 }
