@@ -84,7 +84,7 @@ fn about() -> String {
 
 /// This boot, and as many before it as a trial usually takes.
 async fn journal(command: &[String]) -> Vec<(String, String)> {
-    let unit = ["--unit=twinboot", "--lines=2000"].as_slice();
+    let unit = ["--unit=twinboot*", "--lines=2000"].as_slice();
     let warnings = ["--priority=warning", "--lines=1000"].as_slice();
     let mut texts = Vec::new();
     for boot in ["0", "-1", "-2", "-3"] {
@@ -113,7 +113,9 @@ fn of_config(texts: &mut Texts, config: &Config) {
     for name in ["cmdline", "version", "self/mountinfo", "partitions", "uptime", "meminfo"] {
         texts.add_file(&format!("proc/{name}"), &config.system.proc.join(name));
     }
-    texts.add("health.d.txt", &listing(&config.health.scripts));
+    let hooks = files(&config.hooks.directory);
+    let programs = [&config.health.scripts].into_iter().chain(&hooks);
+    texts.add("programs.txt", &programs.map(|directory| listing(directory)).collect::<String>());
     texts.add("keys.txt", &listing(&config.install.keys));
 }
 
@@ -268,6 +270,7 @@ mod tests {
         }
         put(&at("pstore/1795423626/dmesg.txt"), &format!("panic: {leak}"));
         put(&at("health.d/10-app"), &leak);
+        put(&at("hooks.d/before-reboot/20-line"), &leak);
         put(&at("key"), KEY);
         let hub = config::Hub {
             host_name: "hub.example".into(),
@@ -301,6 +304,12 @@ mod tests {
                 hub: HubCheck::Never,
                 units: Vec::new(),
                 scripts: at("health.d"),
+            },
+            hooks: config::Hooks {
+                directory: at("hooks.d"),
+                limit: Duration::ZERO,
+                defer_interval: Duration::ZERO,
+                defer_limit: Duration::ZERO,
             },
             system: config::System {
                 reboot_command: Vec::new(),
@@ -340,8 +349,9 @@ mod tests {
         }
         let pstore = texts.iter().find(|(name, _)| name.starts_with("pstore/")).unwrap();
         assert!(pstore.0.ends_with("1795423626_dmesg.txt") && pstore.1.starts_with("panic: "), "{pstore:?}");
-        assert!(texts["journal/boot-1-twinboot.txt"].starts_with("asked --boot=-1 --unit=twinboot"));
-        assert!(texts["config.txt"].contains("hub.example") && texts["health.d.txt"].contains("10-app"));
+        assert!(texts["journal/boot-1-twinboot.txt"].starts_with("asked --boot=-1 --unit=twinboot*"));
+        assert!(texts["config.txt"].contains("hub.example") && texts["programs.txt"].contains("10-app"));
+        assert!(texts["programs.txt"].contains("before-reboot/20-line: file of mode 600"), "{texts:#?}");
         assert!(texts["environment.txt"].contains("cannot read"), "{}", texts["environment.txt"]);
         assert!(texts["slots.txt"].contains("slot b: "), "{}", texts["slots.txt"]);
     }

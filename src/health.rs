@@ -1,44 +1,29 @@
 //! What a trial boot must pass before it is committed.
 
-use std::io;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use tokio::process::Command;
 use tokio::sync::watch;
 
 use crate::config;
+use crate::scripts::{self, Ended, ScriptError};
 use crate::system;
 use crate::update::{Code, Failure};
 
 /// Why the trial is not healthy.
 #[derive(Debug, thiserror::Error)]
 pub enum HealthError {
-    /// The directory of scripts cannot be read.
-    #[error("cannot read the health checks in {}", path.display())]
-    ReadScripts {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// A script did not start.
-    #[error("cannot run the health check {}", path.display())]
-    StartScript {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// A script was not run.
+    #[error(transparent)]
+    NotRun(#[from] ScriptError),
     /// A script said no.
     #[error("health check {name} ended with {status}{said}")]
     Script {
         /// Its file name.
         name: String,
         /// How it ended.
-        status: std::process::ExitStatus,
+        status: ExitStatus,
         /// Its last words.
         said: String,
     },
@@ -79,15 +64,19 @@ impl From<HealthError> for Failure {
 /// Waits until every check is passed: the hub, then the units, then the scripts in name order.
 ///
 /// # Errors
-/// The first check that fails, or is not passed when `config.deadline` ends on the boot-time clock.
+/// The first check that fails, or is not passed when `config.deadline` ends, which began at the uptime `since`.
 pub async fn check(
     config: &config::Health,
+    since: Duration,
     online_before: bool,
     connected: watch::Receiver<bool>,
 ) -> Result<(), HealthError> {
-    let until = system::uptime().saturating_add(config.deadline);
+    let until = since.saturating_add(config.deadline);
     let left = || until.saturating_sub(system::uptime());
     let late = |check: String| HealthError::Late { check, limit: config.deadline };
+    if left().is_zero() {
+        return Err(late("the trial".to_owned()));
+    }
     let hub_matters = match config.hub {
         config::HubCheck::Always => true,
         config::HubCheck::IfOnlineBefore => online_before,
@@ -101,11 +90,14 @@ pub async fn check(
         let active = system::within(left(), reach_active(unit)).await;
         active.ok_or_else(|| late(format!("unit {unit}")))??;
     }
-    let directory = config.scripts.clone();
-    let listed = tokio::task::spawn_blocking(move || scripts(&directory)).await;
-    for script in listed.map_err(|_| late("the list of health checks".to_owned()))?? {
-        let passed = system::within(left(), run(&script)).await;
-        passed.ok_or_else(|| late(format!("health check {}", name(&script))))??;
+    for script in scripts::list(&config.scripts).await? {
+        let ended = scripts::run(&script, &[], left()).await.map_err(|error| match error {
+            ScriptError::Late { .. } => late(format!("health check {}", scripts::name(&script))),
+            error => error.into(),
+        })?;
+        if !ended.status.success() {
+            return Err(said_no(&script, ended));
+        }
     }
     Ok(())
 }
@@ -134,54 +126,16 @@ async fn reach_active(unit: &str) -> Result<(), HealthError> {
     }
 }
 
-/// The executables of a directory, by name. None, if there is no such directory.
-fn scripts(directory: &Path) -> Result<Vec<PathBuf>, HealthError> {
-    let read = |source| HealthError::ReadScripts { path: directory.to_owned(), source };
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(read)?,
-    };
-    let mut scripts = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(read)?.path();
-        let metadata = std::fs::metadata(&path).map_err(read)?;
-        if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 {
-            scripts.push(path);
-        }
-    }
-    scripts.sort();
-    Ok(scripts)
-}
-
-async fn run(script: &Path) -> Result<(), HealthError> {
-    let output = Command::new(script)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .map_err(|source| HealthError::StartScript { path: script.to_owned(), source })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = last_line(&output.stderr).map(|line| format!(": {line}")).unwrap_or_default();
-    Err(HealthError::Script { name: name(script), status: output.status, said })
-}
-
-fn name(script: &Path) -> String {
-    script.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// As much of the last line as fits into a sentence.
-fn last_line(text: &[u8]) -> Option<String> {
-    const CHARACTERS_MAX: usize = 200;
-    let text = String::from_utf8_lossy(text);
-    let line = text.lines().rfind(|line| !line.trim().is_empty())?;
-    Some(line.trim().chars().take(CHARACTERS_MAX).collect())
+fn said_no(script: &Path, ended: Ended) -> HealthError {
+    let said = ended.said.map(|line| format!(": {line}")).unwrap_or_default();
+    HealthError::Script { name: scripts::name(script), status: ended.status, said }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     struct Bench {
@@ -195,7 +149,7 @@ mod tests {
         for (name, body) in scripts {
             let path = directory.path().join(name);
             crate::store::write_durably(&path, format!("#!/bin/sh\n{body}\n").as_bytes()).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
         }
         let config = config::Health {
             deadline: Duration::from_secs(20),
@@ -207,7 +161,7 @@ mod tests {
     }
 
     async fn check_offline(bench: &Bench) -> Result<(), HealthError> {
-        check(&bench.config, false, bench.connected.subscribe()).await
+        check(&bench.config, system::uptime(), false, bench.connected.subscribe()).await
     }
 
     #[tokio::test]
@@ -233,10 +187,18 @@ mod tests {
     async fn a_device_that_was_online_must_come_online_again() {
         let mut bench = bench(&[]);
         bench.config.deadline = Duration::from_secs(1);
-        let offline = check(&bench.config, true, bench.connected.subscribe()).await;
+        let offline = check(&bench.config, system::uptime(), true, bench.connected.subscribe()).await;
         assert!(matches!(offline, Err(HealthError::Late { .. })));
         bench.connected.send_replace(true);
-        assert!(check(&bench.config, true, bench.connected.subscribe()).await.is_ok());
+        assert!(check(&bench.config, system::uptime(), true, bench.connected.subscribe()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_ended_before_this_start_is_over() {
+        let bench = bench(&[("10-a", "true")]);
+        let since = system::uptime().saturating_sub(bench.config.deadline);
+        let result = check(&bench.config, since, false, bench.connected.subscribe()).await;
+        assert!(matches!(result, Err(HealthError::Late { .. })));
     }
 
     #[tokio::test]

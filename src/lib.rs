@@ -15,8 +15,11 @@
 //! | 9 | [`health`] | the trial boot proves itself |
 //! | 10 | [`boot`] | one transaction commits, or rolls back |
 //!
+//! People's own [`hooks`] are asked before 6 and before 7, and hear of 10. [`trial`] marks what 7 arms, so that
+//! systemd alone can end it.
+//!
 //! [`agent`] is the loop that walks it. Arrows run one way:
-//! `main -> cli -> agent -> {hub, install, boot, store, health, system} -> update`.
+//! `main -> cli -> agent -> {hub, install, boot, store, trial, health, hooks, system} -> update`.
 
 pub mod agent;
 pub mod boot;
@@ -25,10 +28,13 @@ pub mod config;
 pub mod control;
 pub mod diagnostics;
 pub mod health;
+pub mod hooks;
 pub mod hub;
 pub mod install;
 pub mod redact;
+pub mod scripts;
 pub mod store;
 pub mod system;
 pub mod tls;
+pub mod trial;
 pub mod update;

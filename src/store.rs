@@ -60,9 +60,9 @@ pub struct StateStore {
 /// What was found at start.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The state; at rest, where there was none or a damaged one.
+    /// The state; at rest, where there was none, a damaged one, or one of a newer version.
     pub record: Record,
-    /// Why the file that was there is not believed; it was moved to `state.damaged`.
+    /// Why the file that was there is not believed, or not in all; it was moved to `state.damaged`.
     pub damage: Option<RecordError>,
 }
 
@@ -87,11 +87,12 @@ impl StateStore {
         self.directory.join("state")
     }
 
-    /// Reads the state; a damaged file is moved aside. To be at rest is then safe: an armed or running
-    /// trial that nobody commits is undone by the boot loader. Blocks.
+    /// Reads the state; a damaged file is moved aside, and so is one of a newer version, whose safe part is
+    /// taken. To be at rest is then safe: an armed or running trial that nobody commits is undone by the boot
+    /// loader. Blocks.
     ///
     /// # Errors
-    /// When the file is there and cannot be read, or is damaged and cannot be moved.
+    /// When the file is there and cannot be read, or cannot be moved.
     pub fn load(&self) -> Result<Loaded, StoreError> {
         let path = self.file();
         let read = |source| StoreError::Read { path: path.clone(), source };
@@ -109,9 +110,18 @@ impl StateStore {
             Ok(record) => Ok(Loaded { record, damage: None }),
             Err(damage) => {
                 let quarantine = |source| StoreError::Quarantine { path: path.clone(), source };
-                fs::rename(&path, self.directory.join("state.damaged")).map_err(quarantine)?;
-                sync_directory(&self.directory).map_err(quarantine)?;
-                Ok(Loaded { record: Record::default(), damage: Some(damage) })
+                let aside = self.directory.join("state.damaged");
+                let record = if let Some(record) = Record::safe_part(&bytes) {
+                    // A power cut between the two repeats both.
+                    write_durably(&aside, &bytes).map_err(quarantine)?;
+                    self.save(&record)?;
+                    record
+                } else {
+                    fs::rename(&path, &aside).map_err(quarantine)?;
+                    sync_directory(&self.directory).map_err(quarantine)?;
+                    Record::default()
+                };
+                Ok(Loaded { record, damage: Some(damage) })
             }
         }
     }
@@ -142,8 +152,11 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_directory(directory)
 }
 
-/// Makes renames in a directory durable. Blocks.
-fn sync_directory(directory: &Path) -> io::Result<()> {
+/// Makes what was created, renamed and removed in a directory durable. Blocks.
+///
+/// # Errors
+/// When that is not certain.
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
@@ -191,6 +204,21 @@ mod tests {
         assert!(matches!(store.load().unwrap().damage, Some(RecordError::Checksum { .. })));
         assert_eq!(fs::read(store.directory.join("state.damaged")).unwrap(), bytes);
         assert!(store.load().unwrap().damage.is_none());
+    }
+
+    #[test]
+    fn of_a_newer_file_the_safe_part_stays_and_the_whole_is_kept_aside() {
+        let (_directory, store) = store();
+        let content = record().encode().unwrap();
+        let newer = String::from_utf8(content).unwrap().replacen("state 1 ", "state 2 ", 1);
+        write_durably(&store.file(), newer.as_bytes()).unwrap();
+        let loaded = store.load().unwrap();
+        assert!(matches!(loaded.damage, Some(RecordError::Schema { found: 2 })));
+        assert_eq!(loaded.record, record());
+        assert_eq!(fs::read_to_string(store.directory.join("state.damaged")).unwrap(), newer);
+        let again = store.load().unwrap();
+        assert_eq!(again.record, record());
+        assert!(again.damage.is_none());
     }
 
     #[test]

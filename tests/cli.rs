@@ -507,12 +507,21 @@ async fn an_install_survives_a_restart_of_the_daemon() {
 }
 
 #[tokio::test]
-async fn systemd_accepts_the_unit() {
+async fn systemd_accepts_the_units() {
     let directory = TempDir::new().unwrap();
-    let unit = include_str!("../systemd/twinboot.service").replace("/usr/bin/twinboot", PROGRAM);
-    let path = directory.path().join("twinboot.service");
-    write(&path, &unit, 0o644);
-    let output = limited(Command::new("systemd-analyze").arg("verify").arg(&path).output()).await;
+    let units = [
+        ("twinboot.service", include_str!("../systemd/twinboot.service")),
+        ("twinboot-trial.service", include_str!("../systemd/twinboot-trial.service")),
+        ("twinboot-trial.timer", include_str!("../systemd/twinboot-trial.timer")),
+    ];
+    let mut verify = Command::new("systemd-analyze");
+    verify.args(["verify", "--man=no"]);
+    for (name, unit) in units {
+        let path = directory.path().join(name);
+        write(&path, &unit.replace("/usr/bin/twinboot", PROGRAM), 0o644);
+        verify.arg(path);
+    }
+    let output = limited(verify.output()).await;
     let output = output.expect("systemd-analyze is needed (Debian: systemd)");
     let complaints = String::from_utf8(output.stderr).unwrap();
     // About units of the machine itself there may be complaints too.

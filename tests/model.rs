@@ -1,15 +1,16 @@
 //! Exhaustive search of daemon, state file, slots, environment and boot loader, with a crash or a power
 //! cut allowed between any two instructions of the shell, writes that fail, and writes that land although
-//! the call failed.
+//! the call failed. Hooks may put off or refuse, and the guard of a trial, which is systemd's alone, may
+//! strike whenever it can.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may fail where it stands")]
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use twinboot::update::step::{INSTALL_ATTEMPTS_MAX, ROLL_BACK_REBOOTS_MAX};
+use twinboot::update::step::{AFTERWORD_RUNS_MAX, INSTALL_ATTEMPTS_MAX, ROLL_BACK_REBOOTS_MAX};
 use twinboot::update::{
-    Boot, BootId, Code, Context, Effect, Environment, Event, Failure, Image, Moment, Origin, Outcome, Policy,
-    Record, Sha256Digest, Slot, State, UpdateId, UpdateRequest, step,
+    Boot, BootId, Code, Context, Effect, Environment, Event, Failure, Gate, Hook, HookRun, Image, Moment,
+    Origin, Outcome, Policy, Record, Sha256Digest, Slot, State, UpdateId, UpdateRequest, Verdict, step,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,8 +36,12 @@ struct World {
     bootable: [bool; 2],
     trial: bool,
     tries_left: u8,
-    // Ghosts: has the boot loader spent a try since the last activation? What may still happen?
+    mark: Mark,
+    // Ghosts: has the boot loader spent a try since the last activation? Was that trial judged to be good, by
+    // its health or by an operator? Which hooks let the update go on last? What may still happen?
     tried: bool,
+    judged: bool,
+    agreed: Option<Hook>,
     requests_left: u8,
     operator_acts_left: u8,
     faults_left: u8,
@@ -46,7 +51,18 @@ struct World {
     nature: Nature,
 }
 
+/// By it, systemd ends a trial that nobody commits, with or without the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Mark {
+    armed_by: Slot,
+    reboots: u8,
+}
+
 const TRIES: u8 = 2;
+
+/// The second deferral is one too many.
+const DEFER_LIMIT_SECS: u64 = 1;
+
 const NOW: BootId = BootId(1);
 const BEFORE: BootId = BootId(0);
 
@@ -86,7 +102,10 @@ impl World {
             bootable: [true, true],
             trial: false,
             tries_left: 0,
+            mark: Mark { armed_by: Slot::A, reboots: 0 },
             tried: false,
+            judged: false,
+            agreed: None,
             requests_left: 2,
             operator_acts_left: 1,
             faults_left: 2,
@@ -102,10 +121,16 @@ impl World {
         Context {
             boot: Boot { id: NOW, slot: self.slot },
             now: Moment { boot: NOW, uptime_secs: 0, unix_secs: None },
-            policy: Policy { check_required: true, has_keys: false, allow_downgrade: false },
+            policy: Policy {
+                check_required: true,
+                has_keys: false,
+                allow_downgrade: false,
+                defer_limit_secs: DEFER_LIMIT_SECS,
+            },
             environment: if self.trial { Environment::Uncommitted } else { Environment::Committed },
             online: true,
             running_version: None,
+            trial_timeouts: 0,
         }
     }
 
@@ -113,6 +138,11 @@ impl World {
     fn feed(&mut self, event: Event) {
         let step = step(&self.context(), self.disk.clone(), event);
         self.disk = step.record; // Atomic: a crash is before or after.
+        if let State::Asking { attempt, .. } | State::Installing { attempt, .. } = &mut self.disk.state
+            && (2..INSTALL_ATTEMPTS_MAX).contains(attempt)
+        {
+            *attempt = INSTALL_ATTEMPTS_MAX - 1; // Those in between are all alike.
+        }
         self.todo.extend(step.effects);
     }
 
@@ -123,12 +153,19 @@ impl World {
         world
     }
 
-    /// Resets the board and lets the boot loader choose, as the usual U-Boot script does.
     fn power_cycle(&self) -> Self {
+        let mut world = self.boot();
+        world.feed(Event::Started);
+        world
+    }
+
+    /// Resets the board and lets the boot loader choose, as the usual U-Boot script does.
+    fn boot(&self) -> Self {
         let mut world = self.clone();
         world.todo.clear();
         match &mut world.disk.state {
             State::Rebooting { armed_in, .. } => *armed_in = BEFORE,
+            State::Trial { since, .. } => since.boot = BEFORE,
             State::RollingBack { asked_in, .. } if asked_in.is_some() => *asked_in = Some(BEFORE),
             _ => {}
         }
@@ -150,8 +187,35 @@ impl World {
             }
             assert!(world.trial, "committed to a slot that does not boot: {world:?}");
         }
-        world.feed(Event::Started);
         world
+    }
+
+    /// What runs is a trial.
+    fn on_trial(&self) -> bool {
+        self.trial && self.slot == self.first
+    }
+
+    /// `twinboot-trial.service`: whether it ends this boot.
+    fn guard_strikes(&self) -> bool {
+        self.mark.reboots > 0 && self.mark.armed_by != self.slot
+    }
+
+    fn struck(&self) -> Self {
+        let mut world = self.clone();
+        world.mark.reboots -= 1;
+        world
+    }
+
+    /// From here on, no daemon starts any more on the trial: does the device still go back?
+    fn goes_back_without_daemon(&self) -> bool {
+        let mut world = self.clone();
+        while world.on_trial() {
+            if !world.guard_strikes() {
+                return false;
+            }
+            world = world.struck().boot();
+        }
+        true
     }
 
     fn with(&self, event: Event) -> Self {
@@ -163,6 +227,9 @@ impl World {
     /// Everything that others may do at any moment.
     fn outside(&self) -> Vec<Self> {
         let mut out = vec![self.restart_daemon(), self.power_cycle()];
+        if self.guard_strikes() {
+            out.push(self.struck().power_cycle());
+        }
         if self.requests_left > 0 {
             for name in ["one", "two"] {
                 for origin in [Origin::Method, Origin::Desired] {
@@ -174,8 +241,9 @@ impl World {
         }
         if self.operator_acts_left > 0 {
             for event in [Event::CancelRequested(None), Event::CommitRequested, Event::RollBackRequested] {
-                let mut world = self.with(event);
+                let mut world = self.with(event.clone());
                 world.operator_acts_left -= 1;
+                world.judged |= event == Event::CommitRequested;
                 out.push(world);
             }
             // A late answer of something that was given up long ago.
@@ -186,7 +254,8 @@ impl World {
                     Event::Activated(late.clone(), Ok(())),
                     Event::HealthChecked(late.clone(), Ok(())),
                     Event::Committed(late.clone(), Ok(())),
-                    Event::RolledBack(late, Ok(())),
+                    Event::RolledBack(late.clone(), Ok(())),
+                    Event::HooksRan(late, Hook::BeforeReboot, Verdict::GoOn),
                 ] {
                     let mut world = self.with(event);
                     world.operator_acts_left -= 1;
@@ -203,23 +272,38 @@ impl World {
         self.tries_left = if trial { TRIES } else { 0 };
     }
 
-    /// A failed call: nothing landed, or it landed and the call lied.
-    fn failing(&self, landed: &Self, event: &Event, out: &mut Vec<Self>) {
-        if self.faults_left > 0 {
-            for world in [self, landed] {
-                let mut world = world.with(event.clone());
-                world.faults_left -= 1;
-                out.push(world);
-            }
+    fn arm(&mut self) {
+        self.mark = Mark { armed_by: self.slot, reboots: TRIES };
+    }
+
+    fn arm_again(&mut self) {
+        if self.trial && self.mark.reboots == 0 {
+            self.mark.reboots = TRIES;
         }
     }
 
-    /// A transaction: cut after it, or fail, or succeed.
-    fn transaction(&self, landed: Self, failed: &Event, done: Event, out: &mut Vec<Self>) {
-        self.failing(&landed, failed, out);
-        out.push(landed.restart_daemon());
-        out.push(landed.power_cycle());
-        out.push(landed.with(done));
+    fn disarm(&mut self) {
+        self.mark.reboots = 0;
+    }
+
+    fn health(&mut self) -> Result<(), Failure> {
+        self.judged |= self.nature.healthy;
+        if self.nature.healthy { Ok(()) } else { failure(Code::HealthCheckFailed) }
+    }
+
+    /// A transaction after these steps, the last of which completes it: cut after any, fail after any or
+    /// although all landed, or succeed.
+    fn transaction(&self, steps: &[Self], failed: &Event, done: Event, out: &mut Vec<Self>) {
+        for landed in std::iter::once(self).chain(steps) {
+            if self.faults_left > 0 {
+                let mut world = landed.with(failed.clone());
+                world.faults_left -= 1;
+                out.push(world);
+            }
+            out.push(landed.restart_daemon());
+            out.push(landed.power_cycle());
+        }
+        out.extend(steps.last().map(|landed| landed.with(done)));
     }
 
     /// Every way the next effect can go, the crash cases included.
@@ -229,18 +313,24 @@ impl World {
         let mut world = self.clone();
         world.todo = rest.to_vec();
         match effect.clone() {
-            Effect::Respond(_) | Effect::Report | Effect::ConfirmBoot | Effect::AbortInstall => {
-                out.push(world)
+            Effect::Respond(_) | Effect::Report | Effect::Abort => out.push(world),
+            Effect::RunHooks(run) => world.run_hooks(&run, &mut out),
+            Effect::ConfirmBoot => {
+                if !world.trial {
+                    world.disarm();
+                }
+                out.push(world);
             }
             Effect::Install(update) => {
                 let id = update.request.id;
                 assert_ne!(update.target, world.slot, "wrote the running slot");
                 assert!(!(world.trial && world.first == update.target), "wrote an armed slot");
+                assert_eq!(world.agreed, Some(Hook::BeforeInstall), "wrote without asking");
                 world.bootable[ix(update.target)] = false;
                 world.content[ix(update.target)] = Content::Partial;
                 out.push(world.restart_daemon()); // Cut in the middle of the stream.
                 out.push(world.power_cycle());
-                if world.todo.contains(&Effect::AbortInstall) {
+                if world.todo.contains(&Effect::Abort) {
                     out.push(world); // The shell drops the answer of what it aborts.
                     return out;
                 }
@@ -258,44 +348,102 @@ impl World {
                 let id = update.request.id;
                 assert_eq!(world.content[ix(update.target)], Content::New, "activated an unverified slot");
                 assert_ne!(update.target, world.slot, "armed the running slot");
-                let mut landed = world.clone();
-                landed.tried = false;
+                assert_eq!(world.agreed, Some(Hook::BeforeReboot), "armed without asking");
+                let mut marked = world.clone();
+                marked.arm();
+                let mut landed = marked.clone();
+                (landed.tried, landed.judged) = (false, false);
                 landed.bootable[ix(update.target)] = true;
                 landed.write(update.target, true);
                 let failed = Event::Activated(id.clone(), failure(Code::ActivateFailed));
-                world.transaction(landed, &failed, Event::Activated(id, Ok(())), &mut out);
+                world.transaction(&[marked, landed], &failed, Event::Activated(id, Ok(())), &mut out);
             }
             Effect::Reboot => out.push(world.power_cycle()),
-            Effect::CheckHealth(update) => {
-                let healthy = world.nature.healthy;
-                let result = if healthy { Ok(()) } else { failure(Code::HealthCheckFailed) };
+            Effect::CheckHealth { update, .. } => {
+                world.arm_again();
+                out.push(world.restart_daemon());
+                let result = world.health();
                 out.push(world.with(Event::HealthChecked(update.request.id, result)));
             }
             Effect::Commit(update) => {
                 assert_eq!(update.target, world.slot, "committed a slot that is not running");
                 let id = update.request.id;
-                let mut landed = world.clone();
+                let mut unmarked = world.clone();
+                unmarked.disarm();
+                let mut landed = unmarked.clone();
                 landed.write(update.target, false);
                 let failed = Event::Committed(id.clone(), failure(Code::CommitFailed));
-                world.transaction(landed, &failed, Event::Committed(id, Ok(())), &mut out);
+                world.transaction(&[unmarked, landed], &failed, Event::Committed(id, Ok(())), &mut out);
             }
             Effect::RollBack { id, to, .. } => {
                 let mut landed = world.clone();
                 landed.write(to, false);
                 landed.bootable[ix(to.other())] = false;
+                let mut unmarked = landed.clone();
+                unmarked.disarm();
                 let failed = Event::RolledBack(id.clone(), failure(Code::ActivateFailed));
-                world.transaction(landed, &failed, Event::RolledBack(id, Ok(())), &mut out);
+                world.transaction(&[landed, unmarked], &failed, Event::RolledBack(id, Ok(())), &mut out);
             }
         }
         out
     }
 
+    /// Each answer that hooks may give.
+    fn run_hooks(&self, run: &HookRun, out: &mut Vec<Self>) {
+        let HookRun { hook, update, .. } = run;
+        self.check_hooks(*hook, update.target);
+        if hook.decides() && self.todo.contains(&Effect::Abort) {
+            out.push(self.clone()); // As with an install.
+            return;
+        }
+        let ran =
+            |world: &Self, verdict| world.with(Event::HooksRan(update.request.id.clone(), *hook, verdict));
+        out.push(ran(&self.agreeing(*hook), Verdict::GoOn));
+        if hook.decides() && self.faults_left > 0 {
+            for verdict in [Verdict::Later("m".to_owned()), Verdict::Refuse("m".to_owned())] {
+                let mut world = ran(self, verdict);
+                world.faults_left -= 1;
+                out.push(world);
+            }
+        }
+    }
+
+    fn agreeing(&self, hook: Hook) -> Self {
+        let agreed = if hook.decides() { Some(hook) } else { self.agreed };
+        Self { agreed, ..self.clone() }
+    }
+
+    fn check_hooks(&self, hook: Hook, target: Slot) {
+        match hook {
+            Hook::AfterCommit => assert_eq!(self.slot, target, "told the wrong system"),
+            Hook::AfterRollback => assert_eq!(self.slot, target.other(), "told the wrong system"),
+            Hook::BeforeInstall | Hook::AfterInstall | Hook::BeforeReboot => {
+                let untouched = !self.trial && self.first == self.slot && self.mark.reboots == 0;
+                assert!(untouched, "the boot loader was told before the hooks were asked: {self:?}");
+            }
+        }
+        if matches!(hook, Hook::AfterInstall | Hook::BeforeReboot) {
+            assert_eq!(self.content[ix(target)], Content::New);
+        }
+    }
+
     fn quiet(&self) -> bool {
-        matches!(self.disk.state, State::Idle { .. }) && self.todo.is_empty()
+        matches!(self.disk.state, State::Idle { .. }) && self.todo.is_empty() && self.disk.afterword.is_none()
     }
 
     fn check(&self) {
+        assert!(!self.guard_strikes() || self.on_trial() || self.slot != self.first, "{self:?}");
+        assert!(self.judged || self.goes_back_without_daemon(), "a dead daemon keeps its slot: {self:?}");
+        assert!(!self.quiet() || self.mark.reboots == 0, "the mark was left over: {self:?}");
+        let runs = self.disk.afterword.as_ref().map_or(0, |after| after.runs);
+        assert!(runs <= AFTERWORD_RUNS_MAX, "runs after an update have no bound");
         match &self.disk.state {
+            State::Asking { attempt, gate, deferral, .. } => {
+                assert!(*attempt <= INSTALL_ATTEMPTS_MAX, "attempts have no bound");
+                assert!(deferral.as_ref().is_none_or(|deferral| deferral.spent_secs < DEFER_LIMIT_SECS));
+                let whole = self.content[ix(self.slot.other())] == Content::New;
+                assert!(whole || *gate == Gate::BeforeInstall, "a partial image got through: {self:?}");
+            }
             State::Installing { attempt, .. } => {
                 assert!(*attempt <= INSTALL_ATTEMPTS_MAX, "attempts have no bound");
             }
@@ -339,30 +487,38 @@ fn settles(mut world: World) -> bool {
         }
         let effect = world.todo.remove(0);
         match effect {
-            Effect::Respond(_) | Effect::Report | Effect::ConfirmBoot | Effect::AbortInstall => {}
+            Effect::Respond(_) | Effect::Report | Effect::Abort => {}
+            Effect::RunHooks(run) => {
+                world = world.agreeing(run.hook);
+                world.feed(Event::HooksRan(run.update.request.id, run.hook, Verdict::GoOn));
+            }
+            Effect::ConfirmBoot => world.disarm(),
             Effect::Install(update) => {
                 world.bootable[ix(update.target)] = false;
                 world.content[ix(update.target)] = Content::New;
                 world.feed(Event::Installed(update.request.id, Ok(image())));
             }
             Effect::Activate(update) => {
+                world.arm();
                 world.bootable[ix(update.target)] = true;
                 world.write(update.target, true);
                 world.feed(Event::Activated(update.request.id, Ok(())));
             }
             Effect::Reboot => world = world.power_cycle(),
-            Effect::CheckHealth(update) => {
-                let healthy = world.nature.healthy;
-                let result = if healthy { Ok(()) } else { failure(Code::HealthCheckFailed) };
+            Effect::CheckHealth { update, .. } => {
+                world.arm_again();
+                let result = world.health();
                 world.feed(Event::HealthChecked(update.request.id, result));
             }
             Effect::Commit(update) => {
+                world.disarm();
                 world.write(update.target, false);
                 world.feed(Event::Committed(update.request.id, Ok(())));
             }
             Effect::RollBack { id, to, .. } => {
                 world.write(to, false);
                 world.bootable[ix(to.other())] = false;
+                world.disarm();
                 world.feed(Event::RolledBack(id, Ok(())));
             }
         }
@@ -403,6 +559,7 @@ fn no_crash_breaks_an_invariant_and_every_state_settles() {
         "succeeded",
         "failed AttemptsExhausted",
         "failed Cancelled",
+        "failed HookRefused",
         "failed RolledBackBefore",
         "failed ActivateFailed",
         "rolled back BootFailed",

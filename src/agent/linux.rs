@@ -1,8 +1,9 @@
 //! The machine that the daemon runs on.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tracing::{error, info, warn};
 
 use super::AgentError;
@@ -13,10 +14,14 @@ use crate::boot::{BootControl, BootError};
 use crate::config::Config;
 use crate::diagnostics::{self, Sources};
 use crate::health;
+use crate::hooks;
 use crate::install::{self, ImageSpec, Job};
 use crate::store::{StateStore, StoreError};
 use crate::system::{self, message_id};
-use crate::update::{Boot, Code, Effect, Environment, Event, Failure, Record, Slot, Update, UpdateId};
+use crate::trial::{Mark, MarkError};
+use crate::update::{
+    Boot, Code, Effect, Environment, Event, Failure, HookRun, Record, Slot, Update, Verdict,
+};
 
 /// A reboot takes seconds to begin; one that has not begun by then is asked for again.
 const REBOOT_AGAIN: Duration = Duration::from_secs(60);
@@ -33,6 +38,8 @@ pub struct Linux {
     config: Config,
     booted: Evidence,
     store: StateStore,
+    mark: Mark,
+    hooks: Arc<Mutex<()>>,
 }
 
 impl Linux {
@@ -64,8 +71,11 @@ impl Linux {
             Failure::new(Code::StateDamaged, message)
         });
         let image_version = system::image_version(&config.system.os_release);
-        let found = Found { boot, record: loaded.record, state_fault, image_version, clock_is_right: false };
-        Ok((Self { config, booted, store }, found))
+        let mark = Mark::new(&config.state_directory);
+        let trial_timeouts = mark.reboots();
+        let record = loaded.record;
+        let found = Found { boot, record, state_fault, image_version, trial_timeouts, clock_is_right: false };
+        Ok((Self { config, booted, store, mark, hooks: Arc::default() }, found))
     }
 
     /// Makes one decision in the environment, on a thread of its own. The error is one line for a person.
@@ -94,21 +104,79 @@ impl Linux {
         })
     }
 
-    async fn roll_back(&self, id: UpdateId, to: Slot, again: bool) -> Event {
+    /// Changes the mark by which systemd ends a trial, on a thread of its own.
+    async fn mark(
+        &self,
+        code: Code,
+        change: impl FnOnce(&Mark) -> Result<(), MarkError> + Send + 'static,
+    ) -> Result<(), Failure> {
+        let mark = self.mark.clone();
+        let changed = tokio::task::spawn_blocking(move || change(&mark)).await;
+        let result = changed.map_err(|_| "interrupted".to_owned());
+        result.and_then(|changed| changed.map_err(|error| install::one_line(&error))).map_err(|reason| {
+            error!("{reason}");
+            Failure::new(code, reason)
+        })
+    }
+
+    /// No boot of the trial is without the mark: it is there before.
+    async fn activate(&self, target: Slot) -> Result<(), Failure> {
+        let (command_line, boots) = (self.config.system.proc.join("cmdline"), self.config.boot.attempts);
+        self.mark(Code::ActivateFailed, move |mark| mark.arm(&command_line, boots)).await?;
+        self.decide(Code::ActivateFailed, move |boot| boot.activate(target)).await
+    }
+
+    /// No boot of the committed slot has the mark: it is gone before.
+    async fn commit(&self, target: Slot) -> Result<(), Failure> {
+        self.mark(Code::CommitFailed, Mark::disarm).await?;
+        self.decide(Code::CommitFailed, move |boot| boot.commit(target)).await
+    }
+
+    /// Until the boot loader goes back by itself, the mark sees to it that it is asked.
+    async fn roll_back(&self, to: Slot, again: bool) -> Result<(), Failure> {
         if again {
             tokio::time::sleep(ROLL_BACK_AGAIN).await;
         }
-        Event::RolledBack(id, self.decide(Code::EnvironmentUnusable, move |boot| boot.roll_back(to)).await)
+        self.decide(Code::EnvironmentUnusable, move |boot| boot.roll_back(to)).await?;
+        self.mark(Code::EnvironmentUnusable, Mark::disarm).await
+    }
+
+    async fn check_health(
+        &self,
+        update: &Update,
+        since: Duration,
+        connected: watch::Receiver<bool>,
+    ) -> Result<(), Failure> {
+        // A power cut may have come between the two steps of a commit, or after both.
+        if self.environment().await == Environment::Uncommitted {
+            let boots = self.config.boot.attempts;
+            // A failure is in the log; the daemon, which runs, judges the trial without it.
+            let _ = self.mark(Code::HealthCheckFailed, move |mark| mark.arm_again(boots)).await;
+        }
+        let result = health::check(&self.config.health, since, update.online_before, connected).await;
+        result.map_err(Failure::from)
+    }
+
+    /// Those of one point at a time: hooks of the last update may still hear how it ended.
+    async fn run_hooks(&self, run: &HookRun) -> Verdict {
+        if run.again {
+            tokio::time::sleep(self.config.hooks.defer_interval).await;
+        }
+        let _alone = self.hooks.lock().await;
+        hooks::run(&self.config.hooks, run, self.booted.slot).await
     }
 
     /// RAUC's boot script spends an attempt on each boot, the committed slot's too: a healthy one gets them
     /// back. An unhealthy one is left to the boot loader.
     async fn confirm_boot(&self, connected: watch::Receiver<bool>) {
+        if self.environment().await == Environment::Committed {
+            let _ = self.mark(Code::EnvironmentUnusable, Mark::disarm).await;
+        }
         if self.config.boot.scheme != Scheme::Rauc {
             return;
         }
         let slot = self.booted.slot;
-        match health::check(&self.config.health, false, connected).await {
+        match health::check(&self.config.health, system::uptime(), false, connected).await {
             Ok(()) => match self.on_environment(move |boot| boot.confirm(slot)).await {
                 Ok(_) => info!("slot {slot} is healthy, and has all its boot attempts again"),
                 Err(reason) => error!("{reason}"),
@@ -183,17 +251,22 @@ impl Machine for Linux {
     async fn perform(&self, effect: Effect, connected: watch::Receiver<bool>) -> Option<Event> {
         match effect {
             Effect::Activate(Update { request, target, .. }) => {
-                let result = self.decide(Code::ActivateFailed, move |boot| boot.activate(target)).await;
-                Some(Event::Activated(request.id, result))
+                Some(Event::Activated(request.id, self.activate(target).await))
             }
             Effect::Commit(Update { request, target, .. }) => {
-                let result = self.decide(Code::CommitFailed, move |boot| boot.commit(target)).await;
-                Some(Event::Committed(request.id, result))
+                Some(Event::Committed(request.id, self.commit(target).await))
             }
-            Effect::RollBack { id, to, again } => Some(self.roll_back(id, to, again).await),
-            Effect::CheckHealth(Update { request, online_before, .. }) => {
-                let result = health::check(&self.config.health, online_before, connected).await;
-                Some(Event::HealthChecked(request.id, result.map_err(Failure::from)))
+            Effect::RollBack { id, to, again } => {
+                Some(Event::RolledBack(id, self.roll_back(to, again).await))
+            }
+            Effect::CheckHealth { update, since_uptime_secs } => {
+                let since = Duration::from_secs(since_uptime_secs);
+                let result = self.check_health(&update, since, connected).await;
+                Some(Event::HealthChecked(update.request.id, result))
+            }
+            Effect::RunHooks(run) => {
+                let verdict = self.run_hooks(&run).await;
+                Some(Event::HooksRan(run.update.request.id, run.hook, verdict))
             }
             Effect::ConfirmBoot => {
                 self.confirm_boot(connected).await;
@@ -203,7 +276,7 @@ impl Machine for Linux {
                 self.reboot().await;
                 None
             }
-            Effect::Respond(_) | Effect::Report | Effect::Install(_) | Effect::AbortInstall => None,
+            Effect::Respond(_) | Effect::Report | Effect::Install(_) | Effect::Abort => None,
         }
     }
 

@@ -53,6 +53,8 @@ pub struct Found {
     pub state_fault: Option<Failure>,
     /// The version of the running system, where known.
     pub image_version: Option<String>,
+    /// How many boots of the last trial systemd ended, since nobody had committed it in time.
+    pub trial_timeouts: usize,
     /// Whether the wall clock is right already.
     pub clock_is_right: bool,
 }

@@ -27,8 +27,8 @@ use crate::system::{self, message_id};
 use crate::update::metrics::Transfer;
 use crate::update::report::{Facts, Phase, Progress, reported};
 use crate::update::{
-    Boot, Code, Context, Effect, Environment, Event, Failure, Moment, Outcome, Policy, Record, Slot, State,
-    Update, UpdateId, UpdateRequest, step,
+    Boot, Code, Context, Effect, Environment, Event, Failure, Gate, Moment, Outcome, Policy, Record, Slot,
+    State, Update, UpdateId, UpdateRequest, step,
 };
 use answer::{Asker, MethodRequest};
 use exporter::Exporter;
@@ -146,9 +146,9 @@ struct Inputs {
     done: mpsc::Receiver<Completion>,
 }
 
-/// An effect came to its end. Those of installs that were aborted are late, and dropped.
+/// An effect came to its end. Those of jobs that were aborted are late, and dropped.
 struct Completion {
-    install: Option<u64>,
+    job: Option<u64>,
     event: Event,
 }
 
@@ -159,11 +159,13 @@ struct Agent<M> {
     record: Record,
     environment: Environment,
     image_version: Option<String>,
+    trial_timeouts: usize,
     started: Moment,
     clock_is_right: bool,
     done: mpsc::Sender<Completion>,
     installing: Option<Installing>,
-    installs: u64,
+    asking: Option<JoinHandle<()>>,
+    jobs: u64,
     progress: watch::Sender<install::Progress>,
     shown: Shown,
     rebooting: Option<JoinHandle<()>>,
@@ -204,7 +206,7 @@ impl<M: Machine> Agent<M> {
         done: mpsc::Sender<Completion>,
         status: watch::Sender<Status>,
     ) -> Self {
-        let Found { boot, record, state_fault, image_version, clock_is_right } = found;
+        let Found { boot, record, state_fault, image_version, trial_timeouts, clock_is_right } = found;
         let hub_detail = match &config.hub {
             Some(hub) => format!("not yet connected to {}", hub.host_name),
             None => "no hub is configured".to_owned(),
@@ -217,11 +219,13 @@ impl<M: Machine> Agent<M> {
             record,
             environment: Environment::Unusable("not read yet".to_owned()),
             image_version,
+            trial_timeouts,
             started: system::now(boot.id, clock_is_right),
             clock_is_right,
             done,
             installing: None,
-            installs: 0,
+            asking: None,
+            jobs: 0,
             progress: watch::channel(install::Progress::default()).0,
             shown: Shown::default(),
             rebooting: None,
@@ -282,7 +286,7 @@ impl<M: Machine> Agent<M> {
     // ---- what comes in
 
     async fn on_completion(&mut self, completion: Completion) -> Result<(), AgentError> {
-        if completion.install.is_some_and(|number| number != self.installs) {
+        if completion.job.is_some_and(|job| job != self.jobs) {
             return Ok(());
         }
         if matches!(completion.event, Event::Installed(..)) {
@@ -506,10 +510,12 @@ impl<M: Machine> Agent<M> {
                 check_required: self.config.install.check_required,
                 has_keys: has_keys(self.config.install.keys.clone()).await,
                 allow_downgrade: self.config.install.allow_downgrade,
+                defer_limit_secs: self.config.hooks.defer_limit.as_secs(),
             },
             environment: self.environment.clone(),
             online: *self.connected.borrow(),
             running_version: self.image_version.clone(),
+            trial_timeouts: self.trial_timeouts,
         }
     }
 
@@ -526,32 +532,39 @@ impl<M: Machine> Agent<M> {
             }
             Effect::Report => self.report(),
             Effect::Install(update) => self.install(update),
-            Effect::AbortInstall => {
-                self.installs += 1;
+            Effect::Abort => {
+                self.jobs += 1;
                 if let Some(installing) = &self.installing {
                     installing.cancel.send_replace(true);
                 }
+                if let Some(asking) = self.asking.take() {
+                    asking.abort();
+                }
             }
             Effect::Reboot => self.reboot(),
-            effect => self.perform(effect),
+            Effect::RunHooks(run) if run.hook.decides() => {
+                self.jobs += 1;
+                self.asking = Some(self.perform(Effect::RunHooks(run), Some(self.jobs)));
+            }
+            effect => drop(self.perform(effect, None)),
         }
     }
 
     /// Lets the machine do it, and feeds what came of it.
-    fn perform(&self, effect: Effect) {
+    fn perform(&self, effect: Effect, job: Option<u64>) -> JoinHandle<()> {
         let (machine, done) = (self.machine.clone(), self.done.clone());
         let connected = self.connected.subscribe();
         tokio::spawn(async move {
             if let Some(event) = machine.perform(effect, connected).await {
                 // A receiver that is gone means that the daemon ends.
-                let _ = done.send(Completion { install: None, event }).await;
+                let _ = done.send(Completion { job, event }).await;
             }
-        });
+        })
     }
 
     fn install(&mut self, update: Update) {
-        self.installs += 1;
-        let (number, done) = (self.installs, self.done.clone());
+        self.jobs += 1;
+        let (job, done) = (self.jobs, self.done.clone());
         let (cancel, cancelled) = watch::channel(false);
         let earlier = self.installing.take();
         let id = update.request.id.clone();
@@ -567,7 +580,7 @@ impl<M: Machine> Agent<M> {
             let result = machine.install(&update, &progress, cancelled.clone()).await;
             if !*cancelled.borrow() {
                 let event = Event::Installed(update.request.id, result);
-                let _ = done.send(Completion { install: Some(number), event }).await;
+                let _ = done.send(Completion { job: Some(job), event }).await;
             }
         });
         self.installing = Some(Installing { id, cancel, task, progressed: false, downloaded: false });
@@ -666,11 +679,20 @@ impl<M: Machine> Agent<M> {
             info!(MESSAGE_ID = message_id, UPDATE_ID = id, SLOT = %slot, "update {id}: {text}");
         };
         match &self.record.state {
-            State::Installing { attempt: 1, .. } => tell(message_id::ACCEPTED, "accepted"),
-            State::Installing { attempt, .. } => tell(message_id::ACCEPTED, &format!("attempt {attempt}")),
-            State::Installed { .. } => {
+            State::Asking { deferral: Some(deferral), .. } => {
+                if !matches!(before, State::Asking { deferral: Some(before), .. } if before.reason == deferral.reason)
+                {
+                    info!(UPDATE_ID = id, "update {id} waits: {}", deferral.reason);
+                }
+            }
+            State::Asking { gate: Gate::BeforeInstall, attempt: 1, .. } => {
+                tell(message_id::ACCEPTED, "accepted");
+            }
+            State::Asking { gate: Gate::AfterInstall { .. }, attempt: 1, .. } => {
                 tell(message_id::INSTALLED, &format!("in slot {slot}, and read back"));
             }
+            State::Installing { attempt: 1, .. } | State::Asking { .. } | State::Installed { .. } => {}
+            State::Installing { attempt, .. } => tell(message_id::ACCEPTED, &format!("attempt {attempt}")),
             State::Rebooting { .. } => tell(message_id::ACTIVATED, &format!("slot {slot} boots next")),
             State::Trial { .. } => tell(message_id::TRIAL, &format!("slot {slot} runs on trial")),
             State::RollingBack { failure, .. } => {

@@ -21,7 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::agent::AgentError;
 use crate::config::{DEFAULT_CONTROL_SOCKET, Faults};
@@ -178,6 +178,12 @@ impl Socket {
             Answer::Status(_) => Err(ClientError::Unexpected.into()),
         }
     }
+}
+
+/// The command line as it is defined: what the manual pages and the shells' completions are made from.
+#[must_use]
+pub fn definition() -> clap::Command {
+    Cli::command()
 }
 
 /// Parses the arguments, does what they say, and tells what went wrong on one line.

@@ -9,7 +9,8 @@ use super::files::{self, SECTIONS, Section, Value, Written};
 use super::secret_file;
 use super::section::{self, Findings, SectionReader, Wrong, boolean, duration, list, number, path, text};
 use super::{
-    Boot, Config, Credentials, DEFAULT_CONTROL_SOCKET, Health, Hub, HubCheck, Install, Loaded, Slots, System,
+    Boot, Config, Credentials, DEFAULT_CONTROL_SOCKET, Health, Hooks, Hub, HubCheck, Install, Loaded, Slots,
+    System,
 };
 use crate::boot::scheme::Scheme;
 use crate::hub::auth::{ConnectionString, Proof, check_device_id};
@@ -68,6 +69,7 @@ fn config(
     let (scheme, boot) = boot(of("boot"), main, findings);
     let install = install(of("install"), main, findings);
     let health = health(of("health"), main, findings);
+    let hooks = hooks(of("hooks"), main, findings);
     let system = system(of("system"), main, findings);
     let metrics_file = metrics(of("metrics"), main, findings);
     let (slots, partitions) = slots(written, main, scheme, findings);
@@ -86,6 +88,7 @@ fn config(
         boot: boot?.with(scheme),
         install: install?,
         health: health?,
+        hooks: hooks?,
         system: system?,
         metrics_file,
     })
@@ -306,6 +309,21 @@ fn health(section: Option<Section>, main: &Path, findings: &mut Findings) -> Opt
     Some(Health { deadline: deadline?, hub: hub?, units: units?, scripts: scripts? })
 }
 
+fn hooks(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<Hooks> {
+    let mut hooks = SectionReader::new("hooks".to_owned(), section, main, findings);
+    let directory = hooks.or("directory", "\"/etc/twinboot/hooks.d\"", path);
+    let limit = hooks.or("limit", "\"5m\"", duration(SECOND..=DAY));
+    let defer_interval = hooks.or("defer_interval", "\"1m\"", duration(SECOND..=DAY));
+    let defer_limit = hooks.or("defer_limit", "\"24h\"", duration(SECOND..=MONTH));
+    hooks.finish();
+    Some(Hooks {
+        directory: directory?,
+        limit: limit?,
+        defer_interval: defer_interval?,
+        defer_limit: defer_limit?,
+    })
+}
+
 fn system(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<System> {
     let socket = format!("\"{DEFAULT_CONTROL_SOCKET}\"");
     let clock = r#"["timedatectl", "show", "-p", "NTPSynchronized", "--value"]"#;
@@ -331,7 +349,7 @@ fn prom_file(value: &Value) -> Result<PathBuf, Wrong> {
     if file.extension().is_some_and(|extension| extension == "prom") {
         Ok(file)
     } else {
-        let hint = "end it in `.prom`: node_exporter reads no other files";
+        let hint = "end it in `.prom`: it reads no other files";
         Err(section::wrong(format!("{} is no file for node_exporter", value.to_toml()), hint))
     }
 }

@@ -60,6 +60,8 @@ pub struct Config {
     pub install: Install,
     /// What a trial boot must pass.
     pub health: Health,
+    /// What has a say in an update.
+    pub hooks: Hooks,
     /// Where this machine differs from a usual Linux system.
     pub system: System,
     /// `metrics.file`: kept up to date for node_exporter, if there is one.
@@ -171,6 +173,19 @@ pub enum HubCheck {
     IfOnlineBefore,
     /// The hub does not matter.
     Never,
+}
+
+/// `[hooks]`.
+#[derive(Clone, Debug)]
+pub struct Hooks {
+    /// Has a directory of executables for each point.
+    pub directory: PathBuf,
+    /// For each executable.
+    pub limit: Duration,
+    /// After a deferral, until they are asked again.
+    pub defer_interval: Duration,
+    /// For all deferrals at one point.
+    pub defer_limit: Duration,
 }
 
 /// `[system]`.

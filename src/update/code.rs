@@ -66,6 +66,8 @@ pub enum Code {
     // The update as a whole.
     /// Cancelled by an operator.
     Cancelled,
+    /// A hook of this device refused it, or deferred it for too long.
+    HookRefused,
     /// Interrupted more often than is tried again.
     AttemptsExhausted,
     /// The boot environment could not be written.

@@ -21,8 +21,17 @@ pub struct Transfer {
     pub written_bytes: u64,
 }
 
-const STATES: [&str; 8] =
-    ["idle", "downloading", "waiting", "verifying", "activating", "rebooting", "trial", "rolling_back"];
+const STATES: [&str; 9] = [
+    "idle",
+    "asking_hooks",
+    "downloading",
+    "waiting",
+    "verifying",
+    "activating",
+    "rebooting",
+    "trial",
+    "rolling_back",
+];
 const RESULTS: [&str; 3] = ["succeeded", "failed", "rolled_back"];
 
 /// All metrics; `transfer` where an install has run.
@@ -120,6 +129,7 @@ fn last(text: &mut Text, facts: &Facts<'_>) {
 fn state(facts: &Facts<'_>) -> &'static str {
     match &facts.record.state {
         State::Idle { .. } => "idle",
+        State::Asking { .. } => "asking_hooks",
         State::Installing { .. } => match facts.progress.unwrap_or_default().phase {
             Phase::Downloading => "downloading",
             Phase::Waiting => "waiting",

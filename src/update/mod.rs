@@ -5,6 +5,7 @@
 //! loads the record and feeds [`Event::Started`]; nothing else is remembered.
 
 pub mod code;
+pub mod hook;
 pub mod metrics;
 pub mod moment;
 pub mod record;
@@ -19,6 +20,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 pub use code::{Code, Failure};
+pub use hook::{Afterword, Deferral, Gate, Hook, HookRun, Verdict};
 pub use moment::Moment;
 pub use record::{Denied, Finished, Outcome, Record, State, Update};
 pub use request::{Sha256Digest, UpdateId, UpdateRequest};

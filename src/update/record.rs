@@ -1,7 +1,10 @@
 //! Everything that survives a power cut, and its form on disk.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use super::hook::{Afterword, Deferral, Gate};
 use super::{BootId, Failure, Image, Moment, Sha256Digest, Slot, UpdateId, UpdateRequest};
 
 /// Everything that survives a power cut.
@@ -20,6 +23,9 @@ pub struct Record {
     pub desired: Option<UpdateId>,
     /// When what happened.
     pub times: Times,
+    /// Hooks that have not heard yet how an update ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub afterword: Option<Box<Afterword>>,
 }
 
 /// Versions by slot.
@@ -132,6 +138,17 @@ pub enum State {
         /// How the last one ended.
         last: Option<Box<Finished>>,
     },
+    /// Hooks are asked whether the update may go on.
+    Asking {
+        /// Which.
+        update: Update,
+        /// Where it stands.
+        gate: Gate,
+        /// Counts interrupted attempts to get an answer.
+        attempt: u8,
+        /// Their last answer, if they had one.
+        deferral: Option<Deferral>,
+    },
     /// The target is not bootable and is being overwritten.
     Installing {
         /// Which.
@@ -139,7 +156,7 @@ pub enum State {
         /// Counts interrupted attempts that made no headway.
         attempt: u8,
     },
-    /// The target holds the image: written, synced, read back, digest equal.
+    /// The target holds the image: written, synced, read back, digest equal. All hooks agree to its activation.
     Installed {
         /// Which.
         update: Update,
@@ -161,6 +178,9 @@ pub enum State {
         update: Update,
         /// What.
         image: Image,
+        /// When its present boot was first seen to be one: its time limit counts from there, however often
+        /// the daemon starts.
+        since: Moment,
     },
     /// Giving the target up.
     RollingBack {
@@ -191,7 +211,8 @@ impl State {
     pub fn update(&self) -> Option<&Update> {
         match self {
             Self::Idle { .. } => None,
-            Self::Installing { update, .. }
+            Self::Asking { update, .. }
+            | Self::Installing { update, .. }
             | Self::Installed { update, .. }
             | Self::Rebooting { update, .. }
             | Self::Trial { update, .. }
@@ -212,8 +233,11 @@ pub enum RecordError {
     /// It does not begin as a state file does.
     #[error("not a state file: its first line is not `{MAGIC} <schema> <crc32> <length>`")]
     Header,
-    /// It was written by a version that this one knows nothing of.
-    #[error("state file of schema {found}; this version reads schema {SCHEMA}")]
+    /// It was written by a newer version.
+    #[error(
+        "state file of schema {found}; this version reads schema {SCHEMA}, and of a newer one \
+         the versions, the denied images, the times and the last outcome alone"
+    )]
     Schema {
         /// What it says.
         found: u32,
@@ -242,7 +266,8 @@ pub enum RecordError {
 const MAGIC: &str = "twinboot-state";
 
 /// Raised only for a change that an older reader must not try to read: fields may be added without it,
-/// since the daemon of the old slot reads this file after a roll back.
+/// since the daemon of the old slot reads this file after a roll back. The header stays as it is for ever, and
+/// so does the meaning of each name beside `state`: an older reader takes those of any schema.
 const SCHEMA: u32 = 1;
 
 /// The largest state file: thirty times what the largest record takes (16 denied images of 4 KiB each).
@@ -264,29 +289,61 @@ impl Record {
     /// # Errors
     /// When they are not, to the last bit, what [`Record::encode`] of some version of this schema wrote.
     pub fn decode(bytes: &[u8]) -> Result<Self, RecordError> {
-        let text = std::str::from_utf8(bytes).map_err(|_| RecordError::Header)?;
-        let (header, rest) = text.split_once('\n').ok_or(RecordError::Header)?;
-        let mut words = header.split(' ');
-        if words.next() != Some(MAGIC) {
-            return Err(RecordError::Header);
+        match content(bytes)? {
+            (SCHEMA, content) => serde_json::from_str(content).map_err(RecordError::Content),
+            (found, _) => Err(RecordError::Schema { found }),
         }
-        let found = words.next().and_then(|word| word.parse().ok()).ok_or(RecordError::Header)?;
-        if found != SCHEMA {
-            return Err(RecordError::Schema { found });
-        }
-        let hexadecimal = |word| u32::from_str_radix(word, 16).ok();
-        let expected_checksum = words.next().and_then(hexadecimal).ok_or(RecordError::Header)?;
-        let expected_length = words.next().and_then(|word| word.parse().ok()).ok_or(RecordError::Header)?;
-        let content = rest.strip_suffix('\n').unwrap_or(rest);
-        if content.len() != expected_length {
-            return Err(RecordError::Length { expected: expected_length, found: content.len() });
-        }
-        let checksum = crc32fast::hash(content.as_bytes());
-        if checksum != expected_checksum {
-            return Err(RecordError::Checksum { expected: expected_checksum, found: checksum });
-        }
-        serde_json::from_str(content).map_err(RecordError::Content)
     }
+
+    /// What an undamaged file that [`Record::decode`] does not take says all the same: of a newer version, which
+    /// was here before a downgrade. What was under way is not understood, and left out: to be at rest is safe,
+    /// and the desired request counts as not dealt with.
+    #[must_use]
+    pub fn safe_part(bytes: &[u8]) -> Option<Self> {
+        let (_, content) = content(bytes).ok()?;
+        let fields: Map<String, Value> = serde_json::from_str(content).ok()?;
+        let known = fields.get("state").and_then(|state| State::deserialize(state).ok());
+        let at_rest = known.filter(|state| state.update().is_none());
+        let denied: Vec<Value> = field(&fields, "denied");
+        Some(Self {
+            desired: at_rest.as_ref().and_then(|_| field(&fields, "desired")),
+            state: at_rest.unwrap_or_default(),
+            // One by one: an entry of a new kind must not set the others free.
+            denied: denied.iter().filter_map(|entry| Denied::deserialize(entry).ok()).collect(),
+            versions: field(&fields, "versions"),
+            fallback: field(&fields, "fallback"),
+            times: field(&fields, "times"),
+            // Hooks that were not run to the end are of the newer version too.
+            afterword: None,
+        })
+    }
+}
+
+fn field<T: Default + DeserializeOwned>(fields: &Map<String, Value>, name: &str) -> T {
+    fields.get(name).and_then(|value| T::deserialize(value).ok()).unwrap_or_default()
+}
+
+/// Schema and content of a state file that is whole.
+fn content(bytes: &[u8]) -> Result<(u32, &str), RecordError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| RecordError::Header)?;
+    let (header, rest) = text.split_once('\n').ok_or(RecordError::Header)?;
+    let mut words = header.split(' ');
+    if words.next() != Some(MAGIC) {
+        return Err(RecordError::Header);
+    }
+    let schema = words.next().and_then(|word| word.parse().ok()).ok_or(RecordError::Header)?;
+    let hexadecimal = |word| u32::from_str_radix(word, 16).ok();
+    let expected_checksum = words.next().and_then(hexadecimal).ok_or(RecordError::Header)?;
+    let expected_length = words.next().and_then(|word| word.parse().ok()).ok_or(RecordError::Header)?;
+    let content = rest.strip_suffix('\n').unwrap_or(rest);
+    if content.len() != expected_length {
+        return Err(RecordError::Length { expected: expected_length, found: content.len() });
+    }
+    let checksum = crc32fast::hash(content.as_bytes());
+    if checksum != expected_checksum {
+        return Err(RecordError::Checksum { expected: expected_checksum, found: checksum });
+    }
+    Ok((schema, content))
 }
 
 #[cfg(test)]
@@ -323,6 +380,7 @@ mod tests {
                 accepted: Some(Moment { boot: BootId(5), uptime_secs: 17, unix_secs: None }),
                 ..Times::default()
             },
+            afterword: None,
         }
     }
 
@@ -356,22 +414,57 @@ mod tests {
         }
     }
 
+    fn file(schema: u32, content: &str) -> Vec<u8> {
+        let checksum = crc32fast::hash(content.as_bytes());
+        format!("{MAGIC} {schema} {checksum:08x} {}\n{content}\n", content.len()).into_bytes()
+    }
+
     #[test]
     fn fields_and_codes_of_a_newer_version_are_no_damage() {
         let content = r#"{"state":{"state":"idle","last":null,"new":1},"denied":[{"sourceDigest":
             "0000000000000000000000000000000000000000000000000000000000000000",
-            "failure":{"code":"CodeOfTomorrow","message":"m"}}],"newer":{}}"#
-            .replace('\n', "");
-        let header = format!("{MAGIC} 1 {:08x} {}\n", crc32fast::hash(content.as_bytes()), content.len());
-        let record = Record::decode((header + &content).as_bytes()).unwrap();
+            "failure":{"code":"CodeOfTomorrow","message":"m"}}],"newer":{}}"#;
+        let record = Record::decode(&file(1, content)).unwrap();
         assert_eq!(record.denied[0].failure.code, Code::Unknown);
     }
 
+    fn at_rest() -> Record {
+        Record { state: State::default(), desired: None, ..record() }
+    }
+
     #[test]
-    fn a_newer_schema_is_named() {
-        assert!(matches!(
-            Record::decode(b"twinboot-state 2 00000000 0\n\n"),
-            Err(RecordError::Schema { found: 2 })
-        ));
+    fn of_a_newer_schema_all_is_taken_but_what_was_under_way() {
+        let mut content = serde_json::to_value(record()).unwrap();
+        let fields = content.as_object_mut().unwrap();
+        fields["denied"].as_array_mut().unwrap().insert(0, "of a new kind".into());
+        fields.insert("fallback".to_owned(), "c".into());
+        let bytes = file(2, &content.to_string());
+        assert!(matches!(Record::decode(&bytes), Err(RecordError::Schema { found: 2 })));
+        assert_eq!(Record::safe_part(&bytes), Some(at_rest()));
+    }
+
+    #[test]
+    fn a_state_of_a_newer_version_costs_nothing_but_itself() {
+        let mut content = serde_json::to_value(record()).unwrap();
+        content["state"] = serde_json::json!({ "state": "stateOfTomorrow" });
+        let bytes = file(1, &content.to_string());
+        assert!(matches!(Record::decode(&bytes), Err(RecordError::Content(_))));
+        assert_eq!(Record::safe_part(&bytes), Some(at_rest()));
+    }
+
+    #[test]
+    fn the_last_outcome_is_taken_of_any_schema() {
+        let State::RollingBack { update, failure, .. } = record().state else { unreachable!() };
+        let last = Some(Box::new(Finished { update, outcome: Outcome::RolledBack(failure) }));
+        let over = Record { state: State::Idle { last }, ..record() };
+        let bytes = file(2, &serde_json::to_string(&over).unwrap());
+        assert_eq!(Record::safe_part(&bytes), Some(over));
+    }
+
+    #[test]
+    fn damage_has_no_safe_part() {
+        let mut bytes = file(2, &serde_json::to_string(&record()).unwrap());
+        bytes[40] ^= 1;
+        assert_eq!(Record::safe_part(&bytes), None);
     }
 }

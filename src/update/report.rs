@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::hook::{Deferral, Gate};
 use super::record::{Finished, Outcome, Record, State};
 use super::step::Environment;
 use super::{Boot, Failure, Moment, Slot};
@@ -111,11 +112,13 @@ fn firmware_status(facts: &Facts<'_>) -> &'static str {
             Outcome::Failed(_) => "failed",
             Outcome::RolledBack(_) => "rolledBack",
         },
+        State::Asking { gate: Gate::BeforeInstall, .. } => "downloading",
         State::Installing { .. } => match facts.progress.unwrap_or_default().phase {
             Phase::Downloading | Phase::Waiting => "downloading",
             Phase::Verifying => "applying",
         },
-        State::Installed { .. }
+        State::Asking { .. }
+        | State::Installed { .. }
         | State::Rebooting { .. }
         | State::Trial { .. }
         | State::RollingBack { .. } => "applying",
@@ -128,6 +131,7 @@ pub fn update_status(facts: &Facts<'_>) -> (&'static str, String) {
     match &facts.record.state {
         State::Idle { last: None } => idle_status(facts),
         State::Idle { last: Some(last) } => finished_status(facts, last),
+        State::Asking { update, gate, deferral, .. } => asking_status(update.target, gate, deferral.as_ref()),
         State::Installing { update, .. } => match facts.progress.unwrap_or_default().phase {
             Phase::Downloading => ("downloading", format!("Downloading to slot {}", update.target)),
             Phase::Waiting => ("downloading", "Waiting for the server".to_owned()),
@@ -140,6 +144,17 @@ pub fn update_status(facts: &Facts<'_>) -> (&'static str, String) {
             ("applying", format!("Rolling back to slot {to}: {}", failure.message))
         }
     }
+}
+
+/// Hooks that let go on at once are not worth a word of their own.
+fn asking_status(target: Slot, gate: &Gate, deferral: Option<&Deferral>) -> (&'static str, String) {
+    let (status, sentence) = match gate {
+        Gate::BeforeInstall => ("downloading", format!("Preparing slot {target}")),
+        Gate::AfterInstall { .. } | Gate::BeforeReboot { .. } => {
+            ("applying", format!("Activating slot {target}"))
+        }
+    };
+    (status, deferral.map_or(sentence, |deferral| format!("Waiting: {}", deferral.reason)))
 }
 
 fn idle_status(facts: &Facts<'_>) -> (&'static str, String) {
@@ -173,7 +188,8 @@ fn pending_version(state: &State) -> Option<&str> {
 fn update_id(state: &State) -> Option<&str> {
     match state {
         State::Idle { last } => last.as_ref().map(|last| last.update.request.id.as_str()),
-        State::Installing { .. }
+        State::Asking { .. }
+        | State::Installing { .. }
         | State::Installed { .. }
         | State::Rebooting { .. }
         | State::Trial { .. }
@@ -188,7 +204,8 @@ fn failure<'a>(facts: &'a Facts<'_>) -> Option<&'a Failure> {
             Outcome::Failed(failure) | Outcome::RolledBack(failure) => Some(failure),
         }),
         State::RollingBack { failure, .. } => Some(failure),
-        State::Installing { .. }
+        State::Asking { .. }
+        | State::Installing { .. }
         | State::Installed { .. }
         | State::Rebooting { .. }
         | State::Trial { .. } => None,
@@ -208,9 +225,15 @@ fn slot_state(facts: &Facts<'_>, slot: Slot) -> &'static str {
         State::Idle { .. } if booted && *facts.environment == Environment::Uncommitted => "uncommitted",
         State::RollingBack { to, .. } if slot != *to => "bad",
         State::Installing { update, .. } if slot == update.target => "writing",
-        State::Installed { update, .. } if slot == update.target => "installed",
+        State::Asking { update, gate: Gate::AfterInstall { .. } | Gate::BeforeReboot { .. }, .. }
+        | State::Installed { update, .. }
+            if slot == update.target =>
+        {
+            "installed"
+        }
         State::Rebooting { update, .. } if slot == update.target => "armed",
         State::Idle { .. }
+        | State::Asking { .. }
         | State::Installing { .. }
         | State::Installed { .. }
         | State::Rebooting { .. }
@@ -287,7 +310,7 @@ mod tests {
                 "applying",
                 "rebooting",
             ),
-            (State::Trial { update: update.clone(), image }, "applying", "applying"),
+            (State::Trial { update: update.clone(), image, since: at(None) }, "applying", "applying"),
             (
                 State::RollingBack { update, image: None, to, failure, asked_in: None, reboots: 0 },
                 "applying",

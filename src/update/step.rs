@@ -1,9 +1,13 @@
 //! The whole update policy: one total function.
 
+mod hooks;
+
 use std::cmp::Ordering;
 
+use super::hook::{Gate, Hook, HookRun, Verdict};
 use super::record::{Denied, Finished, Outcome, Record, State, Update};
 use super::{Boot, Code, Failure, Image, Moment, Slot, UpdateId, UpdateRequest, version};
+use hooks::{ask, finish_with_hooks, hooks_ran, with_afterword};
 
 /// What the policy may know besides the record and the event.
 #[derive(Clone, Debug)]
@@ -20,6 +24,8 @@ pub struct Context {
     pub online: bool,
     /// The version of the running system by its own word; an update's word counts more.
     pub running_version: Option<String>,
+    /// How many boots of the last trial systemd ended, since nobody had committed it in time.
+    pub trial_timeouts: usize,
 }
 
 impl Context {
@@ -37,6 +43,8 @@ pub struct Policy {
     pub has_keys: bool,
     /// A version that is not newer is taken.
     pub allow_downgrade: bool,
+    /// How long hooks may put an update off at one point, in seconds.
+    pub defer_limit_secs: u64,
 }
 
 /// What the boot loader's variables say about the running slot.
@@ -90,6 +98,8 @@ pub enum Event {
     Committed(UpdateId, Result<(), Failure>),
     /// The transaction that rolls back is over.
     RolledBack(UpdateId, Result<(), Failure>),
+    /// The hooks of a point have run.
+    HooksRan(UpdateId, Hook, Verdict),
 }
 
 /// What a request is answered.
@@ -120,14 +130,19 @@ pub enum Effect {
     Report,
     /// Mark the target unbootable, stream, sync, read back, compare.
     Install(Update),
-    /// Stop the install; its late answer does not matter.
-    AbortInstall,
+    /// Stop the install, or the hooks that are asked; a late answer does not matter.
+    Abort,
     /// One environment transaction: target first, trial counter armed.
     Activate(Update),
     /// Ask for the reboot, and go on asking.
     Reboot,
-    /// Check the health of the trial.
-    CheckHealth(Update),
+    /// Check the health of the trial, within a time that began at this uptime.
+    CheckHealth {
+        /// Which.
+        update: Update,
+        /// Seconds after the start of this boot.
+        since_uptime_secs: u64,
+    },
     /// One environment transaction: the target first, no trial.
     Commit(Update),
     /// One environment transaction: `to` first, no trial, the other unbootable.
@@ -139,6 +154,8 @@ pub enum Effect {
         /// The last try failed: pause before this one.
         again: bool,
     },
+    /// Run the hooks of a point, in the environment that they are promised.
+    RunHooks(Box<HookRun>),
     /// A boot of the committed slot: refill its attempts where the scheme spends them on every boot.
     ConfirmBoot,
 }
@@ -153,12 +170,15 @@ pub struct Step {
     pub effects: Vec<Effect>,
 }
 
-/// Interrupted attempts without headway: a daemon that dies of an image must stop trying it, and a
+/// Interrupted attempts without headway, to install as to ask hooks: a daemon that dies of an image must stop trying it, and a
 /// gateway that is switched off every evening must get through.
 pub const INSTALL_ATTEMPTS_MAX: u8 = 10;
 
 /// Boots that a roll back asks for, if the boot loader keeps coming up elsewhere.
 pub const ROLL_BACK_REBOOTS_MAX: u8 = 5;
+
+/// Starts of the daemon that run the hooks after an update: what takes the device down each time gets no more.
+pub const AFTERWORD_RUNS_MAX: u8 = 3;
 
 /// Images remembered as rolled back: more than a fleet releases between two visits.
 const DENIED_MAX: usize = 16;
@@ -167,7 +187,7 @@ const DENIED_MAX: usize = 16;
 pub fn step(context: &Context, mut record: Record, event: Event) -> Step {
     record.times.resolve(context.now);
     match event {
-        Event::Started => started(context, record),
+        Event::Started => with_afterword(context, started(context, record)),
         Event::ClockSet => Step { record, effects: vec![Effect::Report] },
         Event::Requested(request, origin) => requested(context, record, request, origin),
         Event::CancelRequested(id) => cancel_requested(context, record, id),
@@ -180,6 +200,7 @@ pub fn step(context: &Context, mut record: Record, event: Event) -> Step {
         Event::HealthChecked(id, result) => health_checked(record, &id, result),
         Event::Committed(id, result) => committed(context, record, &id, result),
         Event::RolledBack(id, result) => rolled_back(context, record, &id, result),
+        Event::HooksRan(id, hook, verdict) => hooks_ran(context, record, &id, hook, verdict),
     }
 }
 
@@ -189,13 +210,18 @@ fn started(context: &Context, record: Record) -> Step {
     match record.state.clone() {
         State::Idle { .. } => unchanged(record, [Effect::Report, Effect::ConfirmBoot]),
 
-        State::Installing { update, .. } if boot.slot == update.target => {
-            let message = format!("slot {} runs, which was being written", update.target);
-            finish(context, record, update, Outcome::Failed(Failure::new(Code::SlotUnusable, message)))
+        State::Asking { update, .. } | State::Installing { update, .. } if boot.slot == update.target => {
+            let message = format!("slot {} runs, which was not to be booted yet", update.target);
+            give_up(context, record, update, Failure::new(Code::SlotUnusable, message))
         }
-        State::Installing { update, attempt } if attempt >= INSTALL_ATTEMPTS_MAX => {
+        State::Asking { update, attempt, .. } | State::Installing { update, attempt }
+            if attempt >= INSTALL_ATTEMPTS_MAX =>
+        {
             let message = format!("interrupted {attempt} times without headway");
-            finish(context, record, update, Outcome::Failed(Failure::new(Code::AttemptsExhausted, message)))
+            give_up(context, record, update, Failure::new(Code::AttemptsExhausted, message))
+        }
+        State::Asking { update, gate, attempt, deferral } => {
+            ask(record, update, gate, attempt.saturating_add(1), deferral)
         }
         State::Installing { update, attempt } => {
             let effects = [Effect::Report, Effect::Install(update.clone())];
@@ -204,19 +230,26 @@ fn started(context: &Context, record: Record) -> Step {
 
         // Activated, and power was lost before that was recorded.
         State::Installed { update, image } if boot.slot == update.target => {
-            begin_trial(record, update, image)
+            begin_trial(record, update, image, context.now)
         }
         State::Installed { update, .. } => unchanged(record, [Effect::Report, Effect::Activate(update)]),
 
         State::Rebooting { armed_in, .. } if armed_in == boot.id => {
             unchanged(record, [Effect::Report, Effect::Reboot])
         }
-        State::Rebooting { update, image, .. } | State::Trial { update, image } => {
+        State::Trial { update, image, since } if boot.slot == update.target && since.boot == boot.id => {
+            begin_trial(record, update, image, since)
+        }
+        State::Rebooting { update, image, .. } | State::Trial { update, image, .. } => {
             if boot.slot == update.target {
-                begin_trial(record, update, image)
+                begin_trial(record, update, image, context.now)
             } else {
                 // The boot loader fell back. Make that permanent before saying so.
-                let message = format!("slot {} did not come up; the boot loader fell back", update.target);
+                let what = match context.trial_timeouts {
+                    0 => "did not come up".to_owned(),
+                    times => format!("was not committed in time in {times} of its boots"),
+                };
+                let message = format!("slot {} {what}; the boot loader fell back", update.target);
                 begin_roll_back(
                     record,
                     update,
@@ -289,14 +322,13 @@ fn accept(context: &Context, mut record: Record, request: UpdateRequest, origin:
     // Later this slot is the other one, and can no longer say it by itself.
     let running_version = context.running_version(&record).map(str::to_owned);
     record.versions.set(context.boot.slot, running_version);
-    record.versions.set(target, None);
-    record.fallback = record.fallback.filter(|slot| *slot != target);
     record.times.accepted = Some(context.now);
     (record.times.downloaded, record.times.applying, record.times.finished) = (None, None, None);
     let response = Response::Started(request.id.clone());
     let update = Update { request, target, online_before: context.online };
-    let effects = [Effect::Respond(response), Effect::Report, Effect::Install(update.clone())];
-    to_state(record, State::Installing { update, attempt: 1 }, effects)
+    let mut step = ask(record, update, Gate::BeforeInstall, 1, None);
+    step.effects.insert(0, Effect::Respond(response));
+    step
 }
 
 /// Why this device does not take this request now, if it does not.
@@ -341,14 +373,17 @@ fn denial(record: &Record, source_digest: &[u8; 32]) -> Option<Failure> {
 
 fn cancel_requested(context: &Context, record: Record, id: Option<UpdateId>) -> Step {
     match record.state.clone() {
-        State::Installing { update, .. } if id.is_none() || id.as_ref() == Some(&update.request.id) => {
+        State::Asking { update, .. } | State::Installing { update, .. }
+            if id.is_none() || id.as_ref() == Some(&update.request.id) =>
+        {
             let response = Response::Cancelled(update.request.id.clone());
             let failure = Failure::new(Code::Cancelled, "cancelled by an operator");
-            let mut step = finish(context, record, update, Outcome::Failed(failure));
-            step.effects.splice(0..0, [Effect::AbortInstall, Effect::Respond(response)]);
+            let mut step = give_up(context, record, update, failure);
+            step.effects.splice(0..0, [Effect::Abort, Effect::Respond(response)]);
             step
         }
         state @ (State::Idle { .. }
+        | State::Asking { .. }
         | State::Installing { .. }
         | State::Installed { .. }
         | State::Rebooting { .. }
@@ -380,7 +415,7 @@ fn commit_requested(record: Record) -> Step {
 fn roll_back_requested(context: &Context, record: Record) -> Step {
     let failure = Failure::new(Code::OperatorRollBack, "rolled back by an operator at the device");
     let (update, image, to) = match record.state.clone() {
-        State::Trial { update, image } => {
+        State::Trial { update, image, .. } => {
             let to = update.target.other();
             (update, Some(image), to)
         }
@@ -391,11 +426,15 @@ fn roll_back_requested(context: &Context, record: Record) -> Step {
             (last.update, None, context.boot.slot.other())
         }
         state @ (State::Idle { .. }
+        | State::Asking { .. }
         | State::Installing { .. }
         | State::Installed { .. }
         | State::Rebooting { .. }
         | State::RollingBack { .. }) => {
-            let message = format!("slot {} holds no system to go back to", context.boot.slot.other());
+            let message = match state.update_id() {
+                Some(running) => format!("update `{running}` is running: wait for it, or cancel it"),
+                None => format!("slot {} holds no system to go back to", context.boot.slot.other()),
+            };
             let failure = Failure::new(Code::NothingToRollBack, message);
             let response = Response::Refused(failure, state.update_id().cloned());
             return unchanged(record, [Effect::Respond(response)]);
@@ -435,17 +474,25 @@ fn installed(context: &Context, mut record: Record, id: &UpdateId, result: Resul
     let Some(State::Installing { update, .. }) = awaiting(&record, id) else { return unchanged(record, []) };
     let image = match result {
         Ok(image) => image,
-        Err(failure) => return finish(context, record, update, Outcome::Failed(failure)),
+        Err(failure) => return give_up(context, record, update, failure),
     };
     // An image that is known by its signature alone shows its digest only now.
     if let Some(failure) = denial(&record, &image.source_digest.0).filter(|_| !update.request.force) {
-        return finish(context, record, update, Outcome::Failed(failure));
+        return give_up(context, record, update, failure);
     }
     record.versions.set(update.target, update.request.version.clone());
     record.times.downloaded.get_or_insert(context.now);
     record.times.applying = Some(context.now);
-    let effects = [Effect::Report, Effect::Activate(update.clone())];
-    to_state(record, State::Installed { update, image }, effects)
+    ask(record, update, Gate::AfterInstall { image }, 1, None)
+}
+
+/// Ends an update that the boot loader was told nothing of.
+fn give_up(context: &Context, mut record: Record, update: Update, failure: Failure) -> Step {
+    // What is there may be whole, but nobody is to boot it. Before the install it is what was there before.
+    if !matches!(record.state, State::Asking { gate: Gate::BeforeInstall, .. }) {
+        record.versions.set(update.target, None);
+    }
+    finish(context, record, update, Outcome::Failed(failure))
 }
 
 fn activated(context: &Context, record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
@@ -463,7 +510,9 @@ fn activated(context: &Context, record: Record, id: &UpdateId, result: Result<()
 }
 
 fn health_checked(record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
-    let Some(State::Trial { update, image }) = awaiting(&record, id) else { return unchanged(record, []) };
+    let Some(State::Trial { update, image, .. }) = awaiting(&record, id) else {
+        return unchanged(record, []);
+    };
     match result {
         Ok(()) => unchanged(record, [Effect::Commit(update)]),
         Err(failure) => {
@@ -474,12 +523,14 @@ fn health_checked(record: Record, id: &UpdateId, result: Result<(), Failure>) ->
 }
 
 fn committed(context: &Context, mut record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
-    let Some(State::Trial { update, image }) = awaiting(&record, id) else { return unchanged(record, []) };
+    let Some(State::Trial { update, image, .. }) = awaiting(&record, id) else {
+        return unchanged(record, []);
+    };
     match result {
         Ok(()) => {
             record.fallback = Some(update.target.other());
             record.times.succeeded = Some(context.now);
-            finish(context, record, update, Outcome::Succeeded)
+            finish_with_hooks(context, record, update, Outcome::Succeeded, Hook::AfterCommit)
         }
         Err(failure) => {
             let to = update.target.other();
@@ -517,9 +568,9 @@ fn rolled_back(context: &Context, record: Record, id: &UpdateId, result: Result<
     }
 }
 
-fn begin_trial(record: Record, update: Update, image: Image) -> Step {
-    let effects = [Effect::Report, Effect::CheckHealth(update.clone())];
-    to_state(record, State::Trial { update, image }, effects)
+fn begin_trial(record: Record, update: Update, image: Image, since: Moment) -> Step {
+    let check = Effect::CheckHealth { update: update.clone(), since_uptime_secs: since.uptime_secs };
+    to_state(record, State::Trial { update, image, since }, [Effect::Report, check])
 }
 
 fn begin_roll_back(record: Record, update: Update, image: Option<Image>, to: Slot, failure: Failure) -> Step {
@@ -545,7 +596,7 @@ fn finish_roll_back(
         let surplus = record.denied.len().saturating_sub(DENIED_MAX);
         record.denied.drain(..surplus);
     }
-    finish(context, record, update, Outcome::RolledBack(failure))
+    finish_with_hooks(context, record, update, Outcome::RolledBack(failure), Hook::AfterRollback)
 }
 
 fn finish(context: &Context, mut record: Record, update: Update, outcome: Outcome) -> Step {
@@ -583,10 +634,16 @@ mod tests {
         Context {
             boot: Boot { id: BootId(1), slot: Slot::A },
             now: Moment { boot: BootId(1), uptime_secs: 9, unix_secs: None },
-            policy: Policy { check_required: true, has_keys: false, allow_downgrade: false },
+            policy: Policy {
+                check_required: true,
+                has_keys: false,
+                allow_downgrade: false,
+                defer_limit_secs: 3600,
+            },
             environment: Environment::Committed,
             online: true,
             running_version: Some("1.0".into()),
+            trial_timeouts: 0,
         }
     }
 
@@ -613,7 +670,7 @@ mod tests {
     }
 
     fn started(step: &Step) -> bool {
-        step.effects.iter().any(|effect| matches!(effect, Effect::Install(_)))
+        step.effects.iter().any(|effect| matches!(effect, Effect::RunHooks(_)))
     }
 
     #[test]
@@ -621,9 +678,12 @@ mod tests {
         let step = ask(&context(), &Record::default(), request("one", Some("2.0")), Origin::Method);
         assert!(matches!(
             step.effects.as_slice(),
-            [Effect::Respond(Response::Started(_)), Effect::Report, Effect::Install(update)]
-                if update.target == Slot::B && update.online_before
+            [Effect::Respond(Response::Started(_)), Effect::Report, Effect::RunHooks(run)]
+                if run.hook == Hook::BeforeInstall && run.update.target == Slot::B && run.update.online_before
         ));
+        let agreed = Event::HooksRan("one".parse().unwrap(), Hook::BeforeInstall, Verdict::GoOn);
+        let step = super::step(&context(), step.record, agreed);
+        assert!(matches!(step.effects.as_slice(), [Effect::Report, Effect::Install(_)]));
         assert_eq!(step.record.versions.get(Slot::A), Some("1.0"), "the fallback keeps its name");
     }
 
@@ -691,7 +751,10 @@ mod tests {
         let taken = ask(&context(), &Record::default(), request("two", Some("3.0")), Origin::Desired);
         assert!(started(&taken));
         let failure = Err(Failure::new(Code::DigestMismatch, "m"));
-        let over = step(&context(), taken.record, Event::Installed("two".parse().unwrap(), failure)).record;
+        let id: UpdateId = "two".parse().unwrap();
+        let agreed = Event::HooksRan(id.clone(), Hook::BeforeInstall, Verdict::GoOn);
+        let installing = step(&context(), taken.record, agreed).record;
+        let over = step(&context(), installing, Event::Installed(id, failure)).record;
         let again = ask(&context(), &over, request("two", Some("3.0")), Origin::Desired);
         assert_eq!((again.record, again.effects.as_slice()), (over, [].as_slice()));
     }
@@ -710,6 +773,34 @@ mod tests {
         let step = ask(&context(), &Record::default(), request, Origin::Desired);
         let State::Idle { last: Some(last) } = step.record.state else { panic!("not at rest") };
         assert!(matches!(last.outcome, Outcome::Failed(failure) if failure.code == Code::Unverifiable));
+    }
+
+    #[test]
+    fn a_trials_time_counts_from_its_boot_however_often_the_daemon_starts() {
+        let at = |boot, uptime_secs| {
+            let (slot, id) = (Slot::B, BootId(boot));
+            let now = Moment { boot: id, uptime_secs, unix_secs: None };
+            Context { boot: Boot { id, slot }, now, ..context() }
+        };
+        let update = Update { request: request("one", None), target: Slot::B, online_before: true };
+        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1 };
+        let armed = State::Rebooting { update, image, armed_in: BootId(1) };
+        let mut record = Record { state: armed, ..Record::default() };
+        for (context, expected) in [(at(2, 9), 9), (at(2, 500), 9), (at(3, 12), 12), (at(3, 13), 12)] {
+            let step = step(&context, record, Event::Started);
+            let since = step.effects.iter().find_map(|effect| match effect {
+                Effect::CheckHealth { since_uptime_secs, .. } => Some(*since_uptime_secs),
+                _ => None,
+            });
+            assert_eq!(since, Some(expected));
+            record = step.record;
+        }
+        let fell_back = Context { trial_timeouts: 3, ..context() };
+        let State::RollingBack { failure, .. } = step(&fell_back, record, Event::Started).record.state else {
+            panic!("not rolling back")
+        };
+        let message = "slot b was not committed in time in 3 of its boots; the boot loader fell back";
+        assert_eq!(failure.message, message);
     }
 
     #[test]

@@ -15,15 +15,15 @@ const DEVICE: &str = "gateway-1";
 const IMAGE: &str = "2.0.img";
 
 /// A device that is online, and its world.
-struct World {
-    hub: Hub,
-    images: ImageServer,
-    rig: Rig,
+pub struct World {
+    pub hub: Hub,
+    pub images: ImageServer,
+    pub rig: Rig,
     image: Vec<u8>,
 }
 
 impl World {
-    async fn new(traits: Traits, extra_config: &str) -> Self {
+    pub async fn new(traits: Traits, extra_config: &str) -> Self {
         let hub = Hub::start(HubOptions::default()).await.unwrap();
         let images = ImageServer::start(Some(hub.authority().server_config())).await.unwrap();
         let image = board_image("2.0", traits, IMAGE_BYTES, 7);
@@ -51,22 +51,22 @@ impl World {
         })
     }
 
-    async fn call(&self, method: &str, payload: Value) -> (i64, Value) {
+    pub async fn call(&self, method: &str, payload: Value) -> (i64, Value) {
         let response = self.hub.call_method(DEVICE, method, payload, LIMIT).await.unwrap();
         (response.status, response.payload)
     }
 
-    async fn start(&self) {
+    pub async fn start(&self) {
         let (status, answer) = self.call("firmwareUpdate", self.payload()).await;
         assert_eq!((status, &answer["Response"]), (200, &json!("Firmware update started")));
     }
 
-    async fn wait(&self, condition: impl Fn(&Value) -> bool) -> Value {
+    pub async fn wait(&self, condition: impl Fn(&Value) -> bool) -> Value {
         let waited = self.hub.wait_reported(DEVICE, LIMIT, condition).await;
         waited.unwrap_or_else(|last| panic!("{last}\n{}", self.rig.board.log()))
     }
 
-    async fn wait_status(&self, status: &str) -> Value {
+    pub async fn wait_status(&self, status: &str) -> Value {
         self.wait(|reported| reported["firmwareStatus"] == status).await
     }
 }

@@ -3,13 +3,12 @@
 //! `strace` ends the daemon at the n-th sync, rename or slot write of any of its threads: cuts at known
 //! points, without a hook in the daemon.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use hub_emulator::board::{Slot, Traits};
 use serde_json::Value;
 
-use crate::rig::{Choice, DAEMON, LIMIT, Rig};
+use crate::rig::{self, Choice, DAEMON, LIMIT, Rig};
 
 /// What makes bytes durable, or takes their place.
 const CALLS: [&str; 5] = ["fsync", "fdatasync", "rename", "pwrite64", "unlink"];
@@ -30,8 +29,7 @@ fn mortal_daemon(rig_dir: &std::path::Path, cut: Cut, then: &str) -> (PathBuf, P
     let Cut { process, call, n } = cut;
     let (script, died) = (rig_dir.join("daemon"), rig_dir.join("died"));
     let text = format!(
-        "#!/bin/sh\n\
-         echo >>{starts}\n\
+        "echo >>{starts}\n\
          if [ $(wc -l <{starts}) -ne {number} ]; then exec {DAEMON} \"$@\"; fi\n\
          strace -f -qq -o /dev/null -e trace={call} \
          -e inject={call}:signal=SIGKILL:when={n} {DAEMON} \"$@\"\n\
@@ -40,8 +38,7 @@ fn mortal_daemon(rig_dir: &std::path::Path, cut: Cut, then: &str) -> (PathBuf, P
         number = process + 1,
         died = died.display(),
     );
-    std::fs::write(&script, text).unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    rig::script(&script, &text);
     (script, died)
 }
 
@@ -77,6 +74,9 @@ async fn update_with_cut(cut: Cut, power: bool, traits: Traits) -> bool {
     assert_eq!(report["firmware"]["slots"]["booted"], slot.letter());
     assert_eq!(rig.variable("upgrade_available"), "0", "{cut:?}");
     assert_eq!(rig.variable("boot_slot"), slot.letter(), "{cut:?}");
+    let mark = std::fs::read_dir(rig.board.dir().join("state/trial")).unwrap();
+    let names: Vec<_> = mark.map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["armed-by"], "{cut:?}: the mark of the trial was left over");
     died.exists()
 }
 

@@ -6,8 +6,10 @@
 mod catalog;
 mod cloud;
 mod cuts;
+mod hooks;
 mod local;
 mod metrics;
 mod rig;
 mod service;
+mod trial;
 mod uploads;

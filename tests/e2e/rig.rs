@@ -1,5 +1,6 @@
 //! A board with the built daemon, and what a person at the device does with it.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -42,6 +43,12 @@ impl Default for Choice<'_> {
             extra_config: "",
         }
     }
+}
+
+/// An executable that a shell runs.
+pub fn script(path: &Path, body: &str) {
+    std::fs::write(path, format!("#!/bin/sh\n{body}\n")).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 impl Rig {

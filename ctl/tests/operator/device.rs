@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use twinboot::config;
 use twinboot::hub::auth::{ConnectionString, Proof};
-use twinboot::hub::{HubEvent, MethodReply, Pace, Reported};
+use twinboot::hub::{HubEvent, MethodReply, Reported};
 
 use crate::rig::{LIMIT, Rig};
 
@@ -40,7 +40,7 @@ impl Device {
         };
         let (events, inbox) = mpsc::channel(16);
         let (reported, wanted) = watch::channel(Some(fields(&report)));
-        let session = twinboot::hub::run(Pace::default(), config, twinboot::system::unix_now, events, wanted);
+        let session = twinboot::hub::run(config, twinboot::system::unix_now, events, wanted);
         let live = live(inbox, script);
         let task = tokio::spawn(async move {
             tokio::select! { () = session => {}, () = live => {} }

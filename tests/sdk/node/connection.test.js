@@ -2,12 +2,8 @@
 // The device SDK against the hub: who gets in, who is put out, and what survives a lost connection.
 
 const assert = require('node:assert/strict');
-const { execFileSync } = require('node:child_process');
-const { X509Certificate } = require('node:crypto');
-const { mkdtempSync, readFileSync, rmSync } = require('node:fs');
-const { tmpdir } = require('node:os');
-const { join } = require('node:path');
 const { NoRetry } = require('azure-iot-common');
+const { certificate } = require('./certificates');
 const {
   TRANSPORTS, call, client, connect, desire, device, faults, heard, registry, serviceTwin, test, until,
 } = require('./hub');
@@ -15,20 +11,6 @@ const {
 const STRANGE_KEY = Buffer.alloc(32, 'k').toString('base64');
 // The hub may not have noticed yet that the device is back.
 const PATIENCE = { connectTimeoutInSeconds: 20, responseTimeoutInSeconds: 20 };
-
-/** A certificate that signed itself: `{ cert, key, thumbprint }`. */
-function certificate(t, commonName) {
-  const directory = mkdtempSync(join(tmpdir(), 'sdk-'));
-  t.after(() => rmSync(directory, { recursive: true }));
-  const [certFile, keyFile] = ['cert', 'key'].map((name) => join(directory, name));
-  execFileSync('openssl', [
-    'req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2',
-    '-subj', `/CN=${commonName}`, '-out', certFile, '-keyout', keyFile,
-  ], { stdio: 'ignore', timeout: 60_000 });
-  const cert = readFileSync(certFile, 'utf8');
-  const thumbprint = new X509Certificate(cert).fingerprint256.replaceAll(':', '');
-  return { cert, key: readFileSync(keyFile, 'utf8'), thumbprint };
-}
 
 for (const [name, transport] of Object.entries(TRANSPORTS)) {
   test(`only a key of the device opens over ${name}`, async (t) => {

@@ -52,7 +52,7 @@ async function rest(method, path, body, headers = {}) {
     signal: AbortSignal.timeout(LIMIT_MS),
   });
   assert.ok(answer.ok, `${method} ${path}: ${answer.status} ${await answer.clone().text()}`);
-  return answer.status === 204 ? null : answer.json();
+  return answer.headers.get('content-type')?.startsWith('application/json') ? answer.json() : answer;
 }
 
 /** Injects faults, until the end of the test. */

@@ -40,12 +40,16 @@ def registry():
 @pytest.fixture(scope="session")
 def rest():
     """Calls of the REST API that the SDK does not offer: `rest("POST", "/path", json=…)`."""
-    authentication = ConnectionStringAuthentication(SERVICE)
+    return caller(SERVICE, "2021-04-12")
+
+
+def caller(connection_string, api_version):
+    authentication = ConnectionStringAuthentication(connection_string)
 
     def call(method, path, **arguments):
         with authentication.signed_session() as session:
             url = f"https://{authentication['HostName']}{path}"
-            query = {"api-version": "2021-04-12"} | arguments.pop("params", {})
+            query = {"api-version": api_version} | arguments.pop("params", {})
             return session.request(method, url, params=query, timeout=LIMIT_SECS, **arguments)
 
     return call
@@ -60,7 +64,7 @@ def faults(rest):
         assert answer.status_code == 204, answer.text
 
     yield inject
-    inject(refuseConnects={"times": 0}, keepOut=[], muteTwin=False, failNextPatch=None, throttle=0)
+    inject(refuseConnects={"times": 0}, keepOut=[], muteTwin=False, failNextPatch=0, throttle=0, busyPolls=0)
 
 
 def new_id():
@@ -71,7 +75,7 @@ def new_id():
 def refused(status, symbol=None):
     """The service SDK is refused with this status and, in the header that tells refusals apart, this name."""
     with pytest.raises(HttpOperationError) as refusal:
-        yield
+        yield refusal
     response = refusal.value.response
     assert response.status_code == status, response.text
     assert symbol in (None, response.headers["iothub-errorcode"]), response.text
@@ -84,6 +88,7 @@ class Device:
         self.id = identity.device_id
         self.key = identity.authentication.symmetric_key.primary_key
         self.clients = []
+        self.answers = []
 
     def client(self, key=None, **options):
         """A client that is not connected yet."""
@@ -95,6 +100,22 @@ class Device:
     def module_client(self, module_id, key):
         text = f"HostName=localhost;DeviceId={self.id};ModuleId={module_id};SharedAccessKey={key}"
         return self.keep(IoTHubModuleClient.create_from_connection_string(text, server_verification_cert=CA_PEM))
+
+    def answer_methods(self, client, answer):
+        """Answers each direct method with what `answer(name, payload)` returns, a status and a payload.
+
+        Each in a thread of its own: the SDK calls its handlers one after the other.
+        """
+
+        def respond(request):
+            status, payload = answer(request.name, request.payload)
+            client.send_method_response(MethodResponse.create_from_method_request(request, status, payload))
+
+        def handle(request):
+            self.answers.append(threading.Thread(target=respond, args=[request]))
+            self.answers[-1].start()
+
+        client.on_method_request_received = handle
 
     def keep(self, client):
         self.clients.append(client)
@@ -111,6 +132,8 @@ def device(registry, rest):
     """A device with keys that the hub made. It and its clients end with the test."""
     device = Device(registry.create_device_with_sas(new_id(), None, None, "enabled"))
     yield device
+    for answer in device.answers:
+        answer.join(LIMIT_SECS)
     for client in device.clients:
         client.shutdown()
     # Some tests delete it themselves.
@@ -126,19 +149,6 @@ def certificates(tmp_path):
 def transport(request):
     """How a device client reaches the hub: MQTT on port 8883, or in a WebSocket on port 443."""
     return {"websockets": request.param == "websocket"}
-
-
-def answer_methods(client, answer):
-    """Answers each direct method with what `answer(name, payload)` returns, a status and a payload.
-
-    Each in a thread of its own: the SDK calls its handlers one after the other.
-    """
-
-    def respond(request):
-        status, payload = answer(request.name, request.payload)
-        client.send_method_response(MethodResponse.create_from_method_request(request, status, payload))
-
-    client.on_method_request_received = lambda request: threading.Thread(target=respond, args=[request]).start()
 
 
 def desired_patches(client):

@@ -1,5 +1,6 @@
 """The device SDK against the hub: who gets in, who is put out, and what survives a lost connection."""
 
+import os
 import queue
 import re
 import threading
@@ -10,7 +11,8 @@ from azure.iot.device import IoTHubDeviceClient, X509
 from azure.iot.device.exceptions import ClientError, ConnectionDroppedError, ConnectionFailedError, CredentialError
 from azure.iot.hub.models import CloudToDeviceMethod
 from azure.iot.hub.sastoken import SasToken
-from conftest import CA_PEM, LIMIT_SECS, answer_methods, desire, desired_patches, until
+from certificates import Certificate
+from conftest import CA_PEM, LIMIT_SECS, desire, desired_patches, refused, until
 
 STRANGE_KEY = "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s="
 
@@ -90,6 +92,38 @@ def test_a_certificate_lets_in_the_device_whose_thumbprint_it_has(registry, devi
         device.connect(**transport)
 
 
+def test_a_certificate_of_an_authority_that_the_hub_trusts_lets_in_the_device_that_it_names(registry, device, certificates):
+    identity = registry.get_device(device.id)
+    registry.update_device_with_certificate_authority(device.id, identity.etag, "enabled")
+    trusted = Certificate(*(f"{os.environ['DEVICE_CA']}.{kind}" for kind in ("pem", "key")))
+    stranger = certificates.make("stranger", authority=True)
+
+    def connect(name, issuer):
+        certificate = certificates.make(name, issuer)
+        device.keep(IoTHubDeviceClient.create_from_x509_certificate(
+            X509(certificate.cert_file, certificate.key_file), hostname="localhost", device_id=device.id,
+            server_verification_cert=CA_PEM,
+        )).connect()
+
+    connect(device.id, trusted)
+    for name, issuer in (("another", trusted), (device.id, stranger)):
+        with pytest.raises(CredentialError):
+            connect(name, issuer)
+
+
+def test_desired_properties_that_were_never_pushed_are_found_by_their_version(registry, device, faults):
+    client = device.connect()
+    states = watch_states(client)
+    patches = desired_patches(client)
+    desire(registry, device, {"a": 1})
+    assert patches.get(timeout=LIMIT_SECS) == {"a": 1, "$version": 2}
+    faults(muteTwin=True)
+    desire(registry, device, {"b": 2})
+    faults(muteTwin=False)
+    drop(faults, states)
+    assert patches.get(timeout=LIMIT_SECS) == {"a": 1, "b": 2, "$version": 3}
+
+
 def test_a_device_that_is_disabled_or_deleted_is_put_out(registry, device):
     client = device.connect()
     states = watch_states(client)
@@ -128,7 +162,7 @@ def test_the_newer_of_two_connections_stays(registry, device):
     states = watch_states(older)
     newer = device.connect()
     heard(states, False)
-    answer_methods(newer, lambda name, _: (201, name))
+    device.answer_methods(newer, lambda name, _: (201, name))
     assert call(registry, device, "who") == 201
 
 
@@ -137,7 +171,7 @@ def test_after_a_drop_methods_and_desired_properties_come_without_a_new_subscrip
 ):
     client = device.connect(**transport)
     states = watch_states(client)
-    answer_methods(client, lambda name, _: (200, name))
+    device.answer_methods(client, lambda name, _: (200, name))
     patches = desired_patches(client)
     for version in (2, 3):
         # The SDK subscribes to nothing anew: the hub keeps its persisted session.
@@ -171,7 +205,7 @@ def test_desired_properties_that_changed_meanwhile_are_read_after_a_drop(registr
 
 def test_after_a_clean_end_the_session_waits_for_the_device(registry, device):
     client = device.connect()
-    answer_methods(client, lambda name, _: (200, name))
+    device.answer_methods(client, lambda name, _: (200, name))
     patches = desired_patches(client)
     call(registry, device, "first")
     client.disconnect()
@@ -186,7 +220,7 @@ def test_after_a_clean_end_the_session_waits_for_the_device(registry, device):
 def test_refusals_that_may_pass_are_outlasted(registry, device, faults):
     client = device.connect()
     states = watch_states(client)
-    answer_methods(client, lambda name, _: (200, name))
+    device.answer_methods(client, lambda name, _: (200, name))
     faults(refuseConnects={"times": 2, "code": 3}, dropConnections=True)
     heard(states, False)
     heard(states, True)
@@ -208,5 +242,5 @@ def test_a_hub_that_was_away_is_found_again(registry, device, faults):
 def test_a_method_whose_answer_was_lost_with_the_connection_is_504101(registry, device, faults):
     client = device.connect()
     client.on_method_request_received = lambda request: faults(dropConnections=True)
-    with pytest.raises(Exception, match="Gateway Timeout"):
+    with refused(504, "GatewayTimeout"):
         call(registry, device, "lost")

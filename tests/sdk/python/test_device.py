@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import pytest
 from azure.iot.device.exceptions import ClientError, ServiceError
 from azure.iot.hub.models import CloudToDeviceMethod
-from conftest import LIMIT_SECS, answer_methods, desire, desired_patches
-from msrest.exceptions import HttpOperationError
+from conftest import LIMIT_SECS, desire, desired_patches, refused
 
 
 def call(registry, device, name, payload, **timeouts):
@@ -19,11 +18,12 @@ def call(registry, device, name, payload, **timeouts):
     return result.status, result.payload
 
 
-def refusal(answer):
-    """HTTP status, `iothub-errorcode`, and the number in the JSON text inside the body."""
-    response = answer.value.response
-    number = json.loads(response.json()["Message"])["errorCode"]
-    return response.status_code, response.headers["iothub-errorcode"], number
+@contextmanager
+def refused_by_the_gateway(status, symbol, number):
+    """As `refused`, with this number in a JSON text inside the body."""
+    with refused(status, symbol) as refusal:
+        yield
+    assert json.loads(refusal.value.response.json()["Message"])["errorCode"] == number
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def test_a_throttled_reported_patch_is_an_error_and_the_next_is_not(device, faul
 @pytest.mark.parametrize("payload", [{"a": [1, None, "é"]}, "text", 5, True, None, []], ids=repr)
 def test_a_method_carries_any_json_both_ways(registry, device, transport, payload):
     client = device.connect(**transport)
-    answer_methods(client, lambda name, received: (200, {"name": name, "received": received}))
+    device.answer_methods(client, lambda name, received: (200, {"name": name, "received": received}))
     # The service SDK sends an empty text for no payload.
     received = "" if payload is None else payload
     assert call(registry, device, "firmwareUpdate", payload) == (
@@ -124,7 +124,7 @@ def test_a_method_carries_any_json_both_ways(registry, device, transport, payloa
 
 def test_the_devices_own_status_comes_back_with_200(registry, device, transport):
     client = device.connect(**transport)
-    answer_methods(client, lambda name, _: (404, None))
+    device.answer_methods(client, lambda name, _: (404, None))
     assert call(registry, device, "no such method%", {}) == (404, None)
 
 
@@ -138,7 +138,7 @@ def test_methods_in_flight_are_answered_in_any_order(registry, device):
         second_came.set()
         return 200, name
 
-    answer_methods(client, answer)
+    device.answer_methods(client, answer)
     answers = {}
     first = threading.Thread(target=lambda: answers.update(first=call(registry, device, "first", {})))
     first.start()
@@ -148,19 +148,17 @@ def test_methods_in_flight_are_answered_in_any_order(registry, device):
 
 
 def test_a_method_of_a_device_that_is_away_is_404103(registry, device):
-    with pytest.raises(HttpOperationError) as refused:
+    with refused_by_the_gateway(404, "DeviceNotOnline", 404103):
         call(registry, device, "anything", {})
-    assert refusal(refused) == (404, "DeviceNotOnline", 404103)
     # Connected is not enough: it has to subscribe to methods.
     device.connect()
-    with pytest.raises(HttpOperationError) as refused:
+    with refused_by_the_gateway(404, "DeviceNotOnline", 404103):
         call(registry, device, "anything", {})
-    assert refusal(refused) == (404, "DeviceNotOnline", 404103)
 
 
 def test_a_method_waits_for_the_device_as_long_as_it_is_asked_to(registry, device):
     client = device.client()
-    connecting = threading.Timer(0.5, lambda: answer_methods(client, lambda name, _: (200, name)))
+    connecting = threading.Timer(0.5, lambda: device.answer_methods(client, lambda name, _: (200, name)))
     connecting.start()
     timeouts = {"connect_timeout_in_seconds": 20, "response_timeout_in_seconds": 20}
     assert call(registry, device, "late", {}, **timeouts) == (200, "late")
@@ -170,9 +168,13 @@ def test_a_method_waits_for_the_device_as_long_as_it_is_asked_to(registry, devic
 def test_a_method_that_is_not_answered_in_time_is_504101(registry, device):
     client = device.connect()
     client.on_method_request_received = lambda request: None
-    with pytest.raises(HttpOperationError) as refused:
+    with refused_by_the_gateway(504, "GatewayTimeout", 504101):
         call(registry, device, "silence", {}, response_timeout_in_seconds=5)
-    assert refusal(refused) == (504, "GatewayTimeout", 504101)
+
+
+def test_a_method_of_nobody_is_404(registry):
+    with refused(404, "DeviceNotFound"):
+        registry.invoke_device_method("nobody", CloudToDeviceMethod(method_name="anything", payload={}))
 
 
 @pytest.mark.parametrize(
@@ -187,8 +189,6 @@ def test_a_method_that_is_not_answered_in_time_is_504101(registry, device):
     ],
 )
 def test_a_method_call_beyond_the_limits_is_refused(registry, device, name, timeouts):
-    with pytest.raises(HttpOperationError) as refused:
+    with refused(400, "ArgumentInvalid") as refusal:
         call(registry, device, name, {}, **timeouts)
-    assert refused.value.response.status_code == 400
-    assert refused.value.response.headers["iothub-errorcode"] == "ArgumentInvalid"
-    assert "ErrorCode:ArgumentInvalid" in refused.value.response.json()["Message"]
+    assert "ErrorCode:ArgumentInvalid" in refusal.value.response.json()["Message"]

@@ -7,7 +7,7 @@ from azure.iot.hub.models import (
     AuthenticationMechanism, CloudToDeviceMethod, ExportImportDevice, QuerySpecification, SymmetricKey, Twin,
     TwinProperties,
 )
-from conftest import LIMIT_SECS, SERVICE, Device, answer_methods, desired_patches, new_id, refused, until
+from conftest import LIMIT_SECS, SERVICE, Device, desired_patches, new_id, refused, until
 
 PRIMARY, SECONDARY = ("a2V5LW9mLXNpeHRlZW4tYnl0ZXM=", "YW5vdGhlci1rZXktb2YtMTYtYnl0ZXM=")
 SHA1, SHA256 = ("0123456789ABCDEF0123456789abcdef01234567", "0" * 64)
@@ -142,7 +142,7 @@ def test_modules(registry, device, rest):
 
     client = device.module_client("sensor", SECONDARY)
     client.connect()
-    answer_methods(client, lambda name, payload: (200, [name, payload]))
+    device.answer_methods(client, lambda name, payload: (200, [name, payload]))
     method = CloudToDeviceMethod(method_name="read", payload=7)
     result = registry.invoke_device_module_method(device.id, "sensor", method)
     assert (result.status, result.payload) == (200, ["read", 7])

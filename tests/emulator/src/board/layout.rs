@@ -168,7 +168,8 @@ impl Layout {
         for directory in [self.run(), self.health()] {
             match fs::remove_dir_all(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => fs::create_dir(&directory)?,
+                // The daemon runs no script from where others may write.
+                _ => DirBuilder::new().mode(0o755).create(&directory)?,
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -195,7 +195,7 @@ fn extract_health(slot: &Path, health: &Path) -> Result<(), String> {
     fs::remove_dir(health).map_err(failed)?;
     debugfs(slot, &format!("rdump {HEALTH_DIRECTORY} \"{}\"", parent.display()))?;
     // An image without the directory left none.
-    DirBuilder::new().recursive(true).create(health).map_err(failed)
+    DirBuilder::new().recursive(true).mode(0o755).create(health).map_err(failed)
 }
 
 /// A script that says the health the image was made with.

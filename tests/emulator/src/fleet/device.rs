@@ -77,6 +77,12 @@ fn config(hub: config::Hub) -> Config {
             allow_downgrade: false,
         },
         health: checks(),
+        hooks: config::Hooks {
+            directory: nowhere(),
+            limit: Duration::ZERO,
+            defer_interval: Duration::ZERO,
+            defer_limit: Duration::ZERO,
+        },
         system: config::System {
             reboot_command: Vec::new(),
             clock_check_command: Vec::new(),

@@ -14,7 +14,7 @@ use twinboot::install::{self, Phase};
 use twinboot::store::StoreError;
 use twinboot::update::{
     Boot, BootId, Code, Effect, Environment, Event, Failure, Image, Record, Sha256Digest, Slot, Update,
-    UpdateId,
+    UpdateId, Verdict,
 };
 
 /// What a request that tells no size is taken for.
@@ -140,6 +140,7 @@ impl Simulated {
             record: kept.record.clone(),
             state_fault: None,
             image_version: Some(kept.slot(running).version.clone()),
+            trial_timeouts: 0,
             clock_is_right: true,
         }
     }
@@ -189,8 +190,13 @@ impl Simulated {
     }
 
     /// The hub reached again, as the daemon itself checks it, and then the application.
-    async fn check_health(&self, update: &Update, connected: watch::Receiver<bool>) -> Result<(), Failure> {
-        health::check(&checks(), update.online_before, connected).await.map_err(Failure::from)?;
+    async fn check_health(
+        &self,
+        update: &Update,
+        since: Duration,
+        connected: watch::Receiver<bool>,
+    ) -> Result<(), Failure> {
+        health::check(&checks(), since, update.online_before, connected).await.map_err(Failure::from)?;
         if self.kept().slot(update.target).fate == Fate::Unhealthy {
             return Err(HealthError::UnitFailed { unit: "gateway.service".to_owned() }.into());
         }
@@ -238,19 +244,21 @@ impl Machine for Simulated {
                 write(to, false);
                 Some(Event::RolledBack(id, Ok(())))
             }
-            Effect::CheckHealth(update) => {
-                let result = self.check_health(&update, connected).await;
+            Effect::CheckHealth { update, since_uptime_secs } => {
+                let since = Duration::from_secs(since_uptime_secs);
+                let result = self.check_health(&update, since, connected).await;
                 Some(Event::HealthChecked(update.request.id, result))
             }
             Effect::Reboot => {
                 self.inner.reboot_asked.notify_one();
                 None
             }
+            Effect::RunHooks(run) => Some(Event::HooksRan(run.update.request.id, run.hook, Verdict::GoOn)),
             Effect::ConfirmBoot
             | Effect::Respond(_)
             | Effect::Report
             | Effect::Install(_)
-            | Effect::AbortInstall => None,
+            | Effect::Abort => None,
         }
     }
 }

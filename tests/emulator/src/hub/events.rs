@@ -15,7 +15,7 @@ const BODIES_LIMIT_BYTES: usize = 64 << 20;
 /// A message from a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// The device.
+    /// The device, or `device/module`.
     pub device_id: String,
     /// The application's properties and, by the names they have on the wire (`$.mid`, `$.ct`…), the system's.
     pub properties: BTreeMap<String, String>,

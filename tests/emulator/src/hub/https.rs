@@ -78,13 +78,13 @@ impl Call<'_> {
 pub(super) struct Reply {
     status: u16,
     content_type: &'static str,
-    body: String,
+    body: Bytes,
     headers: Vec<(&'static str, String)>,
 }
 
 impl Reply {
-    pub fn text(status: u16, content_type: &'static str, body: String) -> Self {
-        Self { status, content_type, body, headers: Vec::new() }
+    pub fn text(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Self {
+        Self { status, content_type, body: body.into(), headers: Vec::new() }
     }
 
     pub fn json(status: u16, body: &Value) -> Self {
@@ -92,7 +92,7 @@ impl Reply {
     }
 
     pub fn empty(status: u16) -> Self {
-        Self::text(status, "", String::new())
+        Self::text(status, "", Bytes::new())
     }
 
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {

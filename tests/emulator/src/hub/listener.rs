@@ -52,8 +52,8 @@ where
                     let (tls, shared) = (TlsAcceptor::from(Arc::clone(&tls)), Arc::clone(&shared));
                     connections.spawn(async move {
                         match handshake(tls, socket).await {
-                            Some(stream) => serve(stream, shared).await,
-                            None => tracing::info!("no TLS handshake from a client"),
+                            Ok(stream) => serve(stream, shared).await,
+                            Err(error) => tracing::info!(%error, "no TLS handshake from a client"),
                         }
                     });
                 }
@@ -72,8 +72,8 @@ where
     }
 }
 
-async fn handshake(tls: TlsAcceptor, socket: TcpStream) -> Option<Stream> {
+async fn handshake(tls: TlsAcceptor, socket: TcpStream) -> io::Result<Stream> {
     // Small packets both ways: waiting to fill a segment would only slow tests down.
     let _ = socket.set_nodelay(true);
-    timeout(HANDSHAKE_LIMIT, tls.accept(socket)).await.ok()?.ok()
+    timeout(HANDSHAKE_LIMIT, tls.accept(socket)).await?
 }

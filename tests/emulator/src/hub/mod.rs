@@ -1,5 +1,6 @@
-//! Azure IoT Hub on this machine, as far as a device and its operator need it: MQTT over TLS for devices, REST
-//! over HTTPS for services, and faults on request. Everything is in memory and on the loopback interface.
+//! Azure IoT Hub on this machine, as far as a device and its operator need it: MQTT over TLS or WebSocket for devices,
+//! REST over HTTPS for services, the provisioning service and a storage for files beside it, and faults on request.
+//! In memory and on the loopback interface only, unless told otherwise.
 
 mod admission;
 mod certificates;
@@ -74,7 +75,9 @@ pub struct HubOptions {
     pub mqtt_port: u16,
     /// The port for services; 0 takes any free one.
     pub https_port: u16,
-    /// Names of the hub besides `localhost` and its address, also in its certificate.
+    /// More ports like [`HubOptions::https_port`]: some kits know only 443, some tools take any other.
+    pub more_https_ports: Vec<u16>,
+    /// Names of the hub besides `localhost` and its address, also in its certificate. By the first it calls itself.
     pub host_names: Vec<String>,
     /// The address to listen on; the loopback interface's if not given.
     pub bind: Option<IpAddr>,
@@ -126,12 +129,11 @@ impl Hub {
     pub async fn start(options: HubOptions) -> io::Result<Self> {
         let bind = options.bind.unwrap_or(Ipv4Addr::LOCALHOST.into());
         let mut names = options.host_names.clone();
-        names.extend((!bind.is_unspecified()).then(|| bind.to_string()));
+        names.push(bind.to_string());
         let directory = options.state_directory.clone();
         let opened = tokio::task::spawn_blocking(move || open(directory.as_deref(), &names)).await?;
         let (mut state, authority, store) = opened.map_err(io::Error::other)?;
-        state.host_names = vec!["localhost".to_owned(), bind.to_string()];
-        state.host_names.extend(options.host_names);
+        state.host_names = host_names(options.host_names, bind);
         state.strict_etags = options.strict_etags;
         state.active_jobs_limit = options.active_jobs_limit.unwrap_or(state.active_jobs_limit);
         let (shared, authority) = (Arc::new(Shared::new(state)), Arc::new(authority));
@@ -141,6 +143,10 @@ impl Hub {
         let mut tasks = JoinSet::new();
         let tls = Arc::new(authority.server_config_asking_clients());
         tasks.spawn(accept(mqtt, Arc::clone(&tls), Arc::clone(&shared), mqtt::converse_on_port));
+        for port in options.more_https_ports {
+            let https = listen(bind, port).await?;
+            tasks.spawn(accept(https, Arc::clone(&tls), Arc::clone(&shared), https::converse));
+        }
         tasks.spawn(accept(https, tls, Arc::clone(&shared), https::converse));
         let interval = options.evaluation_interval.unwrap_or(EVALUATION_INTERVAL);
         tasks.spawn(rollout::run(Arc::clone(&shared), interval));
@@ -162,6 +168,11 @@ impl Hub {
             move || inner.store.as_ref().map_or(Ok(()), |store| store.save(&inner.shared, &inner.authority));
         // It does not panic, and nothing cancels it.
         tokio::task::spawn_blocking(save).await.unwrap_or(Ok(()))
+    }
+
+    /// What the hub calls itself: the first of its names.
+    pub fn host_name(&self) -> String {
+        self.inner.shared.read(|state| state.host_names.first().cloned()).unwrap_or_default()
     }
 
     /// The port devices connect to.
@@ -189,7 +200,20 @@ impl Hub {
         let key = random::key();
         let authentication = Authentication::Sas { primary: key.clone(), secondary: random::key() };
         self.change(|state| state.register(id, authentication.into()));
-        format!("HostName=localhost;DeviceId={id};SharedAccessKey={key}")
+        self.of_device(id, &key)
+    }
+
+    fn of_device(&self, id: &str, key: &str) -> String {
+        format!("HostName={};DeviceId={id};SharedAccessKey={key}", self.host_name())
+    }
+
+    /// The connection string of a device that is registered with keys.
+    pub fn connection_string(&self, id: &str) -> Option<String> {
+        let key = self.inner.shared.read(|state| match &state.devices.get(id)?.identity.authentication {
+            Authentication::Sas { primary, .. } => Some(primary.clone()),
+            _ => None,
+        })?;
+        Some(self.of_device(id, &key))
     }
 
     /// Registers a module of a device with new keys. Returns its connection string.
@@ -197,7 +221,8 @@ impl Hub {
         let key = random::key();
         let authentication = Authentication::Sas { primary: key.clone(), secondary: random::key() };
         self.change(|state| state.register(&module_key(device, module), authentication.into()));
-        format!("HostName=localhost;DeviceId={device};ModuleId={module};SharedAccessKey={key}")
+        let host = self.host_name();
+        format!("HostName={host};DeviceId={device};ModuleId={module};SharedAccessKey={key}")
     }
 
     /// Registers a device with a new certificate. Returns certificate and private key, in PEM.
@@ -232,9 +257,16 @@ impl Hub {
     /// `registryReadWrite`; there are no others. Without the port that every client takes by itself: Microsoft's Node
     /// kit understands none.
     pub fn policy_connection_string(&self, name: &str) -> Option<String> {
-        let port = Some(self.https_port()).filter(|port| *port != HTTPS_PORT);
-        let (port, key) = (port.map(|port| format!(":{port}")).unwrap_or_default(), self.policy_key(name)?);
-        Some(format!("HostName=localhost{port};SharedAccessKeyName={name};SharedAccessKey={key}"))
+        let (host, key) = (self.service_host(), self.policy_key(name)?);
+        Some(format!("HostName={host};SharedAccessKeyName={name};SharedAccessKey={key}"))
+    }
+
+    /// The hub's name, with the port of the service API if it is not the usual one.
+    fn service_host(&self) -> String {
+        match self.https_port() {
+            HTTPS_PORT => self.host_name(),
+            port => format!("{}:{port}", self.host_name()),
+        }
     }
 
     fn policy_key(&self, name: &str) -> Option<String> {
@@ -248,7 +280,7 @@ impl Hub {
     pub fn service_token(&self) -> Option<String> {
         const LIFE_SECS: i64 = 24 * 3600;
         let expiry = time::OffsetDateTime::now_utc().unix_timestamp() + LIFE_SECS;
-        sas::policy_token("localhost", policy::OWNER, &self.policy_key(policy::OWNER)?, expiry)
+        sas::policy_token(&self.host_name(), policy::OWNER, &self.policy_key(policy::OWNER)?, expiry)
     }
 
     /// The reported properties, without metadata and version; null for an unknown device.
@@ -423,6 +455,15 @@ fn reported(state: &State, id: &str) -> Value {
 
 fn connected(state: &State, id: &str) -> bool {
     state.devices.get(id).is_some_and(|device| device.link.is_some())
+}
+
+/// All names of the hub, the one by which it calls itself first.
+fn host_names(given: Vec<String>, bind: IpAddr) -> Vec<String> {
+    let mut own = vec!["localhost".to_owned(), bind.to_string()];
+    if !bind.is_loopback() && !bind.is_unspecified() {
+        own.reverse();
+    }
+    given.into_iter().chain(own).collect()
 }
 
 /// The hub as it was left, or a new one.

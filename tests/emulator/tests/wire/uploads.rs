@@ -69,6 +69,15 @@ async fn a_file_arrives_in_one_piece() {
     let answer = typed("").send().await.unwrap();
     assert_eq!(answer.status(), 403);
     assert_eq!(answer.headers()["x-ms-error-code"], "AuthenticationFailed");
+
+    // A service looks at it.
+    let service = &uploader.service;
+    let (_, _, list) = service.answer(service.request(Method::GET, "emulator/uploads/dev-1")).await;
+    assert_eq!((&list[0]["sizeBytes"], &list[0]["notification"]["statusCode"]), (&json!(5), &json!(201)));
+    let path = list[0]["path"].as_str().unwrap();
+    let file = service.request(Method::GET, path.trim_start_matches('/')).send().await.unwrap();
+    assert_eq!(file.text().await.unwrap(), "hello");
+    assert_eq!(service.http.get(format!("{}{path}", service.base)).send().await.unwrap().status(), 403);
 }
 
 #[tokio::test]

@@ -27,8 +27,7 @@ impl Dps<'_> {
     /// The connection string of the policy `provisioningserviceowner`.
     pub fn service_connection_string(&self) -> String {
         let key = self.read(|dps| dps.owner_key.clone());
-        let port = self.hub.https_port();
-        format!("HostName=localhost:{port};SharedAccessKeyName={OWNER};SharedAccessKey={key}")
+        format!("HostName={};SharedAccessKeyName={OWNER};SharedAccessKey={key}", self.hub.service_host())
     }
 
     /// Enrolls one device, or changes its enrollment. `enrollment` is what a service would PUT; keys that it leaves
@@ -50,12 +49,24 @@ impl Dps<'_> {
 
     /// Enrolls one device with a new key. Returns the key, in base64.
     pub fn enroll_with_key(&self, registration_id: &str) -> Result<String, HubError> {
-        primary_key(&self.enroll(registration_id, json!({ "attestation": { "type": "symmetricKey" } }))?)
+        self.enroll(registration_id, json!({ "attestation": { "type": "symmetricKey" } }))?;
+        self.enrollment_key(registration_id).ok_or_else(|| HubError::Refused("there is no key".into()))
     }
 
     /// Enrolls a group with a new key. Returns the key, in base64, from which devices' are derived.
     pub fn enroll_group_with_key(&self, name: &str) -> Result<String, HubError> {
-        primary_key(&self.enroll_group(name, json!({ "attestation": { "type": "symmetricKey" } }))?)
+        self.enroll_group(name, json!({ "attestation": { "type": "symmetricKey" } }))?;
+        self.group_key(name).ok_or_else(|| HubError::Refused("there is no key".into()))
+    }
+
+    /// The key of an enrollment; none if there is no such enrollment, or if it has certificates.
+    pub fn enrollment_key(&self, registration_id: &str) -> Option<String> {
+        self.read(|dps| dps.enrollments.get(registration_id)?.primary_key())
+    }
+
+    /// The same for a group.
+    pub fn group_key(&self, name: &str) -> Option<String> {
+        self.read(|dps| dps.groups.get(name)?.primary_key())
     }
 
     /// `registrationState` of a device; null if it has not registered.
@@ -93,9 +104,4 @@ impl Dps<'_> {
 
 fn refused(refusal: Refusal) -> HubError {
     HubError::Refused(refusal.message)
-}
-
-fn primary_key(enrollment: &Value) -> Result<String, HubError> {
-    let key = enrollment.pointer("/attestation/symmetricKey/primaryKey").and_then(Value::as_str);
-    key.map(String::from).ok_or_else(|| HubError::Refused("the enrollment has no key".into()))
 }

@@ -146,6 +146,14 @@ impl Enrollment {
         Ok(enrollment)
     }
 
+    /// The first of its keys; none if it has certificates.
+    pub fn primary_key(&self) -> Option<String> {
+        match &self.attestation {
+            Attestation::SymmetricKey { symmetric_key } => Some(symmetric_key.primary_key.clone()),
+            Attestation::X509 { .. } => None,
+        }
+    }
+
     /// As the service API shows it.
     pub fn for_service(&self, id_name: &str, id: &str) -> Value {
         let mut shown = json!(self);

@@ -12,20 +12,23 @@ use crate::hub::twin::Write;
 /// Devices in one call.
 const BULK_LIMIT: usize = 100;
 
-/// What to do with a device. `…IfMatchETag` compares the etag that comes with it.
+/// What to do with a device. `…IfMatchETag` compares the etag that comes with it. Microsoft's Node kit begins some with
+/// a capital.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Mode {
     Create,
+    #[serde(alias = "Update")]
     Update,
-    #[serde(rename = "updateIfMatchETag")]
+    #[serde(rename = "updateIfMatchETag", alias = "UpdateIfMatchETag")]
     UpdateIfMatch,
     #[default]
     CreateOrUpdate,
     #[serde(rename = "createOrUpdateIfMatchETag")]
     CreateOrUpdateIfMatch,
+    #[serde(alias = "Delete")]
     Delete,
-    #[serde(rename = "deleteIfMatchETag")]
+    #[serde(rename = "deleteIfMatchETag", alias = "DeleteIfMatchETag")]
     DeleteIfMatch,
     UpdateTwin,
     #[serde(rename = "updateTwinIfMatchETag")]
@@ -39,7 +42,7 @@ struct Item {
     module_id: Option<String>,
     #[serde(default)]
     import_mode: Mode,
-    #[serde(rename = "eTag")]
+    #[serde(rename = "eTag", alias = "etag")]
     etag: Option<String>,
     #[serde(rename = "twinETag")]
     twin_etag: Option<String>,

@@ -25,6 +25,9 @@ struct Wanted {
     fail_next_patch: Option<u16>,
     throttle: Option<usize>,
     throttle_operation: Option<Operation>,
+    fail_next_registration: Option<u16>,
+    busy_polls: Option<u32>,
+    retry_after_secs: Option<u64>,
     #[serde(default)]
     away_secs: u64,
 }
@@ -70,6 +73,16 @@ fn inject(state: &mut State, wanted: Wanted) {
     }
     if let Some(times) = wanted.throttle {
         faults.throttle.insert(wanted.throttle_operation, times);
+    }
+    let manner = &mut state.dps.manner;
+    if let Some(status) = wanted.fail_next_registration {
+        manner.failures.push_back(status);
+    }
+    if let Some(polls) = wanted.busy_polls {
+        manner.busy_polls = polls;
+    }
+    if let Some(secs) = wanted.retry_after_secs {
+        manner.retry_after_secs = secs;
     }
     let everybody = wanted.drop_connections || faults.away;
     let leaving = state.devices.iter_mut().filter(|(id, _)| everybody || faults.keep_out.contains(*id));

@@ -13,6 +13,7 @@ mod module;
 mod query;
 mod statistics;
 mod twin;
+mod uploads;
 
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ async fn route(call: &Call<'_>, segments: &[&str]) -> Result<Answer, Failure> {
         (&Method::DELETE, ["devices", id, "commands"]) => message::purge(call, id),
         (&Method::POST, ["devices", id, "messages", "devicebound"]) => message::send(call, id),
         (&Method::GET, ["emulator", "events", id]) => Ok(events::list(call, id)),
+        (&Method::GET, ["emulator", "uploads", id]) => Ok(uploads::list(call, id)),
         (&Method::POST, ["emulator", "faults"]) => faults::post(call).await,
         (&Method::GET, ["configurations"]) => configuration::list(call),
         (&Method::POST, ["configurations", "testQueries"]) => configuration::test_queries(call),

@@ -6,8 +6,11 @@ use bytes::Bytes;
 use hyper::Method;
 
 use super::{CONTAINER, Upload};
+use crate::hub::clock;
 use crate::hub::https::{Call, Reply};
+use crate::hub::policy::Permission;
 use crate::hub::random;
+use crate::hub::sas::Token;
 use crate::hub::state::State;
 
 /// The largest body: Python's library sends up to this in one request.
@@ -23,24 +26,36 @@ pub(in crate::hub) fn is_path(segments: &[&str]) -> bool {
     segments.first() == Some(&CONTAINER)
 }
 
-/// Carries out a request.
+/// Carries out a request: of a device, to write, or of a service, to read.
 pub(in crate::hub) fn respond(state: &mut State, call: &Call) -> Reply {
-    let result = write(state, call);
-    let reply = match result {
-        Ok(()) => Reply::empty(201)
-            .with("etag", format!("\"0x{}\"", random::hex(8)))
-            .with("x-ms-request-server-encrypted", "true"),
-        Err(Refusal(status, code)) => {
-            let body = format!(
-                "<?xml version=\"1.0\" encoding=\"utf-8\"?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
-            );
-            Reply::text(status, "application/xml", body).with("x-ms-error-code", code)
-        }
-    };
-    reply.with("x-ms-version", VERSION)
+    let reply = if call.head.method == Method::GET { read(state, call) } else { write(state, call) };
+    reply.unwrap_or_else(refuse).with("x-ms-version", VERSION)
 }
 
-fn write(state: &mut State, call: &Call) -> Result<(), Refusal> {
+fn refuse(Refusal(status, code): Refusal) -> Reply {
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?><Error><Code>{code}</Code><Message>{code}</Message></Error>"
+    );
+    Reply::text(status, "application/xml", body).with("x-ms-error-code", code)
+}
+
+/// The emulator's own: here a token of the hub is good for the storage too.
+fn read(state: &State, call: &Call) -> Result<Reply, Refusal> {
+    let token = call.header("authorization").and_then(Token::parse);
+    let good = token.is_some_and(|token| {
+        let signer = state.policies.signer(&token);
+        signer.is_some_and(|policy| policy.allows(Permission::ServiceConnect))
+            && token.is_for(&state.host_names)
+            && token.covers(&call.segments.join("/"))
+            && clock::until(token.expiry).is_some()
+    });
+    let [_, device, name @ ..] = call.segments else { return Err(Refusal(404, "ContainerNotFound")) };
+    let file = good.then(|| state.uploads.newest(device, &name.join("/")));
+    let file = file.ok_or(Refusal(403, "AuthenticationFailed"))?.ok_or(Refusal(404, "BlobNotFound"))?;
+    Ok(Reply::text(200, "application/octet-stream", file.clone()))
+}
+
+fn write(state: &mut State, call: &Call) -> Result<Reply, Refusal> {
     if state.faults.away {
         return Err(Refusal(503, "ServerBusy"));
     }
@@ -68,7 +83,9 @@ fn write(state: &mut State, call: &Call) -> Result<(), Refusal> {
         "upload: received"
     );
     state.uploads.make_room();
-    Ok(())
+    Ok(Reply::empty(201)
+        .with("etag", format!("\"0x{}\"", random::hex(8)))
+        .with("x-ms-request-server-encrypted", "true"))
 }
 
 fn put(upload: &mut Upload, body: Bytes) {

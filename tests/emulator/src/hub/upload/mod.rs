@@ -6,7 +6,7 @@ pub(super) mod files;
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
 use super::{clock, random};
@@ -23,7 +23,7 @@ const KEPT_LIMIT_BYTES: usize = 256 << 20;
 const CONTAINER: &str = "device-uploads";
 
 /// What a device said at the end of an upload.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UploadNotification {
     /// Whether the file is there.
@@ -57,6 +57,11 @@ pub struct Upload {
 }
 
 impl Upload {
+    /// Where it is in the storage.
+    pub(super) fn path(&self) -> String {
+        format!("/{CONTAINER}/{}/{}", self.device_id, self.name)
+    }
+
     fn is_active(&self) -> bool {
         self.notification.is_none() && clock::until(self.expiry).is_some()
     }
@@ -106,6 +111,12 @@ impl Uploads {
         let unknown = || Failure::bad_argument(format!("There is no active upload '{id}'."));
         upload.ok_or_else(unknown)?.notification = Some(notification);
         Ok(())
+    }
+
+    /// The newest complete file of this name.
+    fn newest(&self, device: &str, name: &str) -> Option<&Bytes> {
+        let mut uploads = self.0.iter().rev();
+        uploads.find(|one| one.device_id == device && one.name == name && one.bytes.is_some())?.bytes.as_ref()
     }
 
     /// The upload that this signature gives access to, as long as it does.

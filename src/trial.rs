@@ -1,0 +1,117 @@
+//! The mark of an armed trial in the state directory. By it, systemd alone ends a trial that nobody commits:
+//! `systemd/twinboot-trial.service` needs neither this program nor its configuration for that.
+//!
+//! In `trial/` each `reboot-<n>` allows one reboot, which renames it to `done-reboot-<n>`: a mark that was left
+//! over cannot keep a good system from staying up. `armed-by` is the kernel command line of the system that
+//! armed the trial, and must never be rebooted on account of it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::store::{sync_directory, write_durably};
+
+/// The mark could not be made or removed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot change the mark of the trial in {}", directory.display())]
+pub struct MarkError {
+    directory: PathBuf,
+    source: io::Error,
+}
+
+/// The mark of one device. All of its functions block.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    directory: PathBuf,
+}
+
+const ALLOWED: &str = "reboot-";
+const DONE: &str = "done-";
+
+impl Mark {
+    /// The one in this state directory.
+    #[must_use]
+    pub fn new(state_directory: &Path) -> Self {
+        Self { directory: state_directory.join("trial") }
+    }
+
+    /// Before the boot loader is told: allows as many reboots as a trial may take boots. `command_line` is
+    /// that of the running, committed system.
+    ///
+    /// # Errors
+    /// When the mark did not provably reach the disk.
+    pub fn arm(&self, command_line: &Path, boots: u8) -> Result<(), MarkError> {
+        let armed = || {
+            fs::create_dir_all(&self.directory)?;
+            sync_directory(self.directory.parent().unwrap_or(&self.directory))?;
+            write_durably(&self.directory.join("armed-by"), &fs::read(command_line)?)?;
+            self.remove(DONE)?;
+            self.allow(boots)
+        };
+        armed().map_err(|source| self.failed(source))
+    }
+
+    /// In a trial whose mark was removed for a commit that the power cut.
+    ///
+    /// # Errors
+    /// As [`Self::arm`].
+    pub fn arm_again(&self, boots: u8) -> Result<(), MarkError> {
+        let again = || if self.count(ALLOWED)? > 0 { Ok(()) } else { self.allow(boots) };
+        again().map_err(|source| self.failed(source))
+    }
+
+    /// Before a commit, and after a roll back: what runs is not rebooted any more.
+    ///
+    /// # Errors
+    /// When that is not certain.
+    pub fn disarm(&self) -> Result<(), MarkError> {
+        let disarmed = || {
+            self.remove(ALLOWED)?;
+            self.remove(DONE)
+        };
+        disarmed().map_err(|source| self.failed(source))
+    }
+
+    /// How many boots of the trial were ended by systemd. Zero, where that cannot be told.
+    #[must_use]
+    pub fn reboots(&self) -> usize {
+        self.count(DONE).unwrap_or_default()
+    }
+
+    fn allow(&self, boots: u8) -> io::Result<()> {
+        for number in 1..=boots {
+            File::create(self.directory.join(format!("{ALLOWED}{number}")))?;
+        }
+        sync_directory(&self.directory)
+    }
+
+    fn remove(&self, prefix: &str) -> io::Result<()> {
+        let files = self.files(prefix)?;
+        if files.is_empty() {
+            return Ok(());
+        }
+        for file in files {
+            fs::remove_file(file)?;
+        }
+        sync_directory(&self.directory)
+    }
+
+    fn count(&self, prefix: &str) -> io::Result<usize> {
+        self.files(prefix).map(|files| files.len())
+    }
+
+    fn files(&self, prefix: &str) -> io::Result<Vec<PathBuf>> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+        let is_one =
+            |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
+        paths.filter(|path| path.as_ref().map_or(true, is_one)).collect()
+    }
+
+    fn failed(&self, source: io::Error) -> MarkError {
+        MarkError { directory: self.directory.clone(), source }
+    }
+}
