@@ -1,6 +1,6 @@
 //! Keeps the metrics file up to date: on every change, and in a download now and then.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -64,9 +64,29 @@ async fn keep(file: PathBuf, mut texts: watch::Receiver<String>) {
 /// The collector sees the old text or the new. Not synced: after a power cut it is made anew. Blocks.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let temporary = path.with_extension("prom.new");
-    let mut file = File::create(&temporary)?;
+    // The directory may be another user's, who could put a link there: never follow one.
+    let _ = fs::remove_file(&temporary);
+    let mut file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
     // The service's mask keeps others from reading, and the collector is one.
     file.set_permissions(Permissions::from_mode(0o644))?;
     file.write_all(text.as_bytes())?;
     fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_may_read_the_file_and_a_link_in_its_way_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        replace(&at("precious"), "kept").unwrap();
+        std::os::unix::fs::symlink(at("precious"), at("twinboot.prom.new")).unwrap();
+        replace(&at("twinboot.prom"), "text").unwrap();
+        assert_eq!(fs::read_to_string(at("precious")).unwrap(), "kept");
+        assert_eq!(fs::read_to_string(at("twinboot.prom")).unwrap(), "text");
+        assert_eq!(fs::metadata(at("twinboot.prom")).unwrap().permissions().mode() & 0o777, 0o644);
+        assert!(!at("twinboot.prom.new").exists());
+    }
 }
