@@ -12,6 +12,7 @@ use crate::boot::booted::{self, Evidence};
 use crate::boot::scheme::Scheme;
 use crate::boot::{BootControl, BootError};
 use crate::config::Config;
+use crate::diagnostics::{self, Sources};
 use crate::health;
 use crate::hooks;
 use crate::install::{self, ImageSpec, Job};
@@ -287,6 +288,11 @@ impl Machine for Linux {
             }
             Effect::Respond(_) | Effect::Report | Effect::Install(_) | Effect::Abort => None,
         }
+    }
+
+    async fn diagnostics(&self, status: String) -> Result<Vec<u8>, String> {
+        let sources = Sources::usual(Ok(self.config.clone()), status);
+        diagnostics::bundle(sources).await.map_err(|error| error.to_string())
     }
 }
 

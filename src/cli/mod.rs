@@ -1,9 +1,10 @@
-//! The command line: one file per subcommand. All but `run`, `network` and `check-config` talk to the running
+//! The command line: one file per subcommand. All but `run`, `network`, `check-config` and `diagnostics` need the running
 //! daemon.
 
 mod cancel;
 mod check_config;
 mod commit;
+mod diagnostics;
 mod install;
 mod logging;
 mod network;
@@ -67,6 +68,7 @@ enum Subcommands {
     Commit(commit::Commit),
     Rollback(rollback::Rollback),
     CheckConfig(check_config::CheckConfig),
+    Diagnostics(diagnostics::Diagnostics),
 }
 
 /// How a command ended, as a script sees it. [`EXIT_CODES`] says the same to people.
@@ -111,6 +113,10 @@ enum CliError {
     Listen(#[source] io::Error),
     #[error(transparent)]
     Network(#[from] FetchError),
+    #[error("cannot write {}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("cannot make the bundle")]
+    Bundle(#[source] io::Error),
     #[error("cannot write the output")]
     Output(#[from] io::Error),
 }
@@ -124,6 +130,8 @@ impl CliError {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
             Self::Refused { .. }
             | Self::Read { .. }
+            | Self::Write { .. }
+            | Self::Bundle(_)
             | Self::Logging(_)
             | Self::Runtime(_)
             | Self::Agent(_)
@@ -204,6 +212,7 @@ pub fn main() -> ExitCode {
         Subcommands::Commit(command) => command.run(),
         Subcommands::Rollback(command) => command.run(),
         Subcommands::CheckConfig(command) => command.run(),
+        Subcommands::Diagnostics(command) => command.run(),
     };
     let exit = done.unwrap_or_else(|error| {
         let exit = error.exit();

@@ -81,6 +81,7 @@ fn config(
     let health = health(of("health"), main, findings);
     let hooks = hooks(of("hooks"), main, findings);
     let system = system(of("system"), main, findings);
+    let metrics_file = metrics(of("metrics"), main, findings);
     let (slots, partitions) = slots(written, main, scheme, findings);
     let scheme = match (scheme?, partitions) {
         (SchemeName::Bootcount, _) => Scheme::Bootcount,
@@ -100,6 +101,7 @@ fn config(
         hooks: hooks?,
         system: system?,
         network: None,
+        metrics_file,
     })
 }
 
@@ -126,6 +128,7 @@ fn hub(
     let gateway_host_name = hub.optional("gateway_host_name", host_name);
     let ca_file = hub.file("ca_file", secret_file::check_public);
     let port = hub.or("port", "8883", number(1..=u16::MAX));
+    let https_port = hub.or("https_port", "443", number(1..=u16::MAX));
     let keep_alive = hub.or("keep_alive", "\"230s\"", duration(SECOND..=KEEP_ALIVE_MOST));
     hub.finish();
     let identity = identity?;
@@ -136,6 +139,7 @@ fn hub(
         credentials: identity.credentials,
         ca_file,
         port: port?,
+        https_port: https_port?,
         keep_alive: keep_alive?,
     }))
 }
@@ -364,6 +368,24 @@ fn system(section: Option<Section>, main: &Path, findings: &mut Findings) -> Opt
         control_socket: control_socket?,
         os_release: os_release?,
     })
+}
+
+/// The collector reads no other files.
+fn prom_file(value: &Value) -> Result<PathBuf, Wrong> {
+    let file = path(value)?;
+    if file.extension().is_some_and(|extension| extension == "prom") {
+        Ok(file)
+    } else {
+        let hint = "end it in `.prom`: it reads no other files";
+        Err(section::wrong(format!("{} is no file for node_exporter", value.to_toml()), hint))
+    }
+}
+
+fn metrics(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<PathBuf> {
+    let mut metrics = SectionReader::new("metrics".to_owned(), section, main, findings);
+    let file = metrics.optional("file", prom_file);
+    metrics.finish();
+    file
 }
 
 /// The devices of the slots, and their partition numbers where the scheme wants them.

@@ -76,6 +76,8 @@ pub struct Config {
     pub system: System,
     /// Where the networked part listens, which alone knows the hub then; `None`: one process does everything.
     pub network: Option<PathBuf>,
+    /// `metrics.file`: kept up to date for node_exporter, if there is one.
+    pub metrics_file: Option<PathBuf>,
 }
 
 /// `[[slot]]`, by name.
@@ -113,6 +115,8 @@ pub struct Hub {
     pub ca_file: Option<PathBuf>,
     /// MQTT over TLS; 8883 unless set.
     pub port: u16,
+    /// File upload; 443 unless set.
+    pub https_port: u16,
     /// MQTT keep-alive.
     pub keep_alive: Duration,
 }

@@ -192,11 +192,16 @@ fn each_kind_of_mistake_has_its_message() {
             "config.toml:2: system.reboot_command: names no program; write the \
           program and its arguments, as in [\"systemctl\", \"reboot\"]",
         ),
+        (
+            "[metrics]\nfile = \"/run/twinboot.txt\"",
+            "config.toml:2: metrics.file: \"/run/twinboot.txt\" is no file for node_exporter; end it in `.prom`: \
+          it reads no other files",
+        ),
         ("[[hub]]\nport = 1", "config.toml:1: hub: is a list of tables; write `[hub]`, once"),
         (
             "attempts = 3",
             "config.toml:1: attempts: stands outside of any section; move it below its section, one \
-          of [hub], [state], [boot], [install], [health], [hooks], [system], [[slot]]",
+          of [hub], [state], [boot], [install], [health], [hooks], [system], [metrics], [[slot]]",
         ),
         (
             "[[slot]]\ndevice = \"/dev/c\"",

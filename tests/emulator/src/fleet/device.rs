@@ -36,6 +36,7 @@ pub(super) fn hub(text: &str, port: u16, ca_file: Option<&Path>) -> Result<confi
         ca_file: ca_file.map(Path::to_owned),
         port,
         // The daemon's default.
+        https_port: 443,
         keep_alive: Duration::from_secs(230),
     })
 }
@@ -91,5 +92,6 @@ fn config(hub: config::Hub) -> Config {
             control_socket: nowhere(),
             os_release: nowhere(),
         },
+        metrics_file: None,
     }
 }
