@@ -15,6 +15,8 @@
 //! | 9 | [`health`] | the trial boot proves itself |
 //! | 10 | [`boot`] | one transaction commits, or rolls back |
 //!
+//! [`network`] lets a process of its own do what needs the network, where the machine has two.
+//!
 //! [`agent`] is the loop that walks it. Arrows run one way:
 //! `main -> cli -> agent -> {hub, install, boot, store, health, system} -> update`.
 
