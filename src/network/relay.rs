@@ -14,6 +14,7 @@ use tracing::{debug, warn};
 
 use super::wire::{self, FromHub, Opening, Reader, ToHub, WireError, Writer};
 use crate::hub::{HubEvent, MethodCall, MethodReply, Reported};
+use crate::install::one_line;
 
 /// Calls that may wait for the agent at once; the hub's session lets fewer wait.
 const CALLS_MAX: usize = 32;
@@ -35,7 +36,8 @@ pub async fn run(socket: PathBuf, events: mpsc::Sender<HubEvent>, mut reported: 
         if reported.has_changed().is_err() {
             return;
         }
-        let reason = format!("the networked part is away: {}", ended.unwrap_or(WireError::Closed));
+        let why = ended.unwrap_or(WireError::Closed);
+        let reason = format!("the networked part is away: {}", one_line(&why));
         warn!("{reason}; next attempt in {} s", pause.as_secs());
         if events.send(HubEvent::Disconnected { reason }).await.is_err() {
             return;
