@@ -355,17 +355,22 @@ impl<M: Machine> Agent<M> {
         if self.uploading.as_ref().is_some_and(|task| !task.is_finished()) {
             return Err("the upload before it still runs: wait for it");
         }
-        let hub = self.config.hub.clone().ok_or("no hub is configured")?;
+        let way = match (self.config.network.clone(), self.config.hub.clone()) {
+            (Some(socket), _) => Ok(socket),
+            (None, Some(hub)) => Err(hub),
+            (None, None) => return Err("no hub is configured"),
+        };
         let time = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(system::unix_now()));
         let name = format!("diagnostics/{time}.tar.gz").replace(':', "-");
         let status = format!("{:#}\n", json!(*self.status.borrow()));
         let (machine, blob) = (self.machine.clone(), name.clone());
         self.uploading = Some(tokio::spawn(async move {
-            let uploaded = match machine.diagnostics(status).await {
-                Ok(bytes) => hub::upload::upload(&hub, &blob, bytes, system::unix_now())
+            let uploaded = match (machine.diagnostics(status).await, way) {
+                (Err(why), _) => Err(why),
+                (Ok(bytes), Ok(socket)) => network::relay::upload(&socket, &blob, &bytes).await,
+                (Ok(bytes), Err(hub)) => hub::upload::upload(&hub, &blob, bytes, system::unix_now())
                     .await
                     .map_err(|error| install::one_line(&error)),
-                Err(why) => Err(why),
             };
             match uploaded {
                 Ok(()) => info!("diagnostics are uploaded as {blob}"),

@@ -346,6 +346,35 @@ fn a_certificate_needs_its_names_and_its_key() {
 }
 
 #[test]
+fn what_systemd_hands_over_stands_for_the_files_that_are_not_for_this_user() {
+    let string =
+        with_connection_string("").with("secret", "unreadable").with("connection-string", CONNECTION_STRING);
+    let hub = |files: &Files| {
+        let loaded = Config::load(&files.path("config.toml"), Some(files.0.path()));
+        loaded.unwrap_or_else(|faults| panic!("{faults}")).config.hub
+    };
+    assert_eq!(hub(&string).expect("a hub").device_id, "gateway-1");
+    let blank = Files::new(&format!("{BOOT}{SLOTS}")).with("connection-string", "\n");
+    assert!(hub(&blank).is_none(), "there is no such file");
+
+    let files = Files::new("").with("device.pem", "").with("device-key", "key");
+    let names = "[hub]\nhost_name = \"hub.example\"\ndevice_id = \"gateway-1\"\nkey_file = \"/nowhere\"\n";
+    let certificate = format!("certificate_file = {:?}\n", files.path("device.pem"));
+    let files = files.with("config.toml", &format!("{names}{certificate}{BOOT}{SLOTS}"));
+    let credentials = hub(&files).expect("a hub").credentials;
+    assert!(
+        matches!(credentials, Credentials::Certificate { key_file, .. } if key_file == files.path("device-key"))
+    );
+
+    let agent = Config::load_beside(
+        &with_connection_string("").with("secret", "none").path("config.toml"),
+        "/s".into(),
+    );
+    let agent = agent.unwrap_or_else(|faults| panic!("{faults}")).config;
+    assert!(agent.hub.is_none() && agent.network.is_some(), "the agent reads no secret");
+}
+
+#[test]
 fn what_is_in_force_is_shown_with_its_origin() {
     let files = Files::new(&format!("{BOOT}{SLOTS}")).with("config.d/1.toml", "[boot]\nattempts = 5\n");
     let effective = files.load().unwrap_or_else(|faults| panic!("{faults}")).effective;

@@ -12,8 +12,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::wire::{self, FromHub, Opening, Reader, ToHub, WireError, Writer};
+use super::wire::{
+    self, BODY_MAX_BYTES, FromHub, Opening, Reader, ToHub, ToStorage, Uploaded, WireError, Writer,
+};
 use crate::hub::{HubEvent, MethodCall, MethodReply, Reported};
+use crate::install::one_line;
 
 /// Calls that may wait for the agent at once; the hub's session lets fewer wait.
 const CALLS_MAX: usize = 32;
@@ -21,6 +24,9 @@ const CALLS_MAX: usize = 32;
 /// A networked part that was restarted is back within seconds; one that is missing is not worth waking for.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Longer than all waits of an upload together.
+const UPLOAD_LIMIT: Duration = Duration::from_secs(900);
 
 /// What is said of a session that ended is one sentence.
 const REASON_MAX_CHARS: usize = 500;
@@ -35,7 +41,8 @@ pub async fn run(socket: PathBuf, events: mpsc::Sender<HubEvent>, mut reported: 
         if reported.has_changed().is_err() {
             return;
         }
-        let reason = format!("the networked part is away: {}", ended.unwrap_or(WireError::Closed));
+        let why = ended.unwrap_or(WireError::Closed);
+        let reason = format!("the networked part is away: {}", one_line(&why));
         warn!("{reason}; next attempt in {} s", pause.as_secs());
         if events.send(HubEvent::Disconnected { reason }).await.is_err() {
             return;
@@ -48,6 +55,29 @@ pub async fn run(socket: PathBuf, events: mpsc::Sender<HubEvent>, mut reported: 
             return;
         }
         pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Puts a file into the hub's storage: what [`hub::upload`](crate::hub::upload::upload) is where one process does
+/// everything.
+///
+/// # Errors
+/// Why it did not arrive, for a person.
+pub async fn upload(socket: &Path, name: &str, bytes: &[u8]) -> Result<(), String> {
+    let answered = async {
+        let (mut reader, mut writer) = wire::split(UnixStream::connect(socket).await?);
+        writer.send(&Opening::Upload { name: name.to_owned() }, &[]).await?;
+        for part in bytes.chunks(BODY_MAX_BYTES) {
+            writer.send(&ToStorage::Chunk, part).await?;
+        }
+        writer.send(&ToStorage::End, &[]).await?;
+        let answer = timeout(UPLOAD_LIMIT, reader.next()).await.map_err(|_| WireError::Silent)?;
+        answer.map(|(uploaded, _)| uploaded)
+    };
+    match answered.await {
+        Ok(Uploaded::Done) => Ok(()),
+        Ok(Uploaded::Failed(why)) => Err(in_one_line(&why)),
+        Err(error) => Err(format!("the networked part is away: {error}")),
     }
 }
 

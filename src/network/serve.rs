@@ -15,7 +15,8 @@ use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 use super::wire::{
-    self, BODY_MAX_BYTES, FetchRequest, Fetched, FromHub, Opening, Reader, ToHub, WireError, Writer,
+    self, BODY_MAX_BYTES, FetchRequest, Fetched, FromHub, Opening, Reader, ToHub, ToStorage, Uploaded,
+    WireError, Writer,
 };
 use crate::config;
 use crate::hub::{self, HubEvent, MethodReply, Reported};
@@ -31,6 +32,9 @@ const OPENING_LIMIT: Duration = Duration::from_secs(10);
 
 /// `accept` fails where descriptors or memory are short: that does not pass in a microsecond.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Twice the largest bundle of diagnostics.
+const UPLOAD_MAX_BYTES: usize = 8 << 20;
 
 /// Events that may wait to be written.
 const EVENTS_MAX: usize = 32;
@@ -89,6 +93,7 @@ impl Network {
         let ended = match opening {
             Ok((Opening::Hub, _)) => self.hold_session(reader, writer).await,
             Ok((Opening::Fetch(request), _)) => self.fetch(reader, writer, request).await,
+            Ok((Opening::Upload { name }, _)) => self.upload(reader, writer, &name).await,
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
@@ -140,6 +145,18 @@ impl Network {
         }
     }
 
+    /// One file for the hub's storage.
+    async fn upload(&self, mut reader: Reader, mut writer: Writer, name: &str) -> Result<(), WireError> {
+        let bytes = timeout(OPENING_LIMIT, content(&mut reader)).await.unwrap_or(Err(WireError::Silent))?;
+        let uploaded = match &self.hub {
+            None => Err("no hub is configured".to_owned()),
+            Some(hub) => hub::upload::upload(hub, name, bytes, system::unix_now())
+                .await
+                .map_err(|error| one_line(&error)),
+        };
+        writer.send(&uploaded.map_or_else(Uploaded::Failed, |()| Uploaded::Done), &[]).await
+    }
+
     async fn hand_over(&self, writer: &mut Writer, request: FetchRequest) -> Result<(), Ended> {
         let FetchRequest { uri, expected_bytes, offset, validator, limits } = request;
         let is_remote =
@@ -162,6 +179,20 @@ impl Network {
             }
         }
         Ok(())
+    }
+}
+
+/// A file that the agent sends.
+async fn content(reader: &mut Reader) -> Result<Vec<u8>, WireError> {
+    let mut bytes = Vec::new();
+    loop {
+        match reader.next().await? {
+            (ToStorage::Chunk, part) => bytes.extend_from_slice(&part),
+            (ToStorage::End, _) => return Ok(bytes),
+        }
+        if bytes.len() > UPLOAD_MAX_BYTES {
+            return Err(WireError::TooLarge { head_bytes: 0, body_bytes: bytes.len() });
+        }
     }
 }
 

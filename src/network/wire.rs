@@ -67,6 +67,31 @@ pub enum Opening {
     Hub,
     /// The bytes at an address.
     Fetch(FetchRequest),
+    /// A file for the hub's storage: its content follows in the bodies of [`ToStorage`] frames.
+    Upload {
+        /// What the file will be called there.
+        name: String,
+    },
+}
+
+/// What the agent sends of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum ToStorage {
+    /// The next bytes: the frame's body.
+    Chunk,
+    /// That was all.
+    End,
+}
+
+/// How an upload ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Uploaded {
+    /// The storage has it.
+    Done,
+    /// For a person.
+    Failed(String),
 }
 
 /// One download.
