@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use twinboot::install::decode::{Decoder, Format};
 use twinboot::install::slot::{Block, BlockDevice, SlotDevice};
+use twinboot::install::verify::ImageCheck;
 use twinboot::install::{ImageSpec, Job, Limits, Progress, install};
 
 const IMAGE_BYTES: usize = 512 << 20;
@@ -84,7 +85,9 @@ fn install_once(uri: &str, check_value: &str, target: &str) {
         target: target.into(),
         running: None,
         proc: "/proc".into(),
-        check_required: true,
+        check: ImageCheck::Required,
+        version: None,
+        network: None,
         keys: "/nonexistent".into(),
         ca_file: None,
         checkpoint: format!("/dev/shm/twinboot-bench-{}.json", std::process::id()).into(),

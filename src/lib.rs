@@ -19,17 +19,19 @@
 //! systemd alone can end it.
 //!
 //! [`agent`] is the loop that walks it. Arrows run one way:
-//! `main -> cli -> agent -> {hub, install, boot, store, trial, health, hooks, system} -> update`.
+//! `main -> cli -> agent -> {hub, install, boot, store, trial, health, hooks, diagnostics, system} -> update`.
 
 pub mod agent;
 pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod diagnostics;
 pub mod health;
 pub mod hooks;
 pub mod hub;
 pub mod install;
+pub mod network;
 pub mod redact;
 pub mod scripts;
 pub mod store;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use sd_notify::NotifyState;
+use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
 use crate::update::{BootId, Moment};
@@ -132,6 +133,30 @@ pub async fn output(command: &[String], limit: Duration) -> Result<Output, Comma
     within(limit, run).await.ok_or_else(late)?.map_err(start)
 }
 
+/// Runs a program as [`output`] does, however it ends, and gives the first `limit_bytes` of what it prints.
+///
+/// # Errors
+/// As those of [`output`].
+pub async fn printed(
+    command: &[String],
+    limit: Duration,
+    limit_bytes: usize,
+) -> Result<Vec<u8>, CommandError> {
+    let (program, arguments) = command.split_first().ok_or(CommandError::Empty)?;
+    let late = || CommandError::Late { program: program.clone(), limit };
+    let start = |source| CommandError::Start { program: program.clone(), source };
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.kill_on_drop(true).spawn().map_err(start)?;
+    let read = async {
+        let mut bytes = Vec::new();
+        let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        stdout.take(u64::try_from(limit_bytes).unwrap_or(u64::MAX)).read_to_end(&mut bytes).await?;
+        Ok(bytes)
+    };
+    within(limit, read).await.ok_or_else(late)?.map_err(start)
+}
+
 /// The version of the running system, as its builder wrote it into the release file.
 #[must_use]
 pub fn image_version(os_release: &Path) -> Option<String> {
@@ -155,7 +180,15 @@ pub fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().and_then(|limit| limit.checked_div(2))
 }
 
-/// Feeds the watchdog. Called by the agent's loop alone: a loop that hangs must not be fed for.
+/// The next time of an interval, if there is one.
+pub async fn tick(interval: &mut Option<tokio::time::Interval>) -> Option<tokio::time::Instant> {
+    match interval {
+        Some(interval) => Some(interval.tick().await),
+        None => None,
+    }
+}
+
+/// Feeds the watchdog. Called by a process's main loop alone: a loop that hangs must not be fed for.
 pub fn feed_watchdog() {
     let _ = sd_notify::notify(&[NotifyState::Watchdog]);
 }

@@ -115,3 +115,38 @@ impl Mark {
         MarkError { directory: self.directory.clone(), source }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_used_up_mended_only_where_nothing_is_left_of_it_and_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let command_line = directory.path().join("cmdline");
+        write_durably(&command_line, b"twinboot.slot=a\n").unwrap();
+        let mark = Mark::new(&directory.path().join("state"));
+        mark.disarm().unwrap();
+        assert_eq!(mark.reboots(), 0, "there is none yet");
+
+        mark.arm(&command_line, 2).unwrap();
+        assert_eq!(mark.count(ALLOWED).unwrap(), 2);
+        assert_eq!(fs::read(mark.directory.join("armed-by")).unwrap(), b"twinboot.slot=a\n");
+        // As `twinboot-trial.service` does it.
+        let reboot = |number| {
+            let name = |prefix: &str| mark.directory.join(format!("{prefix}reboot-{number}"));
+            fs::rename(name(""), name(DONE)).unwrap();
+        };
+        reboot(1);
+        mark.arm_again(2).unwrap();
+        assert_eq!((mark.count(ALLOWED).unwrap(), mark.reboots()), (1, 1));
+        reboot(2);
+        mark.arm_again(2).unwrap();
+        assert_eq!((mark.count(ALLOWED).unwrap(), mark.reboots()), (2, 2));
+
+        mark.arm(&command_line, 3).unwrap();
+        assert_eq!((mark.count(ALLOWED).unwrap(), mark.reboots()), (3, 0), "a new trial begins at nought");
+        mark.disarm().unwrap();
+        assert_eq!((mark.count(ALLOWED).unwrap(), mark.reboots()), (0, 0));
+    }
+}

@@ -240,6 +240,29 @@ async fn what_check_config_shows_is_a_configuration() {
 }
 
 #[tokio::test]
+async fn a_drop_in_leaves_the_service_this_boards_devices() {
+    let (directory, path) = config("");
+    let tools = directory.path().join("fw_env.config");
+    write(&tools, "/dev/mmcblk0boot0 0 0x4000\n/boot/uboot.env 0 0x4000\n", 0o644);
+    write(
+        Path::new(&path),
+        &format!(
+            "[[slot]]\nname = \"a\"\ndevice = \"/dev/disk/by-partlabel/root-a\"\n\
+             [[slot]]\nname = \"b\"\ndevice = \"/dev/mmcblk0p3\"\n\
+             [boot]\nscheme = \"bootcount\"\nenvironment = {tools:?}\n"
+        ),
+        0o644,
+    );
+    let ended = call(&["check-config", "--unit", "--config", &path]).await;
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    let service = ended.out.split_once("[Service]\n").unwrap().1;
+    let expected = "DeviceAllow=\nDeviceAllow=/dev/disk/by-partlabel/root-a rw\nDeviceAllow=/dev/mmcblk0p3 rw\n\
+                    DeviceAllow=/dev/mmcblk0boot0 rw\nReadWritePaths=-/boot/uboot.env\n";
+    assert!(service.starts_with(expected), "{service}");
+    assert!(ended.out.contains("After=dev-disk-by\\x2dpartlabel-root\\x2da.device\n"), "{}", ended.out);
+}
+
+#[tokio::test]
 async fn a_bad_configuration_shows_all_faults_and_is_2_for_the_daemon_too() {
     let (directory, path) = config("[boot]\natempts = 3\nscheme = \"grub\"\n[health]\ndeadline = 10\n");
     for subcommand in ["check-config", "run"] {
@@ -511,6 +534,8 @@ async fn systemd_accepts_the_units() {
     let directory = TempDir::new().unwrap();
     let units = [
         ("twinboot.service", include_str!("../systemd/twinboot.service")),
+        ("twinboot-network.service", include_str!("../systemd/twinboot-network.service")),
+        ("twinboot-network.socket", include_str!("../systemd/twinboot-network.socket")),
         ("twinboot-trial.service", include_str!("../systemd/twinboot-trial.service")),
         ("twinboot-trial.timer", include_str!("../systemd/twinboot-trial.timer")),
     ];

@@ -22,6 +22,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use twinboot::install::slot::{BlockDevice, SlotDevice};
+use twinboot::install::verify::ImageCheck;
 use twinboot::install::{ImageSpec, Job, Limits, Outcome, Progress, install, install_to};
 use twinboot::update::{Code, Sha256Digest};
 
@@ -232,7 +233,9 @@ impl Bench {
             target: self.path("slot"),
             running: None,
             proc: "/proc".into(),
-            check_required: true,
+            check: ImageCheck::Required,
+            version: None,
+            network: None,
             keys: self.path("keys"),
             ca_file: None,
             checkpoint: self.path("checkpoint.json"),
@@ -732,6 +735,44 @@ async fn a_signature_takes_the_place_of_a_check_value() {
         let failure = run(&job_for(&server)).await.0.unwrap_err();
         assert_eq!(failure.code, Code::SignatureInvalid, "{what}: {}", failure.message);
     }
+}
+
+#[tokio::test]
+async fn where_only_signatures_count_a_check_value_is_not_enough_and_must_still_be_right() {
+    let image = image(17, MIB);
+    let bench = Bench::new(2 * MIB);
+    fs::write(bench.path("image"), &image).unwrap();
+    let path = |name: &str| bench.path(name).display().to_string();
+    let (public, secret) = (path("release.pub"), path("release.key"));
+    shell("minisign", &["-G", "-W", "-p", &public, "-s", &secret]);
+    let (signature, message) = (path("image.minisig"), path("image"));
+    shell(
+        "minisign",
+        &["-S", "-W", "-s", &secret, "-x", &signature, "-m", &message, "-t", "version=2.0 lot 7"],
+    );
+    let (body, text) = (image.clone(), fs::read(&signature).unwrap());
+    let server = Server::start(move |_, request| match request.path.as_str() {
+        "/image" => serve_file(&body, "\"1\"", request),
+        "/image.minisig" => serve_file(&text, "\"2\"", request),
+        _ => Reply::status(404),
+    });
+    let job = |version: Option<&str>, named: &[u8]| Job {
+        check: ImageCheck::Signature,
+        version: version.map(str::to_owned),
+        ..bench.job(server.url("/image"), named)
+    };
+    assert_eq!(code_of(&job(Some("2.0"), &image)).await, Code::Unverifiable, "no key is installed");
+    fs::copy(public, bench.path("keys/release.pub")).unwrap();
+    assert_eq!(code_of(&job(Some("2.0"), b"another")).await, Code::DigestMismatch);
+    for other in [None, Some("3.0")] {
+        assert_eq!(code_of(&job(other, &image)).await, Code::SignatureInvalid, "{other:?}");
+    }
+    run(&job(Some("2.0"), &image)).await.0.unwrap();
+    bench.assert_holds(&image);
+
+    let unsigned =
+        Job { spec: ImageSpec { uri: server.url("/none"), ..job(None, &image).spec }, ..job(None, &image) };
+    assert_eq!(code_of(&unsigned).await, Code::SignatureInvalid, "its check value is right");
 }
 
 // ------------------------------------------------------------------------------------------------- resuming

@@ -37,6 +37,8 @@ pub enum MethodRequest {
     Status,
     /// A reboot.
     Reboot,
+    /// A bundle, uploaded.
+    Diagnostics,
 }
 
 /// Reads a method call.
@@ -56,10 +58,12 @@ pub fn method_request(name: &str, payload: &[u8]) -> Result<MethodRequest, Metho
             Ok(MethodRequest::Event(Event::CancelRequested(id)))
         }
         "rebootDevice" => Ok(MethodRequest::Reboot),
+        "uploadDiagnostics" => Ok(MethodRequest::Diagnostics),
         unknown => {
             let name: String = unknown.chars().take(64).collect();
             let message = format!(
-                "no method `{name}`: firmwareUpdate, firmwareUpdateStatus, cancelFirmwareUpdate, rebootDevice"
+                "no method `{name}`: firmwareUpdate, firmwareUpdateStatus, cancelFirmwareUpdate, rebootDevice, \
+                 uploadDiagnostics"
             );
             Err(failure_reply(404, &Failure::new(Code::UnknownMethod, message), None))
         }
@@ -144,6 +148,19 @@ pub fn reboot_reply(refusal: Option<&str>) -> MethodReply {
     match refusal {
         None => MethodReply { status: 200, payload: json!({ "Response": "Rebooting" }) },
         Some(why) => failure_reply(409, &Failure::new(Code::Busy, why), None),
+    }
+}
+
+/// The answer to `uploadDiagnostics`: the blob that will be there, or why none will. Nobody waits for it: the hub
+/// tells its services when it is, and a caller's limit may be shorter than the upload takes.
+#[must_use]
+pub fn upload_reply(name: Result<&str, &str>) -> MethodReply {
+    match name {
+        Ok(name) => {
+            let payload = json!({ "Response": "Diagnostics upload started", "blobName": name });
+            MethodReply { status: 202, payload }
+        }
+        Err(why) => failure_reply(409, &Failure::new(Code::Busy, why), None),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::boot::booted::{self, Evidence};
 use crate::boot::scheme::Scheme;
 use crate::boot::{BootControl, BootError};
 use crate::config::Config;
+use crate::diagnostics::{self, Sources};
 use crate::health;
 use crate::hooks;
 use crate::install::{self, ImageSpec, Job};
@@ -38,6 +39,9 @@ pub struct Linux {
     booted: Evidence,
     store: StateStore,
     mark: Mark,
+    /// Held over both steps of a decision, which change the mark and the environment.
+    deciding: Arc<Mutex<()>>,
+    /// Held by the hooks that run.
     hooks: Arc<Mutex<()>>,
 }
 
@@ -74,7 +78,8 @@ impl Linux {
         let trial_timeouts = mark.reboots();
         let record = loaded.record;
         let found = Found { boot, record, state_fault, image_version, trial_timeouts, clock_is_right: false };
-        Ok((Self { config, booted, store, mark, hooks: Arc::default() }, found))
+        let (deciding, hooks) = (Arc::default(), Arc::default());
+        Ok((Self { config, booted, store, mark, deciding, hooks }, found))
     }
 
     /// Makes one decision in the environment, on a thread of its own. The error is one line for a person.
@@ -120,6 +125,7 @@ impl Linux {
 
     /// No boot of the trial is without the mark: it is there before.
     async fn activate(&self, target: Slot) -> Result<(), Failure> {
+        let _alone = self.deciding.lock().await;
         let (command_line, boots) = (self.config.system.proc.join("cmdline"), self.config.boot.attempts);
         self.mark(Code::ActivateFailed, move |mark| mark.arm(&command_line, boots)).await?;
         self.decide(Code::ActivateFailed, move |boot| boot.activate(target)).await
@@ -127,6 +133,7 @@ impl Linux {
 
     /// No boot of the committed slot has the mark: it is gone before.
     async fn commit(&self, target: Slot) -> Result<(), Failure> {
+        let _alone = self.deciding.lock().await;
         self.mark(Code::CommitFailed, Mark::disarm).await?;
         self.decide(Code::CommitFailed, move |boot| boot.commit(target)).await
     }
@@ -136,24 +143,27 @@ impl Linux {
         if again {
             tokio::time::sleep(ROLL_BACK_AGAIN).await;
         }
+        let _alone = self.deciding.lock().await;
         self.decide(Code::EnvironmentUnusable, move |boot| boot.roll_back(to)).await?;
         self.mark(Code::EnvironmentUnusable, Mark::disarm).await
     }
 
-    async fn check_health(
-        &self,
-        update: &Update,
-        since: Duration,
-        connected: watch::Receiver<bool>,
-    ) -> Result<(), Failure> {
-        // A power cut may have come between the two steps of a commit, or after both.
+    /// The power may have been cut between the steps of a commit, so that a trial is without the mark. A failure
+    /// is in the log: the daemon, which runs, judges the trial without it.
+    async fn mend_mark(&self) {
+        let _alone = self.deciding.lock().await;
         if self.environment().await == Environment::Uncommitted {
             let boots = self.config.boot.attempts;
-            // A failure is in the log; the daemon, which runs, judges the trial without it.
-            let _ = self.mark(Code::HealthCheckFailed, move |mark| mark.arm_again(boots)).await;
+            let _ = self.mark(Code::EnvironmentUnusable, move |mark| mark.arm_again(boots)).await;
         }
-        let result = health::check(&self.config.health, since, update.online_before, connected).await;
-        result.map_err(Failure::from)
+    }
+
+    /// At rest, a committed slot has none.
+    async fn clear_mark(&self) {
+        let _alone = self.deciding.lock().await;
+        if self.environment().await == Environment::Committed {
+            let _ = self.mark(Code::EnvironmentUnusable, Mark::disarm).await;
+        }
     }
 
     /// Those of one point at a time: hooks of the last update may still hear how it ended.
@@ -168,9 +178,6 @@ impl Linux {
     /// RAUC's boot script spends an attempt on each boot, the committed slot's too: a healthy one gets them
     /// back. An unhealthy one is left to the boot loader.
     async fn confirm_boot(&self, connected: watch::Receiver<bool>) {
-        if self.environment().await == Environment::Committed {
-            let _ = self.mark(Code::EnvironmentUnusable, Mark::disarm).await;
-        }
         if self.config.boot.scheme != Scheme::Rauc {
             return;
         }
@@ -204,12 +211,14 @@ impl Linux {
                 check_value: request.check_value,
                 size_bytes: request.size_bytes,
             },
+            version: request.version.clone(),
             target: self.config.slots.device(update.target).clone(),
             running: Some(self.config.slots.device(self.booted.slot).clone()),
             proc: self.config.system.proc.clone(),
-            check_required: self.config.install.check_required,
+            check: self.config.install.check,
             keys: self.config.install.keys.clone(),
             ca_file: self.config.install.ca_file.clone(),
+            network: self.config.network.clone(),
             checkpoint: self.store.checkpoint(),
             limits: install::Limits::new(self.config.install.retry_limit),
         }
@@ -259,15 +268,17 @@ impl Machine for Linux {
                 Some(Event::RolledBack(id, self.roll_back(to, again).await))
             }
             Effect::CheckHealth { update, since_uptime_secs } => {
+                self.mend_mark().await;
                 let since = Duration::from_secs(since_uptime_secs);
-                let result = self.check_health(&update, since, connected).await;
-                Some(Event::HealthChecked(update.request.id, result))
+                let result = health::check(&self.config.health, since, update.online_before, connected).await;
+                Some(Event::HealthChecked(update.request.id, result.map_err(Failure::from)))
             }
             Effect::RunHooks(run) => {
                 let verdict = self.run_hooks(&run).await;
                 Some(Event::HooksRan(run.update.request.id, run.hook, verdict))
             }
             Effect::ConfirmBoot => {
+                self.clear_mark().await;
                 self.confirm_boot(connected).await;
                 None
             }
@@ -277,6 +288,11 @@ impl Machine for Linux {
             }
             Effect::Respond(_) | Effect::Report | Effect::Install(_) | Effect::Abort => None,
         }
+    }
+
+    async fn diagnostics(&self, status: String) -> Result<Vec<u8>, String> {
+        let sources = Sources::usual(Ok(self.config.clone()), status);
+        diagnostics::bundle(sources).await.map_err(|error| error.to_string())
     }
 }
 

@@ -33,6 +33,13 @@ pub trait Machine: Clone + Send + Sync + 'static {
         effect: Effect,
         connected: watch::Receiver<bool>,
     ) -> impl Future<Output = Option<Event>> + Send;
+
+    /// A bundle for somebody who asks what happened here; `status` is what the agent says of itself. The error
+    /// is one line for a person.
+    fn diagnostics(&self, status: String) -> impl Future<Output = Result<Vec<u8>, String>> + Send {
+        drop(status);
+        async { Err("this machine has nothing to tell".to_owned()) }
+    }
 }
 
 /// What a start finds on the machine.

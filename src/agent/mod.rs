@@ -2,13 +2,14 @@
 //! [`step`], made durable, and only then acted upon.
 
 mod answer;
+mod exporter;
 mod linux;
 mod machine;
 mod summary;
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -21,14 +22,18 @@ use crate::config::Config;
 use crate::control::{self, Status};
 use crate::hub::{self, HubEvent, MethodCall};
 use crate::install;
+use crate::install::verify::ImageCheck;
+use crate::network;
 use crate::store::StoreError;
 use crate::system::{self, message_id};
+use crate::update::metrics::Transfer;
 use crate::update::report::{Facts, Phase, Progress, reported};
 use crate::update::{
     Boot, Code, Context, Effect, Environment, Event, Failure, Gate, Moment, Outcome, Policy, Record, Slot,
     State, Update, UpdateId, UpdateRequest, step,
 };
 use answer::{Asker, MethodRequest};
+use exporter::Exporter;
 
 pub use linux::Linux;
 pub use machine::{Found, Machine};
@@ -127,10 +132,12 @@ pub async fn run_on<M: Machine>(
     let mut agent = Agent::new(machine, config, found, done_sender, status);
     agent.read_environment().await;
     agent.apply(Event::Started, None).await?;
-    let hub = agent.config.hub.clone().map(|config| {
-        let reported = agent.reported.subscribe();
-        tokio::spawn(hub::run(config, system::unix_now, hub_sender, reported))
-    });
+    let reported = agent.reported.subscribe();
+    let hub = match (agent.config.network.clone(), agent.config.hub.clone()) {
+        (Some(socket), _) => Some(tokio::spawn(network::relay::run(socket, hub_sender, reported))),
+        (None, Some(hub)) => Some(tokio::spawn(hub::run(hub, system::unix_now, hub_sender, reported))),
+        (None, None) => None,
+    };
     system::notify_status(true, &agent.status.borrow().summary.clone());
     let ended = agent.serve(Inputs { hub_events, calls, done }, stop).await;
     agent.close(hub).await;
@@ -166,6 +173,7 @@ struct Agent<M> {
     progress: watch::Sender<install::Progress>,
     shown: Shown,
     rebooting: Option<JoinHandle<()>>,
+    uploading: Option<JoinHandle<()>>,
     desired: Option<UpdateRequest>,
     desired_fault: Option<Failure>,
     state_fault: Option<Failure>,
@@ -173,6 +181,7 @@ struct Agent<M> {
     hub_detail: String,
     reported: watch::Sender<hub::Reported>,
     status: watch::Sender<Status>,
+    exporter: Option<Exporter>,
 }
 
 /// The running install.
@@ -202,10 +211,12 @@ impl<M: Machine> Agent<M> {
         status: watch::Sender<Status>,
     ) -> Self {
         let Found { boot, record, state_fault, image_version, trial_timeouts, clock_is_right } = found;
-        let hub_detail = match &config.hub {
-            Some(hub) => format!("not yet connected to {}", hub.host_name),
-            None => "no hub is configured".to_owned(),
+        let hub_detail = match (&config.network, &config.hub) {
+            (Some(_), _) => "the networked part has not answered yet".to_owned(),
+            (None, Some(hub)) => format!("not yet connected to {}", hub.host_name),
+            (None, None) => "no hub is configured".to_owned(),
         };
+        let exporter = config.metrics_file.clone().map(Exporter::start);
         Self {
             config,
             machine,
@@ -223,6 +234,7 @@ impl<M: Machine> Agent<M> {
             progress: watch::channel(install::Progress::default()).0,
             shown: Shown::default(),
             rebooting: None,
+            uploading: None,
             desired: None,
             desired_fault: None,
             state_fault,
@@ -230,6 +242,7 @@ impl<M: Machine> Agent<M> {
             hub_detail,
             reported: watch::channel(None).0,
             status,
+            exporter,
         }
     }
 
@@ -252,7 +265,7 @@ impl<M: Machine> Agent<M> {
                     let soon = began.elapsed() < CLOCK_SOON;
                     look_at_clock = Instant::now() + if soon { CLOCK_INTERVAL } else { CLOCK_INTERVAL_LATER };
                 }
-                Some(_) = tick(&mut watchdog) => self.on_watchdog(),
+                Some(_) = system::tick(&mut watchdog) => self.on_watchdog(),
             }
         }
     }
@@ -292,7 +305,7 @@ impl<M: Machine> Agent<M> {
         match event {
             HubEvent::Connected => {
                 let name = self.config.hub.as_ref().map(|hub| hub.host_name.as_str());
-                self.hub_detail = format!("connected to {}", name.unwrap_or_default());
+                self.hub_detail = format!("connected to {}", name.unwrap_or("the hub"));
                 self.connected.send_replace(true);
                 self.report();
                 Ok(())
@@ -325,11 +338,41 @@ impl<M: Machine> Agent<M> {
                 }
                 Ok(())
             }
+            Ok(MethodRequest::Diagnostics) => {
+                let name = self.upload_diagnostics();
+                drop(call.reply.send(answer::upload_reply(name.as_deref().map_err(|why| *why))));
+                Ok(())
+            }
             Err(refusal) => {
                 drop(call.reply.send(refusal));
                 Ok(())
             }
         }
+    }
+
+    /// Begins it, and gives the name that the file will have; or why not. One at a time.
+    fn upload_diagnostics(&mut self) -> Result<String, &'static str> {
+        if self.uploading.as_ref().is_some_and(|task| !task.is_finished()) {
+            return Err("the upload before it still runs: wait for it");
+        }
+        let hub = self.config.hub.clone().ok_or("no hub is configured")?;
+        let time = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(system::unix_now()));
+        let name = format!("diagnostics/{time}.tar.gz").replace(':', "-");
+        let status = format!("{:#}\n", json!(*self.status.borrow()));
+        let (machine, blob) = (self.machine.clone(), name.clone());
+        self.uploading = Some(tokio::spawn(async move {
+            let uploaded = match machine.diagnostics(status).await {
+                Ok(bytes) => hub::upload::upload(&hub, &blob, bytes, system::unix_now())
+                    .await
+                    .map_err(|error| install::one_line(&error)),
+                Err(why) => Err(why),
+            };
+            match uploaded {
+                Ok(()) => info!("diagnostics are uploaded as {blob}"),
+                Err(why) => error!("cannot upload {blob}: {why}"),
+            }
+        }));
+        Ok(name)
     }
 
     /// A reboot in a trial spends an attempt, and one in an install wastes it.
@@ -469,7 +512,7 @@ impl<M: Machine> Agent<M> {
             boot: self.boot,
             now: self.now(),
             policy: Policy {
-                check_required: self.config.install.check_required,
+                check_required: self.config.install.check != ImageCheck::Optional,
                 has_keys: has_keys(self.config.install.keys.clone()).await,
                 allow_downgrade: self.config.install.allow_downgrade,
                 defer_limit_secs: self.config.hooks.defer_limit.as_secs(),
@@ -585,7 +628,7 @@ impl<M: Machine> Agent<M> {
     }
 
     /// Level-triggered: the twin and the people at the device get the present state.
-    fn report(&self) {
+    fn report(&mut self) {
         let reported = reported(&self.facts());
         self.reported.send_if_modified(|shown| {
             let changed = shown.as_ref() != Some(&reported);
@@ -595,7 +638,8 @@ impl<M: Machine> Agent<M> {
         self.show_status();
     }
 
-    fn show_status(&self) {
+    fn show_status(&mut self) {
+        self.show_metrics();
         let facts = self.facts();
         let summary = summary::summary(&facts, self.shown.bytes_per_sec);
         let slots = &self.config.slots;
@@ -618,6 +662,18 @@ impl<M: Machine> Agent<M> {
             *shown = status;
             changed
         });
+    }
+
+    fn show_metrics(&mut self) {
+        let Some(mut exporter) = self.exporter.take() else { return };
+        let progress = *self.progress.borrow();
+        let transfer = (progress != install::Progress::default()).then(|| Transfer {
+            fetched_bytes: progress.bytes.saturating_sub(progress.resumed_bytes),
+            saved_bytes: progress.resumed_bytes,
+            written_bytes: progress.written_bytes,
+        });
+        exporter.show(&self.facts(), *self.connected.borrow(), transfer);
+        self.exporter = Some(exporter);
     }
 
     /// The few lines that an operator searches for.
@@ -676,11 +732,4 @@ async fn has_keys(directory: PathBuf) -> bool {
 
 fn facts_progress(progress: install::Progress) -> Progress {
     Progress { phase: progress.phase, bytes: progress.bytes, total_bytes: progress.total_bytes }
-}
-
-async fn tick(interval: &mut Option<tokio::time::Interval>) -> Option<Instant> {
-    match interval {
-        Some(interval) => Some(interval.tick().await),
-        None => None,
-    }
 }

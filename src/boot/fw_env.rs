@@ -276,6 +276,16 @@ impl UbootEnv {
         })
     }
 
+    /// The devices, or files, that the copies are on.
+    #[must_use]
+    pub fn paths(&self) -> Vec<&Path> {
+        let locations = match &self.config {
+            FwEnvConfig::Single(only) => std::slice::from_ref(only),
+            FwEnvConfig::Redundant(both) => both.as_slice(),
+        };
+        locations.iter().map(|location| location.path.as_path()).collect()
+    }
+
     fn storage(&self) -> Result<Storage, BootEnvError> {
         match &self.config {
             FwEnvConfig::Single(only) => Region::locate(only, &self.sysfs).map(Storage::Single),

@@ -101,6 +101,17 @@ impl BootControl {
         Ok(self.scheme.view(&self.environment.read()?)?)
     }
 
+    /// The variables that the scheme reads and writes, with their values.
+    ///
+    /// # Errors
+    /// When the environment cannot be read.
+    pub fn variables(&mut self) -> Result<Variables, BootError> {
+        let own = [Slot::A, Slot::B].map(|slot| self.scheme.activate(slot, self.attempts).0);
+        let mut variables = self.environment.read()?;
+        variables.retain(|name, _| own.iter().any(|patch| patch.contains_key(name)));
+        Ok(variables)
+    }
+
     /// Sees to it that `target`, about to be overwritten, is not booted, where the scheme can say so.
     ///
     /// # Errors

@@ -1,11 +1,12 @@
 //! `twinboot check-config`: what the daemon would start with, or why it would not.
 
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
 use super::{CliError, Exit, credentials_directory};
+use crate::boot::fw_env::UbootEnv;
 use crate::config::{Config, Credentials, DEFAULT_PATH, Effective, Hub};
 
 /// Check the configuration, and show what is in force
@@ -19,6 +20,9 @@ pub(super) struct CheckConfig {
     /// Configuration; drop-ins are read from config.d beside it
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
+    /// Print a drop-in that leaves twinboot.service the devices of this configuration alone
+    #[arg(long)]
+    unit: bool,
 }
 
 impl CheckConfig {
@@ -26,11 +30,55 @@ impl CheckConfig {
         let credentials = credentials_directory();
         let loaded = Config::load(&self.config, credentials.as_deref()).map_err(CliError::Config)?;
         let mut out = io::stdout().lock();
+        if self.unit {
+            out.write_all(drop_in(&loaded.config)?.as_bytes())?;
+            return Ok(Exit::Done);
+        }
         writeln!(out, "# {}: ok", self.config.display())?;
         writeln!(out, "# {}", hub_line(loaded.config.hub.as_ref()))?;
         out.write_all(as_toml(&loaded.effective).as_bytes())?;
         Ok(Exit::Done)
     }
+}
+
+/// What the service may reach on this board, in place of every device.
+fn drop_in(config: &Config) -> Result<String, CliError> {
+    let environment = UbootEnv::new(&config.boot.environment, &[])?;
+    let slots = [config.slots.a.as_path(), config.slots.b.as_path()];
+    let others = environment.paths().into_iter().chain([config.state_directory.as_path()]);
+    let locks = config.boot.lock_files.iter().map(PathBuf::as_path);
+    let mut reachable: Vec<&Path> = slots.into_iter().chain(others).chain(locks).collect();
+    reachable.dedup();
+    let mut text =
+        "# Made by `twinboot check-config --unit`; belongs into twinboot.service.d.\n[Unit]\n".to_owned();
+    for slot in slots.into_iter().filter(|slot| slot.starts_with("/dev")) {
+        // The list of devices is made when the service starts.
+        let unit = device_unit(slot);
+        text.push_str(&format!("Wants={unit}\nAfter={unit}\n"));
+    }
+    text.push_str("\n[Service]\nDeviceAllow=\n");
+    for path in reachable {
+        let is_device = path.starts_with("/dev");
+        let (key, rights) = if is_device { ("DeviceAllow=", " rw") } else { ("ReadWritePaths=-", "") };
+        text.push_str(&format!("{key}{}{rights}\n", path.display()));
+    }
+    Ok(text)
+}
+
+/// As `systemd-escape --path --suffix=device` has it.
+fn device_unit(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    let escaped: String = path
+        .trim_matches('/')
+        .bytes()
+        .map(|byte| match byte {
+            b'/' => "-".to_owned(),
+            b'.' | b'_' | b':' => char::from(byte).to_string(),
+            byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+            byte => format!("\\x{byte:02x}"),
+        })
+        .collect();
+    format!("{escaped}.device")
 }
 
 fn hub_line(hub: Option<&Hub>) -> String {

@@ -1,10 +1,13 @@
-//! The command line: one file per subcommand. All but `run` and `check-config` talk to the running daemon.
+//! The command line: one file per subcommand. All but `run`, `network`, `check-config` and `diagnostics` need the running
+//! daemon.
 
 mod cancel;
 mod check_config;
 mod commit;
+mod diagnostics;
 mod install;
 mod logging;
+mod network;
 pub mod paint;
 mod progress;
 mod rollback;
@@ -22,8 +25,10 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::agent::AgentError;
+use crate::boot::fw_env::BootEnvError;
 use crate::config::{DEFAULT_CONTROL_SOCKET, Faults};
 use crate::control::{Answer, Client, ClientError, Command};
+use crate::install::fetch::FetchError;
 use crate::update::{Code, Failure, UpdateId};
 
 const EXIT_CODES: &str = "\
@@ -55,6 +60,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Subcommands {
     Run(run::Run),
+    Network(network::Network),
     Status(status::StatusCommand),
     Slots(slots::Slots),
     Install(install::Install),
@@ -62,6 +68,7 @@ enum Subcommands {
     Commit(commit::Commit),
     Rollback(rollback::Rollback),
     CheckConfig(check_config::CheckConfig),
+    Diagnostics(diagnostics::Diagnostics),
 }
 
 /// How a command ended, as a script sees it. [`EXIT_CODES`] says the same to people.
@@ -100,6 +107,16 @@ enum CliError {
     Runtime(#[source] io::Error),
     #[error("the agent stopped")]
     Agent(#[source] AgentError),
+    #[error(transparent)]
+    Environment(#[from] BootEnvError),
+    #[error("cannot listen for the agent")]
+    Listen(#[source] io::Error),
+    #[error(transparent)]
+    Network(#[from] FetchError),
+    #[error("cannot write {}", path.display())]
+    Write { path: PathBuf, source: io::Error },
+    #[error("cannot make the bundle")]
+    Bundle(#[source] io::Error),
     #[error("cannot write the output")]
     Output(#[from] io::Error),
 }
@@ -113,9 +130,14 @@ impl CliError {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
             Self::Refused { .. }
             | Self::Read { .. }
+            | Self::Write { .. }
+            | Self::Bundle(_)
             | Self::Logging(_)
             | Self::Runtime(_)
             | Self::Agent(_)
+            | Self::Environment(_)
+            | Self::Listen(_)
+            | Self::Network(_)
             | Self::Output(_) => Exit::Failed,
         }
     }
@@ -182,6 +204,7 @@ pub fn definition() -> clap::Command {
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Subcommands::Run(command) => command.run(),
+        Subcommands::Network(command) => command.run(),
         Subcommands::Status(command) => command.run(),
         Subcommands::Slots(command) => command.run(),
         Subcommands::Install(command) => command.run(),
@@ -189,6 +212,7 @@ pub fn main() -> ExitCode {
         Subcommands::Commit(command) => command.run(),
         Subcommands::Rollback(command) => command.run(),
         Subcommands::CheckConfig(command) => command.run(),
+        Subcommands::Diagnostics(command) => command.run(),
     };
     let exit = done.unwrap_or_else(|error| {
         let exit = error.exit();

@@ -27,6 +27,9 @@ pub(super) struct Run {
     /// Configuration; drop-ins are read from config.d beside it
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
+    /// Leave the network to `twinboot network`, which listens here
+    #[arg(long, value_name = "SOCKET")]
+    network: Option<PathBuf>,
     /// Log every step
     #[arg(long, short)]
     verbose: bool,
@@ -34,23 +37,34 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self) -> Result<Exit, CliError> {
-        let credentials = credentials_directory();
-        let loaded = Config::load(&self.config, credentials.as_deref()).map_err(CliError::Config)?;
+        let loaded = match self.network {
+            Some(network) => Config::load_beside(&self.config, network),
+            None => Config::load(&self.config, credentials_directory().as_deref()),
+        };
+        let config = loaded.map_err(CliError::Config)?.config;
         logging::init(if self.verbose { Level::DEBUG } else { Level::INFO }).map_err(CliError::Logging)?;
         info!("twinboot {} starts with {}", env!("CARGO_PKG_VERSION"), self.config.display());
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
-        let ended = runtime.block_on(until_stopped(loaded.config));
-        runtime.shutdown_timeout(SHUTDOWN_LIMIT);
-        ended
+        on_one_thread(async {
+            let stop = stopped()?;
+            agent::run(config, stop).await.map(|()| Exit::Done).map_err(CliError::Agent)
+        })
     }
 }
 
-/// The agent, until it ends or the service manager ends it.
-async fn until_stopped(config: Config) -> Result<Exit, CliError> {
+/// Runs a daemon to its end.
+pub(super) fn on_one_thread(daemon: impl Future<Output = Result<Exit, CliError>>) -> Result<Exit, CliError> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let ended = runtime.block_on(daemon);
+    runtime.shutdown_timeout(SHUTDOWN_LIMIT);
+    ended
+}
+
+/// Ends when the service manager, or a person, wants the daemon to end.
+pub(super) fn stopped() -> Result<impl Future<Output = ()>, CliError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(CliError::Runtime)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CliError::Runtime)?;
-    let stop = async {
+    Ok(async move {
         let stopped = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
@@ -58,6 +72,5 @@ async fn until_stopped(config: Config) -> Result<Exit, CliError> {
         info!("stopping on {stopped}");
         // Without a service manager nobody listens.
         let _ = sd_notify::notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
-    };
-    agent::run(config, stop).await.map(|()| Exit::Done).map_err(CliError::Agent)
+    })
 }

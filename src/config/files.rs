@@ -14,7 +14,8 @@ use super::fault::{Fault, Place};
 const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
 
 /// The sections there are, without the slots.
-pub(super) const SECTIONS: [&str; 7] = ["hub", "state", "boot", "install", "health", "hooks", "system"];
+pub(super) const SECTIONS: [&str; 8] =
+    ["hub", "state", "boot", "install", "health", "hooks", "system", "metrics"];
 
 /// Where a commented example of every key is installed.
 pub(super) const EXAMPLE: &str = "/usr/share/doc/twinboot/examples/config.toml";

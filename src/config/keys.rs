@@ -14,6 +14,7 @@ use super::{
 };
 use crate::boot::scheme::Scheme;
 use crate::hub::auth::{ConnectionString, Proof, check_device_id};
+use crate::install::verify::ImageCheck;
 
 /// Below it, a time limit is a typing mistake.
 const SECOND: Duration = Duration::from_secs(1);
@@ -30,14 +31,23 @@ const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 /// U-Boot's counters and RAUC's are read as one hexadecimal digit by some scripts.
 const ATTEMPTS_MOST: u8 = 15;
 
-/// The name under which systemd hands the connection string over.
-const CREDENTIAL: &str = "connection-string";
+/// The names under which systemd hands secrets over, in place of the files that the configuration names: those
+/// are not for the user that the networked part runs as.
+const CONNECTION_STRING: &str = "connection-string";
+const DEVICE_KEY: &str = "device-key";
 
 /// Reads all files, and judges all that they say.
-pub(super) fn read(main: &Path, credentials: Option<&Path>) -> Result<Loaded, Faults> {
+pub(super) fn read(
+    main: &Path,
+    credentials: Option<&Path>,
+    network: Option<PathBuf>,
+) -> Result<Loaded, Faults> {
     let mut written = files::read(main);
     let mut findings = Findings::default();
     let unparsed = !written.faults.is_empty();
+    if network.is_some() {
+        written.sections.remove("hub");
+    }
     let config = config(&mut written, main, credentials, &mut findings);
     for (name, section) in written.sections {
         if !SECTIONS.contains(&name.as_str()) {
@@ -51,7 +61,7 @@ pub(super) fn read(main: &Path, credentials: Option<&Path>) -> Result<Loaded, Fa
     faults.extend(written.faults);
     faults.sort();
     match config {
-        Some(config) if faults.is_empty() => Ok(Loaded { config, effective }),
+        Some(config) if faults.is_empty() => Ok(Loaded { config: Config { network, ..config }, effective }),
         _ => Err(Faults(faults)),
     }
 }
@@ -71,6 +81,7 @@ fn config(
     let health = health(of("health"), main, findings);
     let hooks = hooks(of("hooks"), main, findings);
     let system = system(of("system"), main, findings);
+    let metrics_file = metrics(of("metrics"), main, findings);
     let (slots, partitions) = slots(written, main, scheme, findings);
     let scheme = match (scheme?, partitions) {
         (SchemeName::Bootcount, _) => Scheme::Bootcount,
@@ -89,6 +100,8 @@ fn config(
         health: health?,
         hooks: hooks?,
         system: system?,
+        network: None,
+        metrics_file,
     })
 }
 
@@ -100,16 +113,22 @@ fn hub(
     credentials: Option<&Path>,
     findings: &mut Findings,
 ) -> Option<Option<Hub>> {
-    let handed_over = credentials.map(|directory| directory.join(CREDENTIAL)).filter(|file| file.exists());
-    if section.is_none() && handed_over.is_none() {
+    // A blank one says that there is no such file.
+    let handed_over = |name| {
+        let file = credentials?.join(name);
+        std::fs::read(&file).is_ok_and(|bytes| !bytes.trim_ascii().is_empty()).then_some(file)
+    };
+    let (string, key) = (handed_over(CONNECTION_STRING), handed_over(DEVICE_KEY));
+    if section.is_none() && string.is_none() {
         return Some(None);
     }
     let mut hub = SectionReader::new("hub".to_owned(), section, main, findings);
     hub.refuse("dps", "enrolment by DPS is not there yet", "use `connection_string_file`, or a certificate");
-    let identity = identity(&mut hub, handed_over);
+    let identity = identity(&mut hub, string, key);
     let gateway_host_name = hub.optional("gateway_host_name", host_name);
     let ca_file = hub.file("ca_file", secret_file::check_public);
     let port = hub.or("port", "8883", number(1..=u16::MAX));
+    let https_port = hub.or("https_port", "443", number(1..=u16::MAX));
     let keep_alive = hub.or("keep_alive", "\"230s\"", duration(SECOND..=KEEP_ALIVE_MOST));
     hub.finish();
     let identity = identity?;
@@ -120,6 +139,7 @@ fn hub(
         credentials: identity.credentials,
         ca_file,
         port: port?,
+        https_port: https_port?,
         keep_alive: keep_alive?,
     }))
 }
@@ -133,7 +153,11 @@ struct Identity {
 }
 
 /// From the connection string, or from the names and the certificate, or from what systemd handed over.
-fn identity(hub: &mut SectionReader<'_>, handed_over: Option<PathBuf>) -> Option<Identity> {
+fn identity(
+    hub: &mut SectionReader<'_>,
+    handed_over: Option<PathBuf>,
+    key_handed_over: Option<PathBuf>,
+) -> Option<Identity> {
     let named = ["host_name", "device_id"].into_iter().find(|key| hub.has(key));
     let by_string = hub.has("connection_string_file");
     if let (true, Some(key)) = (by_string, named) {
@@ -144,12 +168,15 @@ fn identity(hub: &mut SectionReader<'_>, handed_over: Option<PathBuf>) -> Option
     let host = hub.optional("host_name", host_name);
     let device_id = hub.optional("device_id", device_id);
     let certificate_file = hub.file("certificate_file", secret_file::check_public);
-    let key_file = hub.file("key_file", secret_file::check);
+    let key_file = match key_handed_over {
+        Some(handed_over) => hub.optional("key_file", path).map(|_| handed_over),
+        None => hub.file("key_file", secret_file::check),
+    };
     let certificate = Option::zip(certificate_file, key_file)
         .map(|(certificate_file, key_file)| Credentials::Certificate { certificate_file, key_file });
 
     if by_string || (named.is_none() && !certified && handed_over.is_some()) {
-        let file = string_file.or(handed_over.filter(|_| !by_string))?;
+        let file = handed_over.or(string_file)?;
         return from_connection_string(hub, &file, certified, certificate);
     }
     if hub.has("dps") {
@@ -273,16 +300,20 @@ fn boot(
 }
 
 fn install(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<Install> {
-    let checks = [("required", true), ("optional", false)];
+    let checks = [
+        ("required", ImageCheck::Required),
+        ("signature", ImageCheck::Signature),
+        ("optional", ImageCheck::Optional),
+    ];
     let mut install = SectionReader::new("install".to_owned(), section, main, findings);
-    let check_required = install.or("check", "\"required\"", section::one_of(&checks));
+    let check = install.or("check", "\"required\"", section::one_of(&checks));
     let keys = install.or("keys", "\"/etc/twinboot/keys\"", path);
     let ca_file = install.file("ca_file", secret_file::check_public);
     let retry_limit = install.or("retry_limit", "\"24h\"", duration(SECOND..=MONTH));
     let allow_downgrade = install.or("allow_downgrade", "false", boolean);
     install.finish();
     Some(Install {
-        check_required: check_required?,
+        check: check?,
         keys: keys?,
         ca_file,
         retry_limit: retry_limit?,
@@ -337,6 +368,24 @@ fn system(section: Option<Section>, main: &Path, findings: &mut Findings) -> Opt
         control_socket: control_socket?,
         os_release: os_release?,
     })
+}
+
+/// The collector reads no other files.
+fn prom_file(value: &Value) -> Result<PathBuf, Wrong> {
+    let file = path(value)?;
+    if file.extension().is_some_and(|extension| extension == "prom") {
+        Ok(file)
+    } else {
+        let hint = "end it in `.prom`: it reads no other files";
+        Err(section::wrong(format!("{} is no file for node_exporter", value.to_toml()), hint))
+    }
+}
+
+fn metrics(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<PathBuf> {
+    let mut metrics = SectionReader::new("metrics".to_owned(), section, main, findings);
+    let file = metrics.optional("file", prom_file);
+    metrics.finish();
+    file
 }
 
 /// The devices of the slots, and their partition numbers where the scheme wants them.

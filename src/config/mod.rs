@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::boot::scheme::Scheme;
+use crate::install::verify::ImageCheck;
 use crate::redact::Secret;
 use crate::update::Slot;
 
@@ -41,7 +42,16 @@ impl Config {
     /// # Errors
     /// All faults of all files, those of the secret files named in them included.
     pub fn load(main: &Path, credentials: Option<&Path>) -> Result<Loaded, Faults> {
-        keys::read(main, credentials)
+        keys::read(main, credentials, None)
+    }
+
+    /// The same for the agent beside a networked part that listens at `network`: `[hub]` is not looked at, and
+    /// neither are its secrets.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn load_beside(main: &Path, network: PathBuf) -> Result<Loaded, Faults> {
+        keys::read(main, None, Some(network))
     }
 }
 
@@ -64,6 +74,10 @@ pub struct Config {
     pub hooks: Hooks,
     /// Where this machine differs from a usual Linux system.
     pub system: System,
+    /// Where the networked part listens, which alone knows the hub then; `None`: one process does everything.
+    pub network: Option<PathBuf>,
+    /// `metrics.file`: kept up to date for node_exporter, if there is one.
+    pub metrics_file: Option<PathBuf>,
 }
 
 /// `[[slot]]`, by name.
@@ -101,6 +115,8 @@ pub struct Hub {
     pub ca_file: Option<PathBuf>,
     /// MQTT over TLS; 8883 unless set.
     pub port: u16,
+    /// File upload; 443 unless set.
+    pub https_port: u16,
     /// MQTT keep-alive.
     pub keep_alive: Duration,
 }
@@ -135,8 +151,8 @@ pub struct Boot {
 /// `[install]`.
 #[derive(Clone, Debug)]
 pub struct Install {
-    /// `check = "required"`: refuse an image that has neither check value nor signature.
-    pub check_required: bool,
+    /// What an image must come with.
+    pub check: ImageCheck,
     /// Directory of minisign public keys (`*.pub`).
     pub keys: PathBuf,
     /// PEM file of the roots to trust for downloads in place of the system's.

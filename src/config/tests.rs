@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use tempfile::TempDir;
 
 use super::*;
+use crate::install::verify::ImageCheck;
 
 const SLOTS: &str = r#"
 [[slot]]
@@ -71,7 +72,7 @@ fn what_is_not_written_has_its_default() {
     assert_eq!(config.boot.scheme, Scheme::Bootcount);
     assert_eq!(config.boot.attempts, 3);
     assert_eq!(config.boot.lock_files.len(), 2);
-    assert!(config.install.check_required && !config.install.allow_downgrade);
+    assert!(config.install.check == ImageCheck::Required && !config.install.allow_downgrade);
     assert_eq!(config.install.retry_limit, Duration::from_secs(24 * 3600));
     assert_eq!(config.health.deadline, Duration::from_secs(600));
     assert_eq!(config.health.hub, HubCheck::IfOnlineBefore);
@@ -191,11 +192,16 @@ fn each_kind_of_mistake_has_its_message() {
             "config.toml:2: system.reboot_command: names no program; write the \
           program and its arguments, as in [\"systemctl\", \"reboot\"]",
         ),
+        (
+            "[metrics]\nfile = \"/run/twinboot.txt\"",
+            "config.toml:2: metrics.file: \"/run/twinboot.txt\" is no file for node_exporter; end it in `.prom`: \
+          it reads no other files",
+        ),
         ("[[hub]]\nport = 1", "config.toml:1: hub: is a list of tables; write `[hub]`, once"),
         (
             "attempts = 3",
             "config.toml:1: attempts: stands outside of any section; move it below its section, one \
-          of [hub], [state], [boot], [install], [health], [hooks], [system], [[slot]]",
+          of [hub], [state], [boot], [install], [health], [hooks], [system], [metrics], [[slot]]",
         ),
         (
             "[[slot]]\ndevice = \"/dev/c\"",

@@ -1,7 +1,7 @@
 //! The daemon's side of the socket.
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -92,6 +92,9 @@ pub fn bind(path: &Path, group: &str) -> Result<UnixListener, BindError> {
     let permissions = |source| BindError::Permissions { path: owned(), source };
     // Group before mode: for a moment it is closed to some who may, never open to some who may not.
     match Group::from_name(group) {
+        // The service has the group already, and is not allowed to change any.
+        Ok(Some(group)) if std::fs::metadata(path).is_ok_and(|socket| socket.gid() == group.gid.as_raw()) => {
+        }
         Ok(Some(group)) => chown(path, None, Some(group.gid.as_raw())).map_err(permissions)?,
         Ok(None) => debug!("there is no group {group}: the control socket is for its owner alone"),
         Err(errno) => warn!("cannot look up the group {group}: {errno}"),

@@ -11,6 +11,7 @@ pub mod patch;
 pub mod session;
 pub mod topic;
 pub mod twin;
+pub mod upload;
 
 use std::time::Duration;
 

@@ -18,8 +18,8 @@ use sha2::digest::common::hazmat::{SerializableState, SerializedState};
 
 use super::ImageSpec;
 use super::decode::Format;
-use super::fetch::Validator;
 use super::slot::BLOCK_BYTES;
+use super::validator::Validator;
 use crate::store::write_durably;
 use crate::update::Sha256Digest;
 

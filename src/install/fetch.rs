@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use nix::time::{ClockId, clock_gettime};
-use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LAST_MODIFIED, RANGE, RETRY_AFTER,
-};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, IF_RANGE, RANGE, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, redirect};
 use rustls::{ClientConfig, RootCertStore};
-use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::{sleep, timeout};
 use url::Url;
 
+use super::relayed::Relayed;
+use super::validator::Validator;
 use super::{Limits, Phase, Progress};
+use crate::network::wire::WireError;
 use crate::redact::display_url;
 use crate::tls::{self, Roots, TlsError};
 use crate::update::Code;
@@ -119,6 +119,14 @@ pub enum FetchError {
         /// By the server, or counted.
         actual: u64,
     },
+    /// The networked part's own words.
+    #[error("{message}")]
+    Relayed {
+        /// One of those above.
+        code: Code,
+        /// For a person.
+        message: String,
+    },
 }
 
 impl FetchError {
@@ -135,6 +143,7 @@ impl FetchError {
             Self::Unreachable { .. } => Code::ServerUnreachable,
             Self::Changed { .. } => Code::ImageChanged,
             Self::Size { .. } => Code::SizeMismatch,
+            Self::Relayed { code, .. } => *code,
             Self::Address { .. }
             | Self::Client { .. }
             | Self::Stopped
@@ -172,10 +181,16 @@ pub enum Setback {
     /// A range was answered by another one.
     #[error("the server sent another range than it was asked for")]
     WrongRange,
+    /// There is no networked part, it ended, or it does not speak our language.
+    #[error("the networked part of twinboot is away")]
+    NetworkPart {
+        /// Why.
+        source: WireError,
+    },
 }
 
 /// A step ends with a result, with a setback, or for good.
-enum Interruption {
+pub(super) enum Interruption {
     Again(Setback),
     Stop(FetchError),
 }
@@ -183,52 +198,6 @@ enum Interruption {
 impl From<FetchError> for Interruption {
     fn from(error: FetchError) -> Self {
         Self::Stop(error)
-    }
-}
-
-/// What tells one version of a file from the next.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Validator {
-    /// Strong entity tag; a weak one does not promise the same bytes (RFC 9110, 8.8.3).
-    etag: Option<String>,
-    /// `Last-Modified`, as sent.
-    last_modified: Option<String>,
-    /// Size of the whole in bytes.
-    total_bytes: Option<u64>,
-}
-
-impl Validator {
-    fn of(headers: &HeaderMap, total_bytes: Option<u64>) -> Self {
-        let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let etag = text(ETAG).filter(|tag| tag.starts_with('"'));
-        Self { etag, last_modified: text(LAST_MODIFIED), total_bytes }
-    }
-
-    /// Whether `other` is the same version, as far as both servers' answers tell.
-    fn admits(&self, other: &Self) -> bool {
-        let same_size = self.total_bytes.is_none()
-            || other.total_bytes.is_none()
-            || self.total_bytes == other.total_bytes;
-        let same_version = match (&self.etag, &other.etag) {
-            (Some(ours), Some(theirs)) => ours == theirs,
-            _ => match (&self.last_modified, &other.last_modified) {
-                (Some(ours), Some(theirs)) => ours == theirs,
-                _ => true,
-            },
-        };
-        same_size && same_version
-    }
-
-    /// Whether it proves anything but a size.
-    fn is_strong(&self) -> bool {
-        self.etag.is_some()
-    }
-
-    /// Size of the whole in bytes, where known.
-    #[must_use]
-    pub fn total_bytes(&self) -> Option<u64> {
-        self.total_bytes
     }
 }
 
@@ -256,12 +225,28 @@ pub struct Source {
     joined_unproven: bool,
     limits: Limits,
     progress: watch::Sender<Progress>,
+    /// Setbacks since the last byte.
+    setbacks: u32,
+    /// When the last byte came, on the boot-time clock.
+    last_byte_at: Duration,
 }
 
 #[derive(Debug)]
 enum Way {
     File { path: PathBuf, file: tokio::fs::File },
     Http(Box<Http>),
+    Relayed(Relayed),
+}
+
+impl Way {
+    /// Whether a server must be asked before the next byte can come.
+    fn is_closed(&self) -> bool {
+        match self {
+            Self::File { .. } => false,
+            Self::Http(http) => http.body.is_none(),
+            Self::Relayed(relayed) => relayed.is_closed(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -275,10 +260,6 @@ struct Http {
     skip: u64,
     /// Cleared by a server that answers ranges wrongly.
     ranges: bool,
-    /// Setbacks since the last byte.
-    setbacks: u32,
-    /// When the last byte came, on the boot-time clock.
-    last_byte_at: Duration,
 }
 
 impl Source {
@@ -292,23 +273,22 @@ impl Source {
         uri: &str,
         expected: Option<u64>,
         resume: Resume,
-        clients: &Arc<Clients>,
+        reach: &Reach,
         limits: Limits,
         progress: watch::Sender<Progress>,
     ) -> Result<Self, FetchError> {
         let shown = display_url(uri);
         let url = Url::parse(uri).map_err(|_| FetchError::Address { url: shown.clone() })?;
-        let way = match url.scheme() {
-            "file" => open_file(&url, &shown, resume.offset).await?,
-            "http" | "https" => Way::Http(Box::new(Http {
+        let way = match (url.scheme(), reach) {
+            ("file", _) => open_file(&url, &shown, resume.offset).await?,
+            ("http" | "https", Reach::Relayed(socket)) => Way::Relayed(Relayed::new(socket, uri)),
+            ("http" | "https", Reach::Direct(clients)) => Way::Http(Box::new(Http {
                 clients: clients.clone(),
                 secure: url.scheme() == "https",
                 url,
                 body: None,
                 skip: 0,
                 ranges: true,
-                setbacks: 0,
-                last_byte_at: boot_time(),
             })),
             _ => return Err(FetchError::Address { url: shown }),
         };
@@ -323,6 +303,8 @@ impl Source {
             joined_unproven,
             limits,
             progress,
+            setbacks: 0,
+            last_byte_at: boot_time(),
         };
         source.first_answer().await?;
         Ok(source)
@@ -337,7 +319,7 @@ impl Source {
     /// Size of the whole in bytes, where the request or the server told.
     #[must_use]
     pub fn total_bytes(&self) -> Option<u64> {
-        self.validator.as_ref().and_then(|v| v.total_bytes).or(self.expected)
+        self.validator.as_ref().and_then(Validator::total_bytes).or(self.expected)
     }
 
     /// Whether bytes of two answers were joined although nothing proves that they belong together.
@@ -365,12 +347,11 @@ impl Source {
     /// After a resume there may be nothing left to ask for. (What follows the end of a fresh answer is seen
     /// by reading on.)
     fn is_complete(&self) -> bool {
-        let none_open = matches!(&self.way, Way::Http(http) if http.body.is_none());
-        none_open && self.offset > 0 && self.total_bytes() == Some(self.offset)
+        self.way.is_closed() && self.offset > 0 && self.total_bytes() == Some(self.offset)
     }
 
     async fn first_answer(&mut self) -> Result<(), FetchError> {
-        while !self.is_complete() && matches!(&self.way, Way::Http(http) if http.body.is_none()) {
+        while !self.is_complete() && self.way.is_closed() {
             match self.connect().await {
                 Ok(()) => {}
                 Err(Interruption::Stop(error)) => return Err(error),
@@ -380,13 +361,13 @@ impl Source {
         if let Way::File { path, file } = &self.way {
             let metadata = file.metadata().await;
             let length = metadata.map_err(|source| FetchError::File { path: path.clone(), source })?.len();
-            self.admit(Validator { total_bytes: Some(length), ..Validator::default() })?;
+            self.admit(Validator::of_size(length))?;
         }
         Ok(())
     }
 
     async fn step(&mut self) -> Result<Option<Bytes>, Interruption> {
-        while matches!(&self.way, Way::Http(http) if http.body.is_none()) {
+        while self.way.is_closed() {
             self.connect().await?;
         }
         let bytes = match &mut self.way {
@@ -396,14 +377,22 @@ impl Source {
                 read.map_err(|source| FetchError::File { path: path.clone(), source })?;
                 buffer.freeze()
             }
-            Way::Http(http) => match http.chunk(self.limits.stall).await? {
-                Some(bytes) => bytes,
-                None => Bytes::new(),
-            },
+            Way::Http(http) => http.chunk(self.limits.stall).await?.unwrap_or_default(),
+            Way::Relayed(relayed) => {
+                let patience = self.limits.patience_since(self.last_byte_at);
+                relayed.chunk(patience, &self.progress).await?.unwrap_or_default()
+            }
         };
         if bytes.is_empty() {
             return Ok(None);
         }
+        if let Way::Relayed(relayed) = &self.way {
+            self.joined_unproven |= relayed.joined_unproven();
+        }
+        // Bytes that are sent again are no progress: a server that always breaks off early must be given up one
+        // day.
+        self.last_byte_at = boot_time();
+        self.setbacks = 0;
         self.offset += bytes.len() as u64;
         if let Some(announced) = self.total_bytes()
             && self.offset > announced
@@ -431,15 +420,19 @@ impl Source {
 
     /// Asks for what is missing, and judges the answer by its head. Without an answer to read, ask again.
     async fn connect(&mut self) -> Result<(), Interruption> {
+        if let Way::Relayed(relayed) = &mut self.way {
+            let patience = self.limits.patience_since(self.last_byte_at);
+            let request = relayed.request(self.expected, self.offset, self.validator.clone(), self.limits);
+            let seen = relayed.open(&request, patience, &self.progress).await?;
+            return Ok(self.admit(seen)?);
+        }
         let Way::Http(http) = &mut self.way else { return Ok(()) };
         let wants_range = self.offset > 0 && http.ranges;
         let client = if http.secure { http.clients.secure().await? } else { &http.clients.plain };
         let mut request = client.get(http.url.clone()).header(ACCEPT_ENCODING, "identity");
         if wants_range {
             request = request.header(RANGE, format!("bytes={}-", self.offset));
-            let known = self.validator.as_ref();
-            let condition = known.and_then(|v| v.etag.as_ref().or(v.last_modified.as_ref()));
-            if let Some(condition) = condition {
+            if let Some(condition) = self.validator.as_ref().and_then(Validator::condition) {
                 request = request.header(IF_RANGE, condition);
             }
         }
@@ -474,7 +467,7 @@ impl Source {
 
     /// Takes what an answer says about the file: it must be the file of before, and of the announced size.
     fn admit(&mut self, seen: Validator) -> Result<(), FetchError> {
-        if let (Some(announced), Some(actual)) = (self.expected, seen.total_bytes)
+        if let (Some(announced), Some(actual)) = (self.expected, seen.total_bytes())
             && announced != actual
         {
             return Err(self.size_error(announced, actual));
@@ -522,9 +515,12 @@ impl Source {
 
     /// Waits before the next try: exponential with full jitter, so that a fleet does not come back as one.
     async fn pause(&mut self, setback: Setback) -> Result<(), FetchError> {
-        let Way::Http(http) = &mut self.way else { return Ok(()) };
-        http.body = None;
-        let left = self.limits.retry.saturating_sub(boot_time().saturating_sub(http.last_byte_at));
+        match &mut self.way {
+            Way::File { .. } => {}
+            Way::Http(http) => http.body = None,
+            Way::Relayed(relayed) => relayed.hang_up(),
+        }
+        let left = self.limits.retry.saturating_sub(boot_time().saturating_sub(self.last_byte_at));
         if left.is_zero() {
             return Err(FetchError::Unreachable {
                 url: self.shown.clone(),
@@ -533,8 +529,8 @@ impl Source {
             });
         }
         let ceiling =
-            self.limits.first_pause.saturating_mul(1 << http.setbacks.min(16)).min(self.limits.longest_pause);
-        http.setbacks = http.setbacks.saturating_add(1);
+            self.limits.first_pause.saturating_mul(1 << self.setbacks.min(16)).min(self.limits.longest_pause);
+        self.setbacks = self.setbacks.saturating_add(1);
         let jittered = ceiling.mul_f64(fastrand::f64());
         let asked = match &setback {
             Setback::Status { after, .. } => after.unwrap_or_default(),
@@ -563,11 +559,7 @@ impl Http {
             let known = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
             self.skip -= known as u64;
             bytes = bytes.slice(known..);
-            // Bytes that are sent again are no progress: a server that always breaks off early must be given
-            // up one day.
             if !bytes.is_empty() {
-                self.last_byte_at = boot_time();
-                self.setbacks = 0;
                 return Ok(Some(bytes));
             }
         }
@@ -585,6 +577,15 @@ async fn open_file(url: &Url, shown: &str, offset: u64) -> Result<Way, FetchErro
     file.seek(io::SeekFrom::Start(offset)).await.map_err(failed)?;
     file.set_max_buf_size(FILE_CHUNK_BYTES);
     Ok(Way::File { path, file })
+}
+
+/// How servers are reached.
+#[derive(Clone, Debug)]
+pub enum Reach {
+    /// By this process.
+    Direct(Arc<Clients>),
+    /// By the networked part, which listens here.
+    Relayed(PathBuf),
 }
 
 /// HTTP clients; the one that trusts somebody is made when the first address asks for it, since reading the

@@ -11,9 +11,11 @@
 pub mod checkpoint;
 pub mod decode;
 pub mod fetch;
+mod relayed;
 pub mod resume;
 pub mod slot;
 pub mod unpack;
+pub mod validator;
 pub mod verify;
 pub mod write;
 
@@ -23,15 +25,16 @@ use std::sync::{Arc, mpsc as blocking};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use self::checkpoint::Key;
 use self::decode::DecodeError;
-use self::fetch::{Clients, FetchError, Source};
+use self::fetch::{Clients, FetchError, Reach, Source};
 use self::resume::Start;
 use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
-use self::verify::{Check, Rule, SIGNATURE_LIMIT_BYTES, VerifyError};
+use self::verify::{Check, ImageCheck, Rule, SIGNATURE_LIMIT_BYTES, VerifyError};
 use self::write::WriteError;
 use crate::redact::display_url;
 pub use crate::update::report::Phase;
@@ -81,7 +84,8 @@ const BATCH_BYTES: usize = 256 * 1024;
 const BLOCKS: usize = 4;
 
 /// Limits in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limits {
     /// How long a source that gives no byte is asked again; counts on the boot-time clock.
     pub retry: Duration,
@@ -108,6 +112,13 @@ impl Limits {
             checkpoint: Duration::from_secs(5),
         }
     }
+
+    /// How long the networked part may still be waited for, which is as patient itself: it says what went wrong
+    /// before this ends.
+    fn patience_since(&self, last_byte_at: Duration) -> Duration {
+        let waited = fetch::boot_time().saturating_sub(last_byte_at);
+        (self.retry + 2 * self.stall).saturating_sub(waited)
+    }
 }
 
 /// Everything that one install needs to know.
@@ -115,18 +126,22 @@ impl Limits {
 pub struct Job {
     /// What.
     pub spec: ImageSpec,
+    /// The version that it is said to bring.
+    pub version: Option<String>,
     /// Where to: a block device, or a regular file of fixed length.
     pub target: PathBuf,
     /// The device of the slot that this system runs from; never written.
     pub running: Option<PathBuf>,
     /// Where procfs is mounted.
     pub proc: PathBuf,
-    /// Refuse an image that has neither check value nor signature.
-    pub check_required: bool,
+    /// What the image must come with.
+    pub check: ImageCheck,
     /// Directory of minisign public keys (`*.pub`).
     pub keys: PathBuf,
     /// PEM file of the roots to trust in place of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Where the networked part listens; `None`: servers are asked from here.
+    pub network: Option<PathBuf>,
     /// File to remember an interrupted install in.
     pub checkpoint: PathBuf,
     /// Limits in time.
@@ -275,13 +290,16 @@ impl Run<'_> {
         if self.job.spec.size_bytes.is_some_and(|size| size > capacity_bytes) {
             return Err(InstallError::TooLarge { size_bytes: self.job.spec.size_bytes, capacity_bytes });
         }
-        let clients = Arc::new(Clients::new(self.job.ca_file.clone())?);
-        let check = Arc::new(self.or_cancelled(self.check(&clients)).await?);
+        let reach = match &self.job.network {
+            Some(socket) => Reach::Relayed(socket.clone()),
+            None => Reach::Direct(Arc::new(Clients::new(self.job.ca_file.clone())?)),
+        };
+        let check = Arc::new(self.or_cancelled(self.check(&reach)).await?);
         let (mut resume, mut changes, mut second_chance) = (true, 0, true);
         loop {
             let mut suspect = false;
-            match self.attempt(&clients, &check, resume, &mut suspect).await {
-                Err(InstallError::Fetch(FetchError::Changed { .. })) if changes < CHANGES => changes += 1,
+            match self.attempt(&reach, &check, resume, &mut suspect).await {
+                Err(error) if error.code() == Code::ImageChanged && changes < CHANGES => changes += 1,
                 Err(error) if suspect && second_chance && error.is_about_content() => {
                     tracing::warn!(reason = %one_line(&error), "resumed install failed: starting over");
                     second_chance = false;
@@ -293,9 +311,9 @@ impl Run<'_> {
     }
 
     /// What the image must satisfy, with the signature fetched where one is needed.
-    async fn check(&self, clients: &Arc<Clients>) -> Result<Check, InstallError> {
+    async fn check(&self, reach: &Reach) -> Result<Check, InstallError> {
         let job = self.job;
-        let keys = match Rule::decide(job.spec.check_value, &job.keys, job.check_required)? {
+        let keys = match Rule::decide(job.spec.check_value, &job.keys, job.check)? {
             Rule::Digest(digest) => return Ok(Check::Digest(digest)),
             Rule::Unchecked => return Ok(Check::Unchecked),
             Rule::SignedBy(keys) => keys,
@@ -303,7 +321,7 @@ impl Run<'_> {
         let uri = signature_uri(&job.spec.uri);
         let shown = display_url(&uri);
         let quiet = watch::Sender::new(Progress::default());
-        let opened = Source::open(&uri, None, fetch::Resume::default(), clients, job.limits, quiet).await;
+        let opened = Source::open(&uri, None, fetch::Resume::default(), reach, job.limits, quiet).await;
         let mut source = match opened {
             Err(error) if error.code() == Code::ImageNotFound => {
                 return Err(VerifyError::NoSignature { url: shown }.into());
@@ -317,14 +335,16 @@ impl Run<'_> {
                 return Err(VerifyError::NotASignature { url: shown }.into());
             }
         }
-        Ok(Check::by_signature(&text, keys, &shown, &job.keys)?)
+        let check = Check::by_signature(&text, keys, job.spec.check_value, (&shown, &job.keys))?;
+        check.admits_version(job.version.as_deref())?;
+        Ok(check)
     }
 
     /// One pass over the source. `suspect` tells whether it was joined from parts that nothing but the
     /// check proves to belong together.
     async fn attempt(
         &self,
-        clients: &Arc<Clients>,
+        reach: &Reach,
         check: &Arc<Check>,
         resume: bool,
         suspect: &mut bool,
@@ -339,7 +359,7 @@ impl Run<'_> {
         });
         let resume = fetch::Resume { offset: start.source_offset, validator: start.validator.clone() };
         let (uri, size) = (&self.job.spec.uri, self.job.spec.size_bytes);
-        let open = Source::open(uri, size, resume, clients, self.job.limits, self.progress.clone());
+        let open = Source::open(uri, size, resume, reach, self.job.limits, self.progress.clone());
         let mut source = self.or_cancelled(async { Ok(open.await?) }).await?;
         let stages = self.spawn_stages(start, &source, check);
         let fetched = self.or_cancelled(pump(&mut source, stages.chunks)).await;

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use super::InstallError;
 use super::checkpoint::{Checkpoint, Key, prefix_crc32};
 use super::decode::Format;
-use super::fetch::Validator;
 use super::slot::{BLOCK_BYTES, Block, SlotDevice};
+use super::validator::Validator;
 use super::verify::Check;
 use super::write::{SoFar, WriteError};
 

@@ -30,6 +30,12 @@ pub enum VerifyError {
         /// The keys directory.
         keys: PathBuf,
     },
+    /// Nobody's signature is known.
+    #[error("only signed images are taken, and {} holds no minisign key (*.pub): install one", keys.display())]
+    NoKeys {
+        /// The keys directory.
+        keys: PathBuf,
+    },
     /// The keys directory cannot be read.
     #[error("cannot read signing keys in {}", path.display())]
     Keys {
@@ -74,6 +80,17 @@ pub enum VerifyError {
         /// The keys directory.
         keys: PathBuf,
     },
+    /// Signed as another version: an older image cannot be passed off as a newer one.
+    #[error(
+        "the image is signed as version {signed}, and the request says {}",
+        asked.as_deref().unwrap_or("none")
+    )]
+    OtherVersion {
+        /// By the trusted comment.
+        signed: String,
+        /// By the request.
+        asked: Option<String>,
+    },
     /// Signed, but not these bytes.
     #[error("the signature does not belong to these bytes")]
     BadSignature,
@@ -92,11 +109,25 @@ impl VerifyError {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::Unverifiable { .. } | Self::Keys { .. } | Self::BadKey { .. } => Code::Unverifiable,
+            Self::Unverifiable { .. } | Self::NoKeys { .. } | Self::Keys { .. } | Self::BadKey { .. } => {
+                Code::Unverifiable
+            }
             Self::Digest { .. } => Code::DigestMismatch,
             _ => Code::SignatureInvalid,
         }
     }
+}
+
+/// What an image must come with: `install.check`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageCheck {
+    /// Nothing; but keys that are installed demand a signature where there is no check value.
+    Optional,
+    /// A check value, or a signature.
+    Required,
+    /// A signature, and it must fit the check value if there is one: who sends the request is not trusted to vouch
+    /// for the image.
+    Signature,
 }
 
 /// What to verify an image by; decided before anything is fetched.
@@ -111,23 +142,26 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// A check value binds the request to the bytes and is enough. Without one, keys that are installed
-    /// demand a signature, also where no check is required.
+    /// A check value binds the request to the bytes and is enough, unless only signatures are. Without one, keys
+    /// that are installed demand a signature, also where no check is required.
     ///
     /// # Errors
     /// When there is nothing to verify by, or a key cannot be read.
     pub fn decide(
         check_value: Option<Sha256Digest>,
         keys: &Path,
-        check_required: bool,
+        check: ImageCheck,
     ) -> Result<Self, VerifyError> {
-        if let Some(digest) = check_value {
+        if let (Some(digest), ImageCheck::Optional | ImageCheck::Required) = (check_value, check) {
             return Ok(Self::Digest(digest));
         }
-        match read_keys(keys)? {
-            known if !known.is_empty() => Ok(Self::SignedBy(known)),
-            _ if check_required => Err(VerifyError::Unverifiable { keys: keys.to_owned() }),
-            _ => Ok(Self::Unchecked),
+        let known = read_keys(keys)?;
+        let keys = keys.to_owned();
+        match check {
+            _ if !known.is_empty() => Ok(Self::SignedBy(known)),
+            ImageCheck::Optional => Ok(Self::Unchecked),
+            ImageCheck::Required => Err(VerifyError::Unverifiable { keys }),
+            ImageCheck::Signature => Err(VerifyError::NoKeys { keys }),
         }
     }
 }
@@ -155,29 +189,39 @@ fn read_keys(directory: &Path) -> Result<Vec<PublicKey>, VerifyError> {
 pub enum Check {
     /// SHA-256 of the source.
     Digest(Sha256Digest),
-    /// The key and its signature of the source.
-    Signature(Box<(PublicKey, Signature)>),
+    /// A signature of the source.
+    Signature(Box<Signed>),
     /// Takes anything.
     Unchecked,
 }
 
+/// A signature by a key that is trusted.
+#[derive(Clone)]
+pub struct Signed {
+    key: PublicKey,
+    signature: Signature,
+    /// The source must be this one, too.
+    check_value: Option<Sha256Digest>,
+}
+
 impl Check {
-    /// By the signature in `text`, found at `url` (without secrets).
+    /// By the signature in `text`, and `check_value` if there is one. For messages: where the signature was found
+    /// (without secrets), and the directory of the `keys`.
     ///
     /// # Errors
-    /// When it is no signature, of the legacy kind, or by none of `keys` (read from `directory`).
+    /// When it is no signature, of the legacy kind, or by none of `keys`.
     pub fn by_signature(
         text: &[u8],
         keys: Vec<PublicKey>,
-        url: &str,
-        directory: &Path,
+        check_value: Option<Sha256Digest>,
+        (url, directory): (&str, &Path),
     ) -> Result<Self, VerifyError> {
         let url = url.to_owned();
         let decoded = std::str::from_utf8(text).ok().and_then(|text| Signature::decode(text).ok());
         let Some(signature) = decoded else { return Err(VerifyError::NotASignature { url }) };
         for key in keys {
             match key.verify_stream(&signature).map(drop) {
-                Ok(()) => return Ok(Self::Signature(Box::new((key, signature)))),
+                Ok(()) => return Ok(Self::Signature(Box::new(Signed { key, signature, check_value }))),
                 Err(minisign_verify::Error::UnsupportedLegacyMode) => {
                     return Err(VerifyError::Legacy { url });
                 }
@@ -187,11 +231,26 @@ impl Check {
         Err(VerifyError::UnknownKey { url, keys: directory.to_owned() })
     }
 
+    /// Whether the image may be called by this version. A signature that names one, by `version=...` in its trusted
+    /// comment, is for that version alone.
+    ///
+    /// # Errors
+    /// When it names another.
+    pub fn admits_version(&self, asked: Option<&str>) -> Result<(), VerifyError> {
+        let Self::Signature(by) = self else { return Ok(()) };
+        let mut words = by.signature.trusted_comment().split_whitespace();
+        match words.find_map(|word| word.strip_prefix("version=")) {
+            Some(signed) if asked != Some(signed) => {
+                Err(VerifyError::OtherVersion { signed: signed.to_owned(), asked: asked.map(str::to_owned) })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn start(&self) -> Result<Verifier<'_>, VerifyError> {
         let signature = match self {
-            Self::Signature(pair) => {
-                let (key, signature) = pair.as_ref();
-                Some(key.verify_stream(signature).map_err(|_| VerifyError::BadSignature)?)
+            Self::Signature(by) => {
+                Some(by.key.verify_stream(&by.signature).map_err(|_| VerifyError::BadSignature)?)
             }
             Self::Digest(_) | Self::Unchecked => None,
         };
@@ -277,10 +336,15 @@ impl Verifier<'_> {
     /// The source has ended; gives its SHA-256.
     fn finish(self) -> Result<Sha256Digest, VerifyError> {
         let actual = Sha256Digest(self.sha256.finalize().into());
+        let expected = match self.check {
+            Check::Digest(expected) => Some(*expected),
+            Check::Signature(by) => by.check_value,
+            Check::Unchecked => None,
+        };
+        if let Some(expected) = expected.filter(|expected| *expected != actual) {
+            return Err(VerifyError::Digest { expected, actual });
+        }
         match (self.check, self.signature) {
-            (Check::Digest(expected), _) if *expected != actual => {
-                Err(VerifyError::Digest { expected: *expected, actual })
-            }
             (Check::Signature(_), Some(mut signature)) => {
                 signature.finalize().map_err(|_| VerifyError::BadSignature)?;
                 Ok(actual)
@@ -300,12 +364,12 @@ mod tests {
         let keys = tempfile::tempdir().unwrap();
         let missing = keys.path().join("missing");
         for directory in [keys.path(), &missing] {
-            let refused = Rule::decide(None, directory, true).unwrap_err();
+            let refused = Rule::decide(None, directory, ImageCheck::Required).unwrap_err();
             assert_eq!(refused.code(), Code::Unverifiable);
-            assert!(matches!(Rule::decide(None, directory, false), Ok(Rule::Unchecked)));
+            assert!(matches!(Rule::decide(None, directory, ImageCheck::Optional), Ok(Rule::Unchecked)));
         }
         fs::File::create(keys.path().join("bad.pub")).unwrap();
-        let refused = Rule::decide(None, keys.path(), false).unwrap_err();
+        let refused = Rule::decide(None, keys.path(), ImageCheck::Optional).unwrap_err();
         assert!(matches!(refused, VerifyError::BadKey { .. }));
     }
 }

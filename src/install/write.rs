@@ -12,9 +12,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::checkpoint::{Checkpoint, Key, prefix_crc32};
-use super::fetch::{Validator, boot_time};
+use super::fetch::boot_time;
 use super::slot::{ALIGN_BYTES, BLOCK_BYTES, Block, SlotDevice};
 use super::unpack::{Filled, Mark, Part};
+use super::validator::Validator;
 use super::{InstallError, Phase, Progress};
 use crate::update::{Code, Image, Sha256Digest};
 

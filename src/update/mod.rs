@@ -6,6 +6,7 @@
 
 pub mod code;
 pub mod hook;
+pub mod metrics;
 pub mod moment;
 pub mod record;
 pub mod report;

@@ -170,8 +170,8 @@ pub struct Step {
     pub effects: Vec<Effect>,
 }
 
-/// Interrupted attempts without headway, to install as to ask hooks: a daemon that dies of an image must stop trying it, and a
-/// gateway that is switched off every evening must get through.
+/// Interrupted attempts without headway, to install as to ask hooks: a daemon that dies of an image must stop
+/// trying it, and a gateway that is switched off every evening must get through.
 pub const INSTALL_ATTEMPTS_MAX: u8 = 10;
 
 /// Boots that a roll back asks for, if the boot loader keeps coming up elsewhere.

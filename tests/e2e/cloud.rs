@@ -1,5 +1,8 @@
 //! Updates started by the cloud: the daemon, the emulated hub, and an image server.
 
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
 use std::time::Duration;
 
 use hub_emulator::board::{Scheme, Slot, Traits, board_image};
@@ -7,10 +10,10 @@ use hub_emulator::hub::{Hub, HubOptions};
 use hub_emulator::images::{DropFault, Faults, ImageServer};
 use serde_json::{Value, json};
 
-use crate::rig::{Choice, IMAGE_BYTES, LIMIT, Rig};
+use crate::rig::{Choice, DAEMON, IMAGE_BYTES, LIMIT, Rig};
 
-const DEVICE: &str = "gateway-1";
-const IMAGE: &str = "2.0.img";
+pub const DEVICE: &str = "gateway-1";
+pub const IMAGE: &str = "2.0.img";
 
 /// A device that is online, and its world.
 pub struct World {
@@ -22,21 +25,30 @@ pub struct World {
 
 impl World {
     pub async fn new(traits: Traits, extra_config: &str) -> Self {
+        let mut world = Self::switched_off(traits, extra_config, Path::new(DAEMON)).await;
+        world.power_on().await;
+        world
+    }
+
+    pub async fn power_on(&mut self) {
+        self.rig.board.power_on().await.unwrap();
+        self.wait_status("standBy").await;
+    }
+
+    pub async fn switched_off(traits: Traits, extra_config: &str, daemon: &Path) -> Self {
         let hub = Hub::start(HubOptions::default()).await.unwrap();
         let images = ImageServer::start(Some(hub.authority().server_config())).await.unwrap();
         let image = board_image("2.0", traits, IMAGE_BYTES, 7);
         images.put(IMAGE, image.clone());
+        let extra_config = format!("{extra_config}\n[hub]\nhttps_port = {}\n", hub.https_port());
         let choice = Choice {
             scheme: Scheme::Bootcount,
             hub: Some((hub.add_device(DEVICE), hub.mqtt_port())),
             ca_pem: Some(hub.ca_pem().to_owned()),
-            extra_config,
-            ..Choice::default()
+            extra_config: &extra_config,
+            daemon,
         };
-        let mut rig = Rig::new(choice);
-        rig.board.power_on().await.unwrap();
-        hub.wait_reported(DEVICE, LIMIT, |reported| reported["firmwareStatus"] == "standBy").await.unwrap();
-        Self { hub, images, rig, image }
+        Self { hub, images, rig: Rig::new(choice), image }
     }
 
     fn payload(&self) -> Value {
@@ -68,7 +80,7 @@ impl World {
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     use sha2::Digest as _;
     sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -341,4 +353,55 @@ async fn a_device_with_a_certificate_is_updated_too() {
 fn restrict(path: &std::path::Path) {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[tokio::test]
+async fn diagnostics_are_uploaded() {
+    let world = World::new(Traits::SICK, "").await;
+    world.start().await;
+    world.wait_status("rolledBack").await;
+    let (status, answer) = world.call("uploadDiagnostics", Value::Null).await;
+    assert_eq!(status, 202, "{answer}");
+    world.rig.wait(|_| world.hub.uploads(DEVICE).iter().any(|upload| upload.notification.is_some())).await;
+    let upload = world.hub.uploads(DEVICE).remove(0);
+    assert_eq!(answer["blobName"], upload.name.as_str());
+    assert!(upload.notification.is_some_and(|told| told.is_success && told.status_code == 201));
+
+    let bytes = upload.bytes.unwrap();
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(&bytes[..]));
+    let texts: BTreeMap<String, String> = archive
+        .entries()
+        .unwrap()
+        .map(|entry| {
+            let mut entry = entry.unwrap();
+            let mut text = String::new();
+            entry.read_to_string(&mut text).unwrap();
+            (entry.path().unwrap().display().to_string(), text)
+        })
+        .collect();
+    let text = |name: &str| texts[&format!("twinboot-diagnostics/{name}")].as_str();
+    assert!(text("status.json").contains("HealthCheckFailed"));
+    assert!(text("state/state").starts_with("twinboot-state "));
+    assert!(text("environment.txt").contains("boot_slot=a"), "{}", text("environment.txt"));
+    assert!(text("slots.txt").contains("slot b: "));
+    let key = std::fs::read_to_string(world.rig.board.dir().join("connection-string")).unwrap();
+    let key = key.split("SharedAccessKey=").nth(1).unwrap();
+    assert!(texts.values().all(|text| !text.contains(key)));
+}
+
+#[tokio::test]
+async fn one_upload_runs_at_a_time() {
+    let mut world = World::new(Traits::default(), "").await;
+    world.rig.board.cut().await;
+    world.hub.wait_connected(DEVICE, LIMIT, false).await.unwrap();
+    // It takes connections, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let drop_in = world.rig.board.dir().join("config.d/60-silent.toml");
+    std::fs::write(drop_in, format!("[hub]\nhttps_port = {port}\n")).unwrap();
+    world.rig.board.power_on().await.unwrap();
+    world.hub.wait_connected(DEVICE, LIMIT, true).await.unwrap();
+    assert_eq!(world.call("uploadDiagnostics", Value::Null).await.0, 202);
+    let (status, answer) = world.call("uploadDiagnostics", Value::Null).await;
+    assert_eq!((status, &answer["error"]["code"]), (409, &json!("Busy")));
 }

@@ -52,7 +52,10 @@ async fn update_with_cut(cut: Cut, power: bool, traits: Traits) -> bool {
     rig.twinboot(&start).await;
     if power {
         let limit = async {
-            while !died.exists() && !rig.peek().await.is_some_and(|status| is_over(&status)) {
+            // The last durable write notes that the hooks were told of the end.
+            let state = rig.board.dir().join("state/state");
+            let told = || !std::fs::read_to_string(&state).is_ok_and(|state| state.contains("afterword"));
+            while !(died.exists() || rig.peek().await.is_some_and(|status| is_over(&status)) && told()) {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
         };

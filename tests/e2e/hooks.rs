@@ -1,5 +1,6 @@
 //! Programs of a device's people, before and after the steps of an update.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use hub_emulator::board::{Slot, Traits};
@@ -21,6 +22,7 @@ impl Hooks {
     fn add(&self, hook: &str, name: &str, body: &str) {
         let directory = self.0.path().join("hooks.d").join(hook);
         std::fs::create_dir_all(&directory).unwrap();
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
         script(&directory.join(name), &format!("D={}\n{body}", self.0.path().display()));
     }
 
@@ -128,7 +130,7 @@ async fn a_hook_that_refuses_leaves_everything_as_it_was_and_says_why_in_the_twi
     // A program that others may change is not run, whatever it would say.
     std::fs::write(hooks.path("full"), "").unwrap();
     let open = hooks.path("hooks.d/before-install/30-later");
-    std::fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
     world.start().await;
     let told = |reported: &Value| {
         let message = reported["firmware"]["error"]["message"].as_str();

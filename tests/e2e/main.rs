@@ -3,10 +3,15 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "a test's files need not survive a power cut")]
 
+mod catalog;
 mod cloud;
 mod cuts;
 mod hooks;
+mod hostile;
 mod local;
+mod metrics;
 mod rig;
 mod service;
+mod split;
 mod trial;
+mod uploads;

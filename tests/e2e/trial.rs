@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::time::Duration;
 
-use hub_emulator::board::{Slot, Traits};
+use hub_emulator::board::{Scheme, Slot, Traits};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -81,24 +82,38 @@ impl Systemd {
 
 #[tokio::test]
 async fn a_trial_whose_daemon_refuses_its_configuration_is_ended_by_systemd() {
+    for scheme in [Scheme::Bootcount, Scheme::Rauc, Scheme::Mender] {
+        a_refused_configuration_is_rolled_back(scheme).await;
+    }
+}
+
+async fn a_refused_configuration_is_rolled_back(scheme: Scheme) {
     let scripts = tempfile::tempdir().unwrap();
     let (daemon, config) = (scripts.path().join("daemon"), scripts.path().join("config.toml"));
+    let statuses = scripts.path().join("statuses");
     std::fs::write(&config, "[hub\n").unwrap();
+    std::fs::write(&statuses, "").unwrap();
     let body = format!(
-        "grep -q slot=b \"$(dirname \"$3\")/proc/cmdline\" || exec {DAEMON} \"$@\"\n\
+        "grep -qi slot=b \"$(dirname \"$3\")/proc/cmdline\" || exec {DAEMON} \"$@\"\n\
          {DAEMON} run --config {}\n\
-         echo $? >{}\nexit 2",
+         echo $? >>{}\nexit 2",
         config.display(),
-        scripts.path().join("status").display(),
+        statuses.display(),
     );
     script(&daemon, &body);
-    let rig = Rig::running(Choice { daemon: &daemon, ..Choice::default() }).await;
+    let rig = Rig::running(Choice { scheme, daemon: &daemon, ..Choice::default() }).await;
     let systemd = Systemd::of(&rig);
     assert!(!systemd.start_guard().await, "there is no trial");
     rig.install("2.0", Traits::default()).await;
     for boots in 2..=4 {
         rig.board.wait_boots(boots, LIMIT).await.unwrap();
         assert_eq!(rig.board.booted(), Some(Slot::B));
+        let refused = async {
+            while std::fs::read_to_string(&statuses).unwrap().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, refused).await.unwrap();
         assert!(systemd.start_guard().await, "boot {boots}");
     }
     let report = rig.outcome().await;
@@ -110,8 +125,8 @@ async fn a_trial_whose_daemon_refuses_its_configuration_is_ended_by_systemd() {
     assert_eq!(rig.board.boots().len(), 5);
 
     // Its exit status is what the daemon's unit takes for a reason not to wait for the timer.
-    let status = std::fs::read_to_string(scripts.path().join("status")).unwrap();
-    assert!(systemd.daemon_stopped(status.trim()).await);
+    let statuses = std::fs::read_to_string(&statuses).unwrap();
+    assert!(systemd.daemon_stopped(statuses.lines().next().unwrap()).await);
     assert!(!systemd.daemon_stopped("1").await);
 }
 
@@ -143,16 +158,24 @@ async fn a_mark_that_is_left_over_reboots_the_old_system_never_and_another_not_f
 
 #[tokio::test]
 async fn a_daemon_that_dies_again_and_again_does_not_lengthen_its_trial() {
+    for scheme in [Scheme::Bootcount, Scheme::Rauc] {
+        a_dying_daemon_is_rolled_back(scheme).await;
+    }
+}
+
+async fn a_dying_daemon_is_rolled_back(scheme: Scheme) {
     let checks = tempfile::tempdir().unwrap();
     script(&checks.path().join("10-hangs"), "sleep 1000");
     let extra_config = format!("[health]\ndeadline = \"4s\"\nscripts = {:?}\n", checks.path());
-    let mut rig = Rig::running(Choice { extra_config: &extra_config, ..Choice::default() }).await;
+    let mut rig = Rig::running(Choice { scheme, extra_config: &extra_config, ..Choice::default() }).await;
     rig.install("2.0", Traits::default()).await;
     let is_over = |status: &Value| status["reported"]["firmwareStatus"] == "rolledBack";
     let on_trial = |status: &Value| status["reported"]["firmware"]["slots"]["b"]["state"] == "trial";
     let killed_until_over = async {
         let mut kills = 0;
         while !is_over(&rig.wait(|status| is_over(status) || on_trial(status)).await) {
+            let marked = rig.board.dir().join("state/trial/reboot-3").exists();
+            assert!(kills > 0 || marked, "systemd could not end it");
             rig.board.kill_daemon().await.unwrap();
             kills += 1;
         }

@@ -121,6 +121,7 @@ fn config(peer: &Peer) -> config::Hub {
         credentials: config::Credentials::SharedAccessKey(Secret::new(KEY)),
         ca_file: Some(peer.ca_file.clone()),
         port: peer.address.port(),
+        https_port: 443,
         keep_alive: Duration::from_secs(230),
     }
 }

@@ -102,9 +102,15 @@ def daemon(series, work, compiled):
     run(d, "do_install")
     image = pathlib.Path(d.getVar("D"))
     installed = {str(path.relative_to(image)) for path in image.rglob("*") if not path.is_dir()}
-    units = {f"usr/lib/systemd/system/{unit}" for unit in d.getVar("SYSTEMD_SERVICE:twinboot").split()}
-    files = {"usr/bin/twinboot", "etc/twinboot/config.toml", "usr/lib/tmpfiles.d/twinboot.conf"}
-    assert installed == files | units, installed
+    units = {unit.name for unit in (TREE / "systemd").iterdir() if unit.suffix in (".service", ".timer")}
+    units |= set(d.getVar("SYSTEMD_SERVICE:twinboot").split())
+    files = {"usr/bin/twinboot", "usr/lib/tmpfiles.d/twinboot.conf"}
+    files |= {f"etc/twinboot/{name}" for name in ("config.toml", "config.d/10-layout.toml")}
+    assert installed == files | {f"usr/lib/systemd/system/{unit}" for unit in units}, installed
+    # On a read-only root nobody makes them later.
+    lines = [line.split() for line in (TREE / "systemd/twinboot.tmpfiles").read_text().splitlines()]
+    missing = [path for kind, path, *_ in lines if kind == "d" and not (image / path[1:]).is_dir()]
+    assert not missing, f"directories of twinboot.tmpfiles that the recipe does not make: {missing}"
     mount = image / "usr/lib/systemd/system/var-lib-twinboot.mount"
     subprocess.check_call(["systemd-analyze", "verify", "--man=no", mount])
     state = (image / "var/lib/twinboot").stat()
@@ -126,7 +132,7 @@ def u_boot(series, work):
     config = pathlib.Path(d.getVar("B"), ".config").read_text().split("\n")
     for line in ("CONFIG_SYS_REDUNDAND_ENVIRONMENT=y", "CONFIG_BOOTCOUNT_ENV=y", "CONFIG_ENV_OFFSET_REDUND=0x140000"):
         assert line in config, line
-    assert "CONFIG_ENV_IS_IN_FAT=y" not in config, "two places for the environment"
+    assert "CONFIG_ENV_IS_IN_EXT4=y" not in config, "two places for the environment"
 
     made, ours = (fw_env(path) for path in (pathlib.Path(d.getVar("TWINBOOT_UNPACKDIR"), "fw_env.config"),
                                             TREE / "config/fw_env.config"))
@@ -234,7 +240,8 @@ def layout(d, ext4, environment, work):
             opened.write(file.read_bytes())
     # The boot lab's, in MiB.
     assert table == [("boot", 4, 16), ("rootfs_a", 20, 400), ("rootfs_b", 420, 400), ("data", 820, 128)], table
-    slots = [slot["device"] for slot in tomllib.loads((TREE / "config/config.toml").read_text())["slot"]]
+    configured = tomllib.loads((LAYER / "recipes-core/twinboot/files/10-layout.toml").read_text())
+    slots = [slot["device"] for slot in configured["slot"]]
     assert slots == [f"/dev/disk/by-partlabel/{name}" for name, *_ in table[1:3]], slots
     assert raw == [entry[1:] for entry in fw_env(TREE / "config/fw_env.config")], raw
 

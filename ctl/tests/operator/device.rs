@@ -35,6 +35,7 @@ impl Device {
             credentials: config::Credentials::SharedAccessKey(key),
             ca_file: Some(rig.ca_file()),
             port: rig.hub.mqtt_port(),
+            https_port: 443,
             keep_alive: LIMIT,
         };
         let (events, inbox) = mpsc::channel(16);

@@ -31,7 +31,7 @@ TWINBOOT_UBOOT_CONFIG = "\
 do_configure:append() {
     for config in $(find ${B} -maxdepth 2 -name .config); do
         # One place alone, or `saveenv` and Linux would mean different ones.
-        sed -i -e 's/^\(CONFIG_ENV_IS_[A-Z_]*\)=y$/# \1 is not set/' $config
+        sed -i -e 's/^\(CONFIG_ENV_IS_[A-Z0-9_]*\)=y$/# \1 is not set/' $config
         # Of two names for the second copy, each U-Boot knows one and drops the other.
         printf '%s\n' ${TWINBOOT_UBOOT_CONFIG} CONFIG_ENV_REDUNDANT=y CONFIG_SYS_REDUNDAND_ENVIRONMENT=y \
             CONFIG_SYS_MMC_ENV_DEV=${TWINBOOT_MMC} CONFIG_ENV_MMC_DEVICE_INDEX=${TWINBOOT_MMC} >> $config

@@ -9,6 +9,7 @@ use twinboot::boot::scheme::Scheme;
 use twinboot::config::{self, Config};
 use twinboot::control::Status;
 use twinboot::hub::auth::{AuthError, ConnectionString, Proof};
+use twinboot::install::verify::ImageCheck;
 
 use super::machine::{Simulated, checks};
 
@@ -35,6 +36,7 @@ pub(super) fn hub(text: &str, port: u16, ca_file: Option<&Path>) -> Result<confi
         ca_file: ca_file.map(Path::to_owned),
         port,
         // The daemon's default.
+        https_port: 443,
         keep_alive: Duration::from_secs(230),
     })
 }
@@ -60,6 +62,7 @@ fn config(hub: config::Hub) -> Config {
     let nowhere = PathBuf::new;
     Config {
         hub: Some(hub),
+        network: None,
         state_directory: nowhere(),
         slots: config::Slots { a: nowhere(), b: nowhere() },
         boot: config::Boot {
@@ -69,7 +72,7 @@ fn config(hub: config::Hub) -> Config {
             lock_files: Vec::new(),
         },
         install: config::Install {
-            check_required: true,
+            check: ImageCheck::Required,
             keys: nowhere(),
             ca_file: None,
             retry_limit: Duration::ZERO,
@@ -89,5 +92,6 @@ fn config(hub: config::Hub) -> Config {
             control_socket: nowhere(),
             os_release: nowhere(),
         },
+        metrics_file: None,
     }
 }

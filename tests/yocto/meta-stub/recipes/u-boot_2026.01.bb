@@ -4,7 +4,7 @@ UNKNOWN = "CONFIG_ENV_REDUNDANT CONFIG_ENV_MMC_DEVICE_INDEX"
 
 do_configure() {
     mkdir -p ${B}
-    printf '%s\n' CONFIG_ENV_IS_IN_FAT=y CONFIG_ENV_SIZE=0x2000 CONFIG_CMD_BOOTI=y > ${B}/.config
+    printf '%s\n' CONFIG_ENV_IS_IN_EXT4=y CONFIG_ENV_SIZE=0x2000 CONFIG_CMD_BOOTI=y > ${B}/.config
     printf '%s\n' arch=arm 'bootcmd=bootflow scan -lb' bootlimit=9 kernel_addr_r=0x40400000 > ${B}/u-boot-initial-env
 }
 # Kconfig's part: of two assignments the last holds, and an unknown name is dropped.

@@ -15,6 +15,7 @@ SRC_URI += "\
     file://config;subdir=${BP} \
     file://src;subdir=${BP} \
     file://systemd;subdir=${BP} \
+    file://10-layout.toml;subdir=${BP} \
     file://device-manifest.awk;subdir=${BP} \
     file://var-lib-twinboot.mount;subdir=${BP} \
 "
@@ -30,8 +31,10 @@ PACKAGECONFIG[ca-certificates] = ",,,,ca-certificates"
 PACKAGECONFIG[data-partition] = ""
 # fw_printenv and fw_setenv, for people; the daemon has its own.
 PACKAGECONFIG[fw-tools] = ",,,,libubootenv-bin"
+# For a board with a hardware watchdog: a kernel or systemd that hangs ends in the next boot, which is counted.
+PACKAGECONFIG[watchdog] = ""
 
-SYSTEMD_SERVICE:${PN} = "twinboot.service ${@bb.utils.contains('PACKAGECONFIG', 'data-partition', 'var-lib-twinboot.mount', '', d)}"
+SYSTEMD_SERVICE:${PN} = "twinboot.service twinboot-trial.timer ${@bb.utils.contains('PACKAGECONFIG', 'data-partition', 'var-lib-twinboot.mount', '', d)}"
 
 # Members may use the control socket.
 USERADD_PACKAGES = "${PN}"
@@ -56,16 +59,29 @@ do_configure:append() {
 
 do_install:append() {
     install -D -m 0644 ${S}/config/config.toml ${D}${sysconfdir}/twinboot/config.toml
-    install -d ${D}${sysconfdir}/twinboot/config.d ${D}${sysconfdir}/twinboot/keys ${D}${sysconfdir}/twinboot/health.d
-    install -D -m 0644 ${S}/systemd/twinboot.service ${D}${systemd_system_unitdir}/twinboot.service
+    for directory in config.d health.d hooks.d keys; do
+        install -d ${D}${sysconfdir}/twinboot/$directory
+    done
+    install -m 0644 ${S}/10-layout.toml ${D}${sysconfdir}/twinboot/config.d/
+    install -d ${D}${systemd_system_unitdir}
+    install -m 0644 ${S}/systemd/twinboot.service ${S}/systemd/twinboot-trial.service \
+        ${S}/systemd/twinboot-trial.timer ${D}${systemd_system_unitdir}/
     install -D -m 0644 ${S}/systemd/twinboot.tmpfiles ${D}${nonarch_libdir}/tmpfiles.d/twinboot.conf
     install -d -m 0700 ${D}${localstatedir}/lib/twinboot
     if ${@bb.utils.contains('PACKAGECONFIG', 'data-partition', 'true', 'false', d)}; then
         install -m 0644 ${S}/var-lib-twinboot.mount ${D}${systemd_system_unitdir}/
     fi
+    if ${@bb.utils.contains('PACKAGECONFIG', 'watchdog', 'true', 'false', d)}; then
+        install -D -m 0644 ${S}/systemd/twinboot-watchdog.conf ${D}${nonarch_libdir}/systemd/system.conf.d/50-twinboot.conf
+    fi
 }
 
-FILES:${PN} += "${nonarch_libdir}/tmpfiles.d ${localstatedir}/lib/twinboot"
+FILES:${PN} += "\
+    ${systemd_system_unitdir}/twinboot-trial.service \
+    ${nonarch_libdir}/systemd/system.conf.d \
+    ${nonarch_libdir}/tmpfiles.d \
+    ${localstatedir}/lib/twinboot \
+"
 CONFFILES:${PN} = "${sysconfdir}/twinboot/config.toml"
 
 # The boot loader's environment is found by /etc/fw_env.config.

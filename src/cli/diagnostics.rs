@@ -1,0 +1,62 @@
+//! `twinboot diagnostics`: everything about the last update in one file.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::{CliError, Exit, credentials_directory};
+use crate::config::{Config, DEFAULT_CONTROL_SOCKET, DEFAULT_PATH};
+use crate::control::{Answer, Client, ClientError, Command};
+use crate::diagnostics::{self, Sources};
+
+/// Collect state, logs and boot environment into one file
+///
+/// A tar.gz for whoever has to find out why an update failed: configuration,
+/// state, slots, boot variables, the journal of this boot and of those before
+/// it, and the kernel's last words in pstore. Keys, passwords, tokens and the
+/// queries of addresses are taken out. Run it as root; the daemon may be down.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(super) struct Diagnostics {
+    /// Where to; must not exist. `-` is the standard output
+    #[arg(long, short, value_name = "FILE", default_value = "twinboot-diagnostics.tar.gz")]
+    output: PathBuf,
+    /// Configuration; drop-ins are read from config.d beside it
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+}
+
+impl Diagnostics {
+    pub(super) fn run(self) -> Result<Exit, CliError> {
+        let loaded = Config::load(&self.config, credentials_directory().as_deref());
+        let config = loaded.map(|loaded| loaded.config).map_err(|faults| faults.to_string());
+        let socket =
+            config.as_ref().map_or(Path::new(DEFAULT_CONTROL_SOCKET), |config| &config.system.control_socket);
+        let status = status(socket).unwrap_or_else(|error| format!("{}\n", super::chain(&error)));
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+        let bundle = diagnostics::bundle(Sources::usual(config, status));
+        let bytes = runtime.block_on(bundle).map_err(CliError::Bundle)?;
+        if self.output == Path::new("-") {
+            io::stdout().lock().write_all(&bytes)?;
+            return Ok(Exit::Done);
+        }
+        let mut file = OpenOptions::new();
+        let file = file.write(true).create_new(true).mode(0o600).open(&self.output);
+        let written = file.and_then(|mut file| file.write_all(&bytes));
+        written.map_err(|source| CliError::Write { path: self.output.clone(), source })?;
+        writeln!(io::stdout(), "{}: {} bytes", self.output.display(), bytes.len())?;
+        Ok(Exit::Done)
+    }
+}
+
+/// As the daemon shows it, if there is one.
+fn status(socket: &Path) -> Result<String, ClientError> {
+    match Client::connect(socket)?.call(&Command::Status)? {
+        Answer::Status(status) => Ok(format!("{:#}\n", serde_json::json!(status))),
+        Answer::Ok { .. } | Answer::Refused(_) => Err(ClientError::Unexpected),
+    }
+}

@@ -1,0 +1,287 @@
+//! The networked part: answers the agent, one connection each.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::wire::{
+    self, BODY_MAX_BYTES, FetchRequest, Fetched, FromHub, Opening, Reader, ToHub, WireError, Writer,
+};
+use crate::config;
+use crate::hub::{self, HubEvent, MethodReply, Reported};
+use crate::install::fetch::{Clients, FetchError, Reach, Resume, Source};
+use crate::install::{Phase, Progress, one_line};
+use crate::system;
+
+/// The agent has one session and one download; while it restarts, the old and the new.
+const CONNECTIONS_MAX: usize = 8;
+
+/// The agent says what a connection is for as soon as it is there.
+const OPENING_LIMIT: Duration = Duration::from_secs(10);
+
+/// `accept` fails where descriptors or memory are short: that does not pass in a microsecond.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Events that may wait to be written.
+const EVENTS_MAX: usize = 32;
+
+/// What the networked part needs to know.
+#[derive(Debug)]
+pub struct Network {
+    /// The hub, if there is one.
+    pub hub: Option<config::Hub>,
+    /// For the image servers.
+    pub clients: Arc<Clients>,
+    /// The hub takes a second session of a device as the end of the first.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Network {
+    /// # Errors
+    /// When the HTTP clients cannot be set up.
+    pub fn new(config: config::Config) -> Result<Self, FetchError> {
+        let clients = Arc::new(Clients::new(config.install.ca_file)?);
+        Ok(Self { hub: config.hub, clients, turn: tokio::sync::Mutex::new(()) })
+    }
+
+    /// Answers whoever connects to `listener`, until `stop` is there.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub async fn serve(self, listener: UnixListener, stop: impl Future<Output = ()>) -> io::Result<()> {
+        let (sender, mut accepted) = mpsc::channel(1);
+        std::thread::Builder::new().name("accept".to_owned()).spawn(move || accept(&listener, &sender))?;
+        let network = Arc::new(self);
+        let mut connections = JoinSet::new();
+        let mut watchdog = system::watchdog_interval().map(tokio::time::interval);
+        let mut stop = std::pin::pin!(stop);
+        system::notify_status(true, "waiting for the agent");
+        loop {
+            tokio::select! {
+                () = &mut stop => return Ok(()),
+                Some(stream) = accepted.recv() => {
+                    if connections.len() >= CONNECTIONS_MAX {
+                        warn!("the agent has too many connections");
+                    } else {
+                        stream.set_nonblocking(true)?;
+                        connections.spawn(network.clone().converse(UnixStream::from_std(stream)?));
+                    }
+                }
+                Some(_) = connections.join_next() => {}
+                Some(_) = system::tick(&mut watchdog) => system::feed_watchdog(),
+            }
+        }
+    }
+
+    async fn converse(self: Arc<Self>, stream: UnixStream) {
+        let (mut reader, writer) = wire::split(stream);
+        let opening = timeout(OPENING_LIMIT, reader.next()).await.unwrap_or(Err(WireError::Silent));
+        let ended = match opening {
+            Ok((Opening::Hub, _)) => self.hold_session(reader, writer).await,
+            Ok((Opening::Fetch(request), _)) => self.fetch(reader, writer, request).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            debug!("a connection of the agent ended: {error}");
+        }
+    }
+
+    /// The session with the hub, until the agent hangs up.
+    async fn hold_session(&self, mut reader: Reader, mut writer: Writer) -> Result<(), WireError> {
+        let _turn = self.turn.lock().await;
+        let Some(hub) = self.hub.clone() else {
+            let reason = "no hub is configured".to_owned();
+            writer.send(&FromHub::Disconnected { reason }, &[]).await?;
+            while reader.next::<ToHub>().await.is_ok() {}
+            return Ok(());
+        };
+        info!("the agent is there");
+        system::notify_status(false, "the agent is there");
+        let (event_sender, events) = mpsc::channel(EVENTS_MAX);
+        let (reported_sender, reported) = watch::channel(None);
+        let calls = Calls::default();
+        let session = hub::run(hub, system::unix_now, event_sender, reported);
+        let hear = hear(reader, reported_sender, &calls);
+        let (heard, told, ()) = tokio::join!(hear, tell(writer, events, &calls), session);
+        system::notify_status(false, "waiting for the agent");
+        heard.and(told)
+    }
+
+    /// One download, until its end or until the agent hangs up.
+    async fn fetch(
+        &self,
+        mut reader: Reader,
+        mut writer: Writer,
+        request: FetchRequest,
+    ) -> Result<(), WireError> {
+        let handed_over = async {
+            match self.hand_over(&mut writer, request).await {
+                Err(Ended::Fetch(error)) => {
+                    let (code, message) = (error.code(), one_line(&error));
+                    writer.send(&Fetched::Failed { code, message }, &[]).await
+                }
+                Err(Ended::Wire(error)) => Err(error),
+                Ok(()) => writer.send(&Fetched::End, &[]).await,
+            }
+        };
+        tokio::select! {
+            ended = handed_over => ended,
+            () = reader.closed() => Err(WireError::Closed),
+        }
+    }
+
+    async fn hand_over(&self, writer: &mut Writer, request: FetchRequest) -> Result<(), Ended> {
+        let FetchRequest { uri, expected_bytes, offset, validator, limits } = request;
+        let is_remote =
+            |scheme: &&str| uri.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme));
+        if !["http://", "https://"].iter().any(is_remote) {
+            let url = crate::redact::display_url(&uri);
+            return Err(FetchError::Address { url }.into());
+        }
+        let progress = watch::Sender::new(Progress::default());
+        let mut phases = progress.subscribe();
+        let reach = Reach::Direct(self.clients.clone());
+        let resume = Resume { offset, validator };
+        let opening = Source::open(&uri, expected_bytes, resume, &reach, limits, progress);
+        let mut source = telling(writer, &mut phases, opening).await?;
+        writer.send(&Fetched::Opened(source.validator()), &[]).await?;
+        while let Some(bytes) = telling(writer, &mut phases, source.next()).await? {
+            let chunk = Fetched::Chunk { joined_unproven: source.joined_unproven() };
+            for part in bytes.chunks(BODY_MAX_BYTES) {
+                writer.send(&chunk, part).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes connections, on a thread of its own. The socket is the service manager's too, which may change whether it
+/// blocks at any time (`ExecStartPost=` is enough): an asynchronous `accept` could hang.
+fn accept(listener: &UnixListener, connections: &mpsc::Sender<std::os::unix::net::UnixStream>) {
+    loop {
+        let mut ready = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+        let accepted =
+            poll(&mut ready, PollTimeout::NONE).map_err(io::Error::from).and_then(|_| listener.accept());
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                continue;
+            }
+            Err(error) => {
+                warn!("cannot accept a connection: {error}");
+                std::thread::sleep(ACCEPT_PAUSE);
+                continue;
+            }
+        };
+        if connections.blocking_send(stream).is_err() {
+            return;
+        }
+    }
+}
+
+/// Why a download ended.
+enum Ended {
+    Fetch(FetchError),
+    Wire(WireError),
+}
+
+impl From<FetchError> for Ended {
+    fn from(error: FetchError) -> Self {
+        Self::Fetch(error)
+    }
+}
+
+impl From<WireError> for Ended {
+    fn from(error: WireError) -> Self {
+        Self::Wire(error)
+    }
+}
+
+/// What `work` gives; meanwhile the agent is told if the server is away.
+async fn telling<T>(
+    writer: &mut Writer,
+    phases: &mut watch::Receiver<Progress>,
+    work: impl Future<Output = Result<T, FetchError>>,
+) -> Result<T, Ended> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut work => return Ok(result?),
+            Ok(()) = phases.changed() => {
+                if phases.borrow_and_update().phase == Phase::Waiting {
+                    writer.send(&Fetched::Waiting, &[]).await?;
+                }
+            }
+        }
+    }
+}
+
+/// Method calls that wait for the agent.
+#[derive(Debug, Default)]
+struct Calls {
+    waiting: Mutex<HashMap<u64, oneshot::Sender<MethodReply>>>,
+}
+
+impl Calls {
+    fn wait(&self, call: u64, reply: oneshot::Sender<MethodReply>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody waits for long: the hub's session gives a call up in time.
+        waiting.retain(|_, reply| !reply.is_closed());
+        waiting.insert(call, reply);
+    }
+
+    fn answer(&self, call: u64, reply: MethodReply) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(caller) = waiting.remove(&call) {
+            // One that is gone has given up.
+            drop(caller.send(reply));
+        }
+    }
+}
+
+/// From the agent to the hub. Dropping `reported` at the end closes the session with the hub.
+async fn hear(mut reader: Reader, reported: watch::Sender<Reported>, calls: &Calls) -> Result<(), WireError> {
+    loop {
+        match reader.next().await {
+            Ok((ToHub::Reported(properties), _)) => drop(reported.send_replace(Some(properties))),
+            Ok((ToHub::Reply { call, status, payload }, _)) => {
+                calls.answer(call, MethodReply { status, payload });
+            }
+            Err(WireError::Closed) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// From the hub to the agent.
+async fn tell(
+    mut writer: Writer,
+    mut events: mpsc::Receiver<HubEvent>,
+    calls: &Calls,
+) -> Result<(), WireError> {
+    let mut count = 0;
+    while let Some(event) = events.recv().await {
+        match event {
+            HubEvent::Connected => writer.send(&FromHub::Connected, &[]).await?,
+            HubEvent::Disconnected { reason } => writer.send(&FromHub::Disconnected { reason }, &[]).await?,
+            HubEvent::Desired(desired) => writer.send(&FromHub::Desired(desired), &[]).await?,
+            HubEvent::Method(method) => {
+                count += 1;
+                calls.wait(count, method.reply);
+                writer.send(&FromHub::Method { call: count, name: method.name }, &method.payload).await?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! The daemon in two processes: the agent without a network, and the networked part without any rights.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use hub_emulator::board::{Slot, Traits};
+use hub_emulator::images::Faults;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::cloud::{DEVICE, IMAGE, World};
+use crate::rig::{DAEMON, IMAGE_BYTES};
+
+/// `nobody`: what the networked part runs as where a test may choose.
+const NOBODY: u32 = 65534;
+
+/// Where both parts meet, and all that the networked part gets to see.
+pub struct Meeting {
+    dir: TempDir,
+}
+
+impl Meeting {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let meeting = Self { dir };
+        fs::create_dir(meeting.path("network")).unwrap();
+        fs::create_dir(meeting.path("credentials")).unwrap();
+        // Not every user can reach what is built.
+        fs::hard_link(DAEMON, meeting.path("twinboot"))
+            .or_else(|_| fs::copy(DAEMON, meeting.path("twinboot")).map(drop))
+            .unwrap();
+        let script =
+            format!("#!/bin/sh\nexec '{DAEMON}' \"$@\" --network '{}'\n", meeting.socket().display());
+        fs::write(meeting.agent(), script).unwrap();
+        fs::set_permissions(meeting.agent(), Permissions::from_mode(0o755)).unwrap();
+        meeting
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.path("network/socket")
+    }
+
+    /// A daemon that leaves the network to the other part.
+    pub fn agent(&self) -> PathBuf {
+        self.path("agent")
+    }
+
+    /// The networked part, as somebody else if possible, with the device's secret handed over as systemd does.
+    fn network(&self, board: &Path) -> Child {
+        let secret = self.path("credentials/connection-string");
+        fs::copy(board.join("connection-string"), &secret).unwrap();
+        let mut command = Command::new(self.path("twinboot"));
+        if nix::unistd::geteuid().is_root() {
+            for open in [self.dir.path(), board.parent().unwrap()] {
+                fs::set_permissions(open, Permissions::from_mode(0o755)).unwrap();
+            }
+            for owned in [self.path("network"), self.path("credentials"), secret] {
+                chown(owned, Some(NOBODY), Some(NOBODY)).unwrap();
+            }
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command
+            .args(["network", "--config"])
+            .arg(board.join("config.toml"))
+            .arg("--socket")
+            .arg(self.socket())
+            .env("CREDENTIALS_DIRECTORY", self.path("credentials"))
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap()
+    }
+}
+
+/// Both parts, and the device's world.
+async fn split(traits: Traits) -> (World, Meeting, Child) {
+    let meeting = Meeting::new();
+    let mut world = World::switched_off(traits, "", &meeting.agent()).await;
+    let network = meeting.network(world.rig.board.dir());
+    world.power_on().await;
+    (world, meeting, network)
+}
+
+#[tokio::test]
+async fn both_parts_together_do_the_whole_job() {
+    let (world, _meeting, _network) = split(Traits::default()).await;
+    world.start().await;
+    let reported = world.wait_status("completed").await;
+    assert_eq!(reported["firmware"]["currentFwVersion"], "2.0");
+    assert_eq!(world.rig.board.booted(), Some(Slot::B));
+    assert_eq!(world.images.bytes_sent(IMAGE), u64::try_from(IMAGE_BYTES).unwrap(), "fetched once");
+    let status = world.rig.wait(|status| status["hubConnected"] == true).await;
+    assert_eq!(status["hubDetail"], "connected to the hub");
+}
+
+#[tokio::test]
+async fn either_part_may_be_killed_in_the_middle() {
+    let (mut world, meeting, mut network) = split(Traits::default()).await;
+    world.images.set_faults(IMAGE, Faults { bytes_per_sec: Some(1_000_000), ..Faults::default() });
+    world.start().await;
+    let half_way = |status: &serde_json::Value| {
+        status["reported"]["firmware"]["progress"]["bytes"].as_u64().is_some_and(|bytes| bytes > 300_000)
+    };
+    world.rig.wait(half_way).await;
+    network.kill().await.unwrap();
+    world.rig.wait(|status| status["hubConnected"] == false).await;
+    let network = meeting.network(world.rig.board.dir());
+    world.rig.wait(|status| status["hubConnected"] == true).await;
+    let sessions = world.hub.connects(DEVICE);
+    world.rig.board.kill_daemon().await.unwrap();
+    let reported = world.wait_status("completed").await;
+    assert_eq!(reported["firmware"]["slots"]["booted"], "b");
+    assert!(world.hub.connects(DEVICE) > sessions, "each agent has a session of its own");
+    let (size, sent) = (u64::try_from(IMAGE_BYTES).unwrap(), world.images.bytes_sent(IMAGE));
+    assert!(world.images.requests(IMAGE) >= 3 && sent < 2 * size, "resumed: {sent} bytes for {size}");
+    drop(network);
+}
