@@ -102,9 +102,9 @@ def daemon(series, work, compiled):
     run(d, "do_install")
     image = pathlib.Path(d.getVar("D"))
     installed = {str(path.relative_to(image)) for path in image.rglob("*") if not path.is_dir()}
-    units = {unit.name for unit in (TREE / "systemd").iterdir() if unit.suffix in (".service", ".timer")}
+    units = {unit.name for unit in (TREE / "systemd").iterdir() if unit.suffix in (".service", ".socket", ".timer")}
     units |= set(d.getVar("SYSTEMD_SERVICE:twinboot").split())
-    files = {"usr/bin/twinboot", "usr/lib/tmpfiles.d/twinboot.conf"}
+    files = {"usr/bin/twinboot", "usr/lib/tmpfiles.d/twinboot.conf", "usr/lib/systemd/catalog/twinboot.catalog"}
     files |= {f"etc/twinboot/{name}" for name in ("config.toml", "config.d/10-layout.toml")}
     assert installed == files | {f"usr/lib/systemd/system/{unit}" for unit in units}, installed
     # On a read-only root nobody makes them later.

@@ -34,7 +34,7 @@ PACKAGECONFIG[fw-tools] = ",,,,libubootenv-bin"
 # For a board with a hardware watchdog: a kernel or systemd that hangs ends in the next boot, which is counted.
 PACKAGECONFIG[watchdog] = ""
 
-SYSTEMD_SERVICE:${PN} = "twinboot.service twinboot-trial.timer ${@bb.utils.contains('PACKAGECONFIG', 'data-partition', 'var-lib-twinboot.mount', '', d)}"
+SYSTEMD_SERVICE:${PN} = "twinboot.service twinboot-network.socket twinboot-trial.timer ${@bb.utils.contains('PACKAGECONFIG', 'data-partition', 'var-lib-twinboot.mount', '', d)}"
 
 # Members may use the control socket.
 USERADD_PACKAGES = "${PN}"
@@ -64,8 +64,11 @@ do_install:append() {
     done
     install -m 0644 ${S}/10-layout.toml ${D}${sysconfdir}/twinboot/config.d/
     install -d ${D}${systemd_system_unitdir}
-    install -m 0644 ${S}/systemd/twinboot.service ${S}/systemd/twinboot-trial.service \
-        ${S}/systemd/twinboot-trial.timer ${D}${systemd_system_unitdir}/
+    for unit in twinboot.service twinboot-network.service twinboot-network.socket twinboot-trial.service \
+        twinboot-trial.timer; do
+        install -m 0644 ${S}/systemd/$unit ${D}${systemd_system_unitdir}/
+    done
+    install -D -m 0644 ${S}/systemd/twinboot.catalog ${D}${nonarch_libdir}/systemd/catalog/twinboot.catalog
     install -D -m 0644 ${S}/systemd/twinboot.tmpfiles ${D}${nonarch_libdir}/tmpfiles.d/twinboot.conf
     install -d -m 0700 ${D}${localstatedir}/lib/twinboot
     if ${@bb.utils.contains('PACKAGECONFIG', 'data-partition', 'true', 'false', d)}; then
@@ -77,7 +80,9 @@ do_install:append() {
 }
 
 FILES:${PN} += "\
+    ${systemd_system_unitdir}/twinboot-network.service \
     ${systemd_system_unitdir}/twinboot-trial.service \
+    ${nonarch_libdir}/systemd/catalog \
     ${nonarch_libdir}/systemd/system.conf.d \
     ${nonarch_libdir}/tmpfiles.d \
     ${localstatedir}/lib/twinboot \
