@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use hub_emulator::board::{Slot, Traits};
 use hub_emulator::images::Faults;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -97,6 +98,13 @@ async fn both_parts_together_do_the_whole_job() {
     assert_eq!(world.images.bytes_sent(IMAGE), u64::try_from(IMAGE_BYTES).unwrap(), "fetched once");
     let status = world.rig.wait(|status| status["hubConnected"] == true).await;
     assert_eq!(status["hubDetail"], "connected to the hub");
+
+    let (accepted, answer) = world.call("uploadDiagnostics", Value::Null).await;
+    assert_eq!(accepted, 202, "{answer}");
+    world.rig.wait(|_| world.hub.uploads(DEVICE).iter().any(|upload| upload.notification.is_some())).await;
+    let upload = world.hub.uploads(DEVICE).remove(0);
+    assert_eq!(answer["blobName"], upload.name.as_str());
+    assert!(upload.bytes.is_some_and(|bytes| bytes.starts_with(&[0x1f, 0x8b])), "a gzip file");
 }
 
 #[tokio::test]
@@ -104,7 +112,7 @@ async fn either_part_may_be_killed_in_the_middle() {
     let (mut world, meeting, mut network) = split(Traits::default()).await;
     world.images.set_faults(IMAGE, Faults { bytes_per_sec: Some(1_000_000), ..Faults::default() });
     world.start().await;
-    let half_way = |status: &serde_json::Value| {
+    let half_way = |status: &Value| {
         status["reported"]["firmware"]["progress"]["bytes"].as_u64().is_some_and(|bytes| bytes > 300_000)
     };
     world.rig.wait(half_way).await;
