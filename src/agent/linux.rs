@@ -101,11 +101,7 @@ impl Linux {
         code: Code,
         decision: impl FnOnce(&mut BootControl) -> Result<T, BootError> + Send + 'static,
     ) -> Result<(), Failure> {
-        let result = self.on_environment(decision).await;
-        result.map(drop).map_err(|reason| {
-            error!("{reason}");
-            Failure::new(code, reason)
-        })
+        self.on_environment(decision).await.map(drop).map_err(|reason| failed(code, reason))
     }
 
     /// Changes the mark by which systemd ends a trial, on a thread of its own.
@@ -117,10 +113,9 @@ impl Linux {
         let mark = self.mark.clone();
         let changed = tokio::task::spawn_blocking(move || change(&mark)).await;
         let result = changed.map_err(|_| "interrupted".to_owned());
-        result.and_then(|changed| changed.map_err(|error| install::one_line(&error))).map_err(|reason| {
-            error!("{reason}");
-            Failure::new(code, reason)
-        })
+        result
+            .and_then(|changed| changed.map_err(|error| install::one_line(&error)))
+            .map_err(|reason| failed(code, reason))
     }
 
     /// No boot of the trial is without the mark: it is there before.
@@ -294,6 +289,12 @@ impl Machine for Linux {
         let sources = Sources::usual(Ok(self.config.clone()), status);
         diagnostics::bundle(sources).await.map_err(|error| error.to_string())
     }
+}
+
+/// For the journal, and for the twin.
+fn failed(code: Code, reason: String) -> Failure {
+    error!("{reason}");
+    Failure::new(code, reason)
 }
 
 /// The slot that the state directory is on.

@@ -6,6 +6,7 @@ mod exporter;
 mod linux;
 mod machine;
 mod summary;
+mod uplink;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -23,7 +24,6 @@ use crate::control::{self, Status};
 use crate::hub::{self, HubEvent, MethodCall};
 use crate::install;
 use crate::install::verify::ImageCheck;
-use crate::network;
 use crate::store::StoreError;
 use crate::system::{self, message_id};
 use crate::update::metrics::Transfer;
@@ -34,6 +34,7 @@ use crate::update::{
 };
 use answer::{Asker, MethodRequest};
 use exporter::Exporter;
+use uplink::Uplink;
 
 pub use linux::Linux;
 pub use machine::{Found, Machine};
@@ -86,6 +87,9 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
 const CLOCK_INTERVAL_LATER: Duration = Duration::from_secs(240);
 const CLOCK_SOON: Duration = Duration::from_secs(600);
 
+/// For people.
+const NO_HUB: &str = "no hub is configured";
+
 /// What systemd grants for an orderly end is longer.
 const CLOSING_LIMIT: Duration = Duration::from_secs(5);
 
@@ -133,11 +137,7 @@ pub async fn run_on<M: Machine>(
     agent.read_environment().await;
     agent.apply(Event::Started, None).await?;
     let reported = agent.reported.subscribe();
-    let hub = match (agent.config.network.clone(), agent.config.hub.clone()) {
-        (Some(socket), _) => Some(tokio::spawn(network::relay::run(socket, hub_sender, reported))),
-        (None, Some(hub)) => Some(tokio::spawn(hub::run(hub, system::unix_now, hub_sender, reported))),
-        (None, None) => None,
-    };
+    let hub = Uplink::of(&agent.config).map(|uplink| tokio::spawn(uplink.run(hub_sender, reported)));
     system::notify_status(true, &agent.status.borrow().summary.clone());
     let ended = agent.serve(Inputs { hub_events, calls, done }, stop).await;
     agent.close(hub).await;
@@ -211,11 +211,7 @@ impl<M: Machine> Agent<M> {
         status: watch::Sender<Status>,
     ) -> Self {
         let Found { boot, record, state_fault, image_version, trial_timeouts, clock_is_right } = found;
-        let hub_detail = match (&config.network, &config.hub) {
-            (Some(_), _) => "the networked part has not answered yet".to_owned(),
-            (None, Some(hub)) => format!("not yet connected to {}", hub.host_name),
-            (None, None) => "no hub is configured".to_owned(),
-        };
+        let hub_detail = Uplink::of(&config).map_or_else(|| NO_HUB.to_owned(), |uplink| uplink.awaited());
         let exporter = config.metrics_file.clone().map(Exporter::start);
         Self {
             config,
@@ -355,22 +351,15 @@ impl<M: Machine> Agent<M> {
         if self.uploading.as_ref().is_some_and(|task| !task.is_finished()) {
             return Err("the upload before it still runs: wait for it");
         }
-        let way = match (self.config.network.clone(), self.config.hub.clone()) {
-            (Some(socket), _) => Ok(socket),
-            (None, Some(hub)) => Err(hub),
-            (None, None) => return Err("no hub is configured"),
-        };
+        let uplink = Uplink::of(&self.config).ok_or(NO_HUB)?;
         let time = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(system::unix_now()));
         let name = format!("diagnostics/{time}.tar.gz").replace(':', "-");
         let status = format!("{:#}\n", json!(*self.status.borrow()));
         let (machine, blob) = (self.machine.clone(), name.clone());
         self.uploading = Some(tokio::spawn(async move {
-            let uploaded = match (machine.diagnostics(status).await, way) {
-                (Err(why), _) => Err(why),
-                (Ok(bytes), Ok(socket)) => network::relay::upload(&socket, &blob, &bytes).await,
-                (Ok(bytes), Err(hub)) => hub::upload::upload(&hub, &blob, bytes, system::unix_now())
-                    .await
-                    .map_err(|error| install::one_line(&error)),
+            let uploaded = match machine.diagnostics(status).await {
+                Ok(bytes) => uplink.upload(&blob, bytes).await,
+                Err(why) => Err(why),
             };
             match uploaded {
                 Ok(()) => info!("diagnostics are uploaded as {blob}"),

@@ -15,9 +15,6 @@ use super::{Limits, Phase, Progress};
 use crate::network::wire::{self, FetchRequest, Fetched, Opening, Reader, WireError};
 use crate::update::Code;
 
-/// A sentence and an address of it are shown; nobody reads more.
-const MESSAGE_MAX_CHARS: usize = 500;
-
 /// One download through the networked part.
 #[derive(Debug)]
 pub(super) struct Relayed {
@@ -131,8 +128,7 @@ fn away(source: WireError) -> Interruption {
 
 /// A download can only fail as downloads do, whatever the networked part says, and in one line.
 fn failure(code: Code, message: &str) -> FetchError {
-    let printable = |c: char| if c.is_control() { ' ' } else { c };
-    let message: String = message.chars().take(MESSAGE_MAX_CHARS).map(printable).collect();
+    let message = wire::in_one_line(message);
     match code {
         Code::ImageNotFound
         | Code::ImageForbidden

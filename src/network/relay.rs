@@ -28,9 +28,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// Longer than all waits of an upload together.
 const UPLOAD_LIMIT: Duration = Duration::from_secs(900);
 
-/// What is said of a session that ended is one sentence.
-const REASON_MAX_CHARS: usize = 500;
-
 /// Keeps the networked part's session up until the sender of `reported` is dropped: then what is still to be
 /// reported and answered goes out, and it returns when the networked part has hung up. Safe to abort.
 pub async fn run(socket: PathBuf, events: mpsc::Sender<HubEvent>, mut reported: watch::Receiver<Reported>) {
@@ -76,7 +73,7 @@ pub async fn upload(socket: &Path, name: &str, bytes: &[u8]) -> Result<(), Strin
     };
     match answered.await {
         Ok(Uploaded::Done) => Ok(()),
-        Ok(Uploaded::Failed(why)) => Err(in_one_line(&why)),
+        Ok(Uploaded::Failed(why)) => Err(wire::in_one_line(&why)),
         Err(error) => Err(format!("the networked part is away: {error}")),
     }
 }
@@ -117,7 +114,7 @@ async fn hear(
         *answered = true;
         let event = match message {
             FromHub::Connected => HubEvent::Connected,
-            FromHub::Disconnected { reason } => HubEvent::Disconnected { reason: in_one_line(&reason) },
+            FromHub::Disconnected { reason } => HubEvent::Disconnected { reason: wire::in_one_line(&reason) },
             FromHub::Desired(desired) => HubEvent::Desired(desired),
             FromHub::Method { call, name } => {
                 let (method, answer) = method_call(name, body);
@@ -180,8 +177,4 @@ async fn reply(writer: &mut Writer, answered: Option<(u64, MethodReply)>) -> Res
         }
         None => Ok(()),
     }
-}
-
-fn in_one_line(reason: &str) -> String {
-    reason.chars().take(REASON_MAX_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -174,6 +174,15 @@ pub enum FromHub {
     Desired(Map<String, Value>),
 }
 
+/// A sentence, and an address in it; nobody reads more.
+const SENTENCE_MAX_CHARS: usize = 500;
+
+/// What the other side says, fit for a log and the twin.
+#[must_use]
+pub fn in_one_line(text: &str) -> String {
+    text.chars().take(SENTENCE_MAX_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// Both directions of a connection.
 #[must_use]
 pub fn split(stream: UnixStream) -> (Reader, Writer) {

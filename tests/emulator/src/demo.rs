@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use hub_emulator::board::{Board, BoardError, BoardOptions, Scheme, Slot, Traits, board_image};
-use hub_emulator::hub::{Hub, HubOptions, MethodError};
+use hub_emulator::hub::{Hub, HubOptions, MethodError, merge};
 use hub_emulator::images::{Faults, ImageServer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -386,25 +386,6 @@ fn status_line(twin: &Value) -> String {
 /// What is at a JSON pointer; null where nothing is.
 fn at<'value>(value: &'value Value, pointer: &str) -> &'value Value {
     value.pointer(pointer).unwrap_or(&Value::Null)
-}
-
-/// RFC 7396, as twins have it.
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(patch) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    let Value::Object(fields) = target else { return };
-    for (key, value) in patch {
-        if value.is_null() {
-            fields.remove(key);
-        } else {
-            merge(fields.entry(key.clone()).or_insert(Value::Null), value);
-        }
-    }
 }
 
 fn stand_in(directory: &Path, sick: bool) -> io::Result<PathBuf> {

@@ -60,6 +60,7 @@ pub use self::store::StoreError;
 pub use self::throttle::Operation;
 pub use self::traffic::Traffic;
 use self::twin::Write;
+pub use self::twin::merge;
 pub use self::upload::{Upload, UploadNotification};
 use crate::ca::{Authority, AuthorityError};
 

@@ -203,7 +203,8 @@ fn without_bookkeeping(section: &Value) -> Value {
     section
 }
 
-fn merge(target: &mut Value, patch: &Value) {
+/// RFC 7396, as twins have it: a null takes a member away.
+pub fn merge(target: &mut Value, patch: &Value) {
     let Value::Object(changes) = patch else {
         *target = patch.clone();
         return;
