@@ -72,16 +72,15 @@ pub type Outcome = Result<Image, Failure>;
 /// How often a file may change under our hands before it is given up.
 const CHANGES: u32 = 3;
 
-/// Chunks that wait for a stage. Each has up to some 400 KiB, which is what the HTTP client reads at
-/// once: enough to keep both sides busy, and little beside the memory limit.
-const CHUNKS: usize = 2;
+/// The network's chunks are handed on together from this size, a block's worth: waking three threads for each
+/// packet costs more than looking at its bytes.
+const BATCH_BYTES: usize = slot::BLOCK_BYTES;
 
-/// The network's chunks are handed on together from this size: waking a thread for each packet costs more than
-/// looking at its bytes.
-const BATCH_BYTES: usize = 256 * 1024;
+/// Batches that wait for a stage: with the one that it works on, enough to keep both sides busy.
+const BATCHES: usize = 1;
 
-/// Blocks between decoder and writer: one is filled, one written, and two wait.
-const BLOCKS: usize = 4;
+/// Blocks between decoder and writer: one is filled, one written, and one waits. More were not faster.
+const BLOCKS: usize = 3;
 
 /// Limits in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -387,8 +386,8 @@ impl Run<'_> {
     }
 
     fn spawn_stages(&self, start: Start, source: &Source, check: &Arc<Check>) -> Stages {
-        let (chunk_sender, mut chunks) = mpsc::channel(CHUNKS);
-        let (seen_sender, seen) = blocking::sync_channel(CHUNKS);
+        let (chunk_sender, mut chunks) = mpsc::channel(BATCHES);
+        let (seen_sender, seen) = blocking::sync_channel(BATCHES);
         let (filled_sender, filled) = blocking::sync_channel(BLOCKS);
         let (empty_sender, empty) = blocking::sync_channel(BLOCKS);
         for _ in 0..BLOCKS {
