@@ -251,6 +251,7 @@ mod tests {
     use crate::boot::scheme::Scheme;
     use crate::config::{self, HubCheck};
     use crate::redact::Secret;
+    use crate::scripts::Surroundings;
     use crate::store;
 
     const KEY: &str = "c2VjcmV0c2VjcmV0c2VjcmV0";
@@ -319,6 +320,7 @@ mod tests {
                 control_socket: at("socket"),
                 os_release: at("os-release"),
             },
+            scripts: Surroundings::Ours,
             metrics_file: None,
         };
         let journal_command = ["sh", "-c", "echo \"asked $*: $0\"", &leak].map(str::to_owned).to_vec();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::config;
-use crate::scripts::{self, Ended, ScriptError};
+use crate::scripts::{self, Ended, ScriptError, Surroundings};
 use crate::system;
 use crate::update::{Code, Failure};
 
@@ -67,6 +67,7 @@ impl From<HealthError> for Failure {
 /// The first check that fails, or is not passed when `config.deadline` ends, which began at the uptime `since`.
 pub async fn check(
     config: &config::Health,
+    surroundings: Surroundings,
     since: Duration,
     online_before: bool,
     connected: watch::Receiver<bool>,
@@ -91,7 +92,7 @@ pub async fn check(
         active.ok_or_else(|| late(format!("unit {unit}")))??;
     }
     for script in scripts::list(&config.scripts).await? {
-        let ended = scripts::run(&script, &[], left()).await.map_err(|error| match error {
+        let ended = scripts::run(&script, &[], surroundings, left()).await.map_err(|error| match error {
             ScriptError::Late { .. } => late(format!("health check {}", scripts::name(&script))),
             error => error.into(),
         })?;
@@ -161,7 +162,7 @@ mod tests {
     }
 
     async fn check_offline(bench: &Bench) -> Result<(), HealthError> {
-        check(&bench.config, system::uptime(), false, bench.connected.subscribe()).await
+        check(&bench.config, Surroundings::Ours, system::uptime(), false, bench.connected.subscribe()).await
     }
 
     #[tokio::test]
@@ -187,17 +188,24 @@ mod tests {
     async fn a_device_that_was_online_must_come_online_again() {
         let mut bench = bench(&[]);
         bench.config.deadline = Duration::from_secs(1);
-        let offline = check(&bench.config, system::uptime(), true, bench.connected.subscribe()).await;
+        let offline =
+            check(&bench.config, Surroundings::Ours, system::uptime(), true, bench.connected.subscribe())
+                .await;
         assert!(matches!(offline, Err(HealthError::Late { .. })));
         bench.connected.send_replace(true);
-        assert!(check(&bench.config, system::uptime(), true, bench.connected.subscribe()).await.is_ok());
+        assert!(
+            check(&bench.config, Surroundings::Ours, system::uptime(), true, bench.connected.subscribe())
+                .await
+                .is_ok()
+        );
     }
 
     #[tokio::test]
     async fn a_deadline_that_ended_before_this_start_is_over() {
         let bench = bench(&[("10-a", "true")]);
         let since = system::uptime().saturating_sub(bench.config.deadline);
-        let result = check(&bench.config, since, false, bench.connected.subscribe()).await;
+        let result =
+            check(&bench.config, Surroundings::Ours, since, false, bench.connected.subscribe()).await;
         assert!(matches!(result, Err(HealthError::Late { .. })));
     }
 

@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 use crate::config;
 use crate::install::one_line;
 use crate::redact;
-use crate::scripts::{self, Ended, ScriptError};
+use crate::scripts::{self, Ended, ScriptError, Surroundings};
 use crate::update::{Hook, HookRun, Slot, Verdict};
 
 /// `EX_TEMPFAIL` of sysexits.h.
@@ -16,7 +16,7 @@ const LATER: i32 = 75;
 
 /// Runs the hooks of a point in name order. Before the boot loader is told, the first that does not let go on
 /// decides. Afterwards all are run, whatever each says.
-pub async fn run(config: &config::Hooks, run: &HookRun, booted: Slot) -> Verdict {
+pub async fn run(config: &config::Hooks, surroundings: Surroundings, run: &HookRun, booted: Slot) -> Verdict {
     let hook = run.hook;
     let listed = scripts::list(&config.directory.join(hook.to_string())).await;
     let scripts = match listed {
@@ -25,7 +25,7 @@ pub async fn run(config: &config::Hooks, run: &HookRun, booted: Slot) -> Verdict
     };
     let environment = environment(run, booted);
     for script in scripts {
-        let ended = scripts::run(&script, &environment, config.limit).await;
+        let ended = scripts::run(&script, &environment, surroundings, config.limit).await;
         let verdict = told(run, verdict(hook, &script, ended));
         if hook.decides() && verdict != Verdict::GoOn {
             return verdict;

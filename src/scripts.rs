@@ -117,6 +117,38 @@ pub fn name(script: &Path) -> String {
     script.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
+/// Where scripts run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surroundings {
+    /// In those of this process.
+    Ours,
+    /// In a transient service of systemd's: with the network and the file system that this process's own service
+    /// is denied.
+    Service,
+}
+
+impl Surroundings {
+    /// Only the bus leads out of this process's service; a machine without one runs its scripts inside.
+    fn command(self, script: &Path, environment: &[(&str, String)], limit: Duration) -> Command {
+        if self == Self::Ours || !Path::new(SYSTEM_BUS).exists() {
+            let mut command = Command::new(script);
+            command.envs(environment.iter().map(|(name, value)| (name, value)));
+            return command;
+        }
+        let mut command = Command::new("systemd-run");
+        command.args(["--quiet", "--wait", "--pipe", "--collect", "--service-type=exec"]);
+        // It ends with us, however we end, and with its limit.
+        command.args(["--property=BindsTo=twinboot.service", "--property=TimeoutStopSec=1"]);
+        command.arg(format!("--property=RuntimeMaxSec={}ms", limit.as_millis()));
+        command.args(environment.iter().map(|(name, value)| format!("--setenv={name}={value}")));
+        command.arg("--").arg(script);
+        command
+    }
+}
+
+/// Of the D-Bus specification, "Well-known Message Bus Instances", under /run as Linux has it today.
+const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
+
 /// Runs one to its end. What it started and left behind ends with it, at its limit, or when this future is
 /// dropped; whatever wants to live on asks the service manager (`systemd-run`).
 ///
@@ -125,20 +157,21 @@ pub fn name(script: &Path) -> String {
 pub async fn run(
     script: &Path,
     environment: &[(&str, String)],
+    surroundings: Surroundings,
     limit: Duration,
 ) -> Result<Ended, ScriptError> {
     let failed = |source| ScriptError::Start { path: script.to_owned(), source };
-    let (child, output) = start(script, environment).map_err(failed)?;
+    let (child, output) = start(surroundings.command(script, environment, limit)).map_err(failed)?;
     let group = Group::of(&child);
     let ended = system::within(limit, until_end(child, group, output)).await;
     ended.ok_or_else(|| ScriptError::Late { path: script.to_owned(), limit })?.map_err(failed)
 }
 
 /// In a process group of its own, with both outputs in one pipe.
-fn start(script: &Path, environment: &[(&str, String)]) -> io::Result<(Child, Receiver)> {
+fn start(mut command: Command) -> io::Result<(Child, Receiver)> {
     let (reader, writer) = io::pipe()?;
-    let child = Command::new(script)
-        .envs(environment.iter().map(|(name, value)| (name, value)))
+    let child = command
+        .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer)
@@ -215,7 +248,7 @@ mod tests {
     async fn run_body(body: &str, limit: Duration) -> Result<Ended, ScriptError> {
         let directory = tempfile::tempdir().unwrap();
         let path = script(directory.path(), "10-a", body, 0o755);
-        run(&path, &[("TWINBOOT_SLOT", "b".to_owned())], limit).await
+        run(&path, &[("TWINBOOT_SLOT", "b".to_owned())], Surroundings::Ours, limit).await
     }
 
     #[tokio::test]

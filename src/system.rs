@@ -127,7 +127,10 @@ pub async fn reboot(command: &[String]) -> Result<(), CommandError> {
 /// When it does not start, or not end in time; it is killed then.
 pub async fn output(command: &[String], limit: Duration) -> Result<Output, CommandError> {
     let (program, arguments) = command.split_first().ok_or(CommandError::Empty)?;
-    let run = Command::new(program).args(arguments).stdin(Stdio::null()).kill_on_drop(true).output();
+    let mut command = Command::new(program);
+    // What it has to say to systemd is not ours to say.
+    command.args(arguments).env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).kill_on_drop(true);
+    let run = command.output();
     let late = || CommandError::Late { program: program.clone(), limit };
     let start = |source| CommandError::Start { program: program.clone(), source };
     within(limit, run).await.ok_or_else(late)?.map_err(start)

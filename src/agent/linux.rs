@@ -167,7 +167,7 @@ impl Linux {
             tokio::time::sleep(self.config.hooks.defer_interval).await;
         }
         let _alone = self.hooks.lock().await;
-        hooks::run(&self.config.hooks, run, self.booted.slot).await
+        hooks::run(&self.config.hooks, self.config.scripts, run, self.booted.slot).await
     }
 
     /// RAUC's boot script spends an attempt on each boot, the committed slot's too: a healthy one gets them
@@ -177,7 +177,9 @@ impl Linux {
             return;
         }
         let slot = self.booted.slot;
-        match health::check(&self.config.health, system::uptime(), false, connected).await {
+        match health::check(&self.config.health, self.config.scripts, system::uptime(), false, connected)
+            .await
+        {
             Ok(()) => match self.on_environment(move |boot| boot.confirm(slot)).await {
                 Ok(_) => info!("slot {slot} is healthy, and has all its boot attempts again"),
                 Err(reason) => error!("{reason}"),
@@ -265,7 +267,8 @@ impl Machine for Linux {
             Effect::CheckHealth { update, since_uptime_secs } => {
                 self.mend_mark().await;
                 let since = Duration::from_secs(since_uptime_secs);
-                let result = health::check(&self.config.health, since, update.online_before, connected).await;
+                let Config { health, scripts, .. } = &self.config;
+                let result = health::check(health, *scripts, since, update.online_before, connected).await;
                 Some(Event::HealthChecked(update.request.id, result.map_err(Failure::from)))
             }
             Effect::RunHooks(run) => {

@@ -11,6 +11,7 @@ use tracing::{Level, info};
 use super::{CliError, Exit, credentials_directory, logging};
 use crate::agent;
 use crate::config::{Config, DEFAULT_PATH};
+use crate::scripts::Surroundings;
 
 /// A write to a slow slot may still run on a thread of its own. Whatever it leaves, the next start reads and
 /// compares: it is not worth more of the time that systemd gives.
@@ -30,6 +31,9 @@ pub(super) struct Run {
     /// Leave the network to `twinboot network`, which listens here
     #[arg(long, value_name = "SOCKET")]
     network: Option<PathBuf>,
+    /// Run hooks and health checks as services of their own, outside of this one's sandbox
+    #[arg(long)]
+    script_services: bool,
     /// Log every step
     #[arg(long, short)]
     verbose: bool,
@@ -41,7 +45,10 @@ impl Run {
             Some(network) => Config::load_beside(&self.config, network),
             None => Config::load(&self.config, credentials_directory().as_deref()),
         };
-        let config = loaded.map_err(CliError::Config)?.config;
+        let mut config = loaded.map_err(CliError::Config)?.config;
+        if self.script_services {
+            config.scripts = Surroundings::Service;
+        }
         logging::init(if self.verbose { Level::DEBUG } else { Level::INFO }).map_err(CliError::Logging)?;
         info!("twinboot {} starts with {}", env!("CARGO_PKG_VERSION"), self.config.display());
         on_one_thread(async {

@@ -15,6 +15,7 @@ use super::{
 use crate::boot::scheme::Scheme;
 use crate::hub::auth::{ConnectionString, Proof, check_device_id};
 use crate::install::verify::ImageCheck;
+use crate::scripts::Surroundings;
 
 /// Below it, a time limit is a typing mistake.
 const SECOND: Duration = Duration::from_secs(1);
@@ -101,6 +102,7 @@ fn config(
         hooks: hooks?,
         system: system?,
         network: None,
+        scripts: Surroundings::Ours,
         metrics_file,
     })
 }

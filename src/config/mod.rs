@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::boot::scheme::Scheme;
 use crate::install::verify::ImageCheck;
 use crate::redact::Secret;
+use crate::scripts::Surroundings;
 use crate::update::Slot;
 
 pub use fault::{Fault, Faults, Place};
@@ -76,6 +77,8 @@ pub struct Config {
     pub system: System,
     /// Where the networked part listens, which alone knows the hub then; `None`: one process does everything.
     pub network: Option<PathBuf>,
+    /// Where hooks and health checks run; the command line says it, which is the unit's as its sandbox is.
+    pub scripts: Surroundings,
     /// `metrics.file`: kept up to date for node_exporter, if there is one.
     pub metrics_file: Option<PathBuf>,
 }

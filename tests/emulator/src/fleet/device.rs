@@ -10,6 +10,7 @@ use twinboot::config::{self, Config};
 use twinboot::control::Status;
 use twinboot::hub::auth::{AuthError, ConnectionString, Proof};
 use twinboot::install::verify::ImageCheck;
+use twinboot::scripts::Surroundings;
 
 use super::machine::{Simulated, checks};
 
@@ -92,6 +93,7 @@ fn config(hub: config::Hub) -> Config {
             control_socket: nowhere(),
             os_release: nowhere(),
         },
+        scripts: Surroundings::Ours,
         metrics_file: None,
     }
 }

@@ -11,6 +11,7 @@ use twinboot::config;
 use twinboot::health::{self, HealthError};
 use twinboot::install::verify::VerifyError;
 use twinboot::install::{self, Phase};
+use twinboot::scripts::Surroundings;
 use twinboot::store::StoreError;
 use twinboot::update::{
     Boot, BootId, Code, Effect, Environment, Event, Failure, Image, Record, Sha256Digest, Slot, Update,
@@ -196,7 +197,9 @@ impl Simulated {
         since: Duration,
         connected: watch::Receiver<bool>,
     ) -> Result<(), Failure> {
-        health::check(&checks(), since, update.online_before, connected).await.map_err(Failure::from)?;
+        health::check(&checks(), Surroundings::Ours, since, update.online_before, connected)
+            .await
+            .map_err(Failure::from)?;
         if self.kept().slot(update.target).fate == Fate::Unhealthy {
             return Err(HealthError::UnitFailed { unit: "gateway.service".to_owned() }.into());
         }
