@@ -1,0 +1,146 @@
+//! The power-cut campaign: README.md beside this tells what it does and what it found.
+#![expect(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test fails by panicking, and all sizes are those of this test"
+)]
+
+mod attach;
+mod disk;
+mod fuse;
+mod kept;
+mod live;
+mod machine;
+mod replay;
+mod sandbox;
+mod site;
+mod story;
+mod uboot;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+
+use crate::disk::Entry;
+use crate::replay::{Plan, Recording, Tally};
+use crate::sandbox::Sandbox;
+use crate::site::Site;
+use crate::story::Story;
+
+/// So many faults tell enough.
+const SHOWN: usize = 5;
+
+/// Cuts the power of machines that are being updated, and judges what is left
+#[derive(Parser)]
+struct Options {
+    /// The twinboot binary
+    #[arg(long, value_name = "PATH")]
+    daemon: PathBuf,
+    /// U-Boot's sandbox build
+    #[arg(long, value_name = "PATH")]
+    sandbox: Option<PathBuf>,
+    /// Power cuts of a running daemon
+    #[arg(long, value_name = "N", default_value_t = 300)]
+    cuts: usize,
+    /// Crash states of recorded runs
+    #[arg(long, value_name = "N", default_value_t = 20_000)]
+    states: usize,
+    /// Makes another campaign
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u64,
+    /// Mount the file system of every N-th crash state
+    #[arg(long, value_name = "N", default_value_t = 40)]
+    mount_every: usize,
+    /// Live this life alone
+    #[arg(long, value_name = "N")]
+    life: Option<usize>,
+    /// Judge this crash state alone
+    #[arg(long, value_name = "N")]
+    state: Option<usize>,
+    /// The daemon is one without syncs of this kind: succeed if that is found out
+    #[arg(long, value_name = "KIND")]
+    without: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match run(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("campaign: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether it ended as it should.
+fn run(options: &Options) -> Result<bool, String> {
+    let started = Instant::now();
+    let text = |error: std::io::Error| error.to_string();
+    let site = Site::open(&options.daemon).map_err(text)?;
+    let mut recordings = Vec::new();
+    for story in Story::ALL {
+        recordings.push(Recording { story, log: machine::record(&site, story)? });
+    }
+    let plan = Plan {
+        states: options.states,
+        seed: options.seed,
+        mount_every: options.mount_every,
+        uboot_every: 500,
+        only: options.state,
+    };
+    let sandbox = options.sandbox.clone().map(|program| Sandbox { program });
+    let tally = if options.life.is_none() {
+        replay::judge(&site, &recordings, &plan, sandbox.as_ref()).map_err(text)?
+    } else {
+        Tally::default()
+    };
+    for (number, fault) in tally.faults.iter().take(SHOWN) {
+        println!("fault in state {number}: {fault}");
+    }
+    let (cuts, lives, found) = live_all(options, &site, &recordings)?;
+    let faults = tally.faults.len() + found;
+    println!(
+        "{cuts} cuts in {lives} lives, {} crash states ({} mounted, {} by U-Boot itself), seed {}: {faults} faults, {} s",
+        tally.states,
+        tally.mounted,
+        tally.by_uboot,
+        options.seed,
+        started.elapsed().as_secs(),
+    );
+    Ok(match &options.without {
+        None => faults == 0,
+        Some(kind) => {
+            println!("without the syncs of the {kind}: {} bad states, {found} bad lives", tally.faults.len());
+            faults > 0
+        }
+    })
+}
+
+/// How many cuts, lives, and bad lives.
+fn live_all(options: &Options, site: &Site, recordings: &[Recording]) -> Result<(usize, usize, usize), String> {
+    let events = |story| {
+        let recording = recordings.iter().find(|recording| recording.story == story);
+        let is_event = |entry: &&Entry| !matches!(entry, Entry::Note(_));
+        recording.map_or(1, |recording| recording.log.iter().filter(is_event).count())
+    };
+    let (mut cuts, mut lives, mut faults) = (0, 0, 0);
+    let mut numbers = options.life.map_or(0..usize::MAX, |only| only..only + 1);
+    while (cuts < options.cuts || options.life.is_some()) && options.state.is_none() {
+        let Some(number) = numbers.next() else { break };
+        let life = live::live(site, number, options.seed, events)?;
+        cuts += life.cuts;
+        lives += 1;
+        if let Some(fault) = life.fault {
+            faults += 1;
+            if faults <= SHOWN {
+                println!("fault in life {number} ({}, cut at {:?}): {fault}", life.story.name(), life.moments);
+            }
+        }
+    }
+    Ok((cuts, lives, faults))
+}
