@@ -39,8 +39,8 @@ struct Options {
     /// The twinboot binary
     #[arg(long, value_name = "PATH")]
     daemon: PathBuf,
-    /// U-Boot's sandbox build
-    #[arg(long, value_name = "PATH")]
+    /// Result of `tests/lab/build-u-boot sandbox`, to judge a sample
+    #[arg(long, value_name = "DIR")]
     sandbox: Option<PathBuf>,
     /// Power cuts of a running daemon
     #[arg(long, value_name = "N", default_value_t = 300)]
@@ -54,6 +54,9 @@ struct Options {
     /// Mount the file system of every N-th crash state
     #[arg(long, value_name = "N", default_value_t = 40)]
     mount_every: usize,
+    /// Show every N-th crash state to U-Boot
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    uboot_every: usize,
     /// Live this life alone
     #[arg(long, value_name = "N")]
     life: Option<usize>,
@@ -90,10 +93,11 @@ fn run(options: &Options) -> Result<bool, String> {
         states: options.states,
         seed: options.seed,
         mount_every: options.mount_every,
-        uboot_every: 500,
+        uboot_every: options.uboot_every,
         only: options.state,
     };
-    let sandbox = options.sandbox.clone().map(|program| Sandbox { program });
+    let scratch = site.directory.path();
+    let sandbox = options.sandbox.as_ref().map(|build| Sandbox::new(build, scratch)).transpose().map_err(text)?;
     let tally = if options.life.is_none() {
         replay::judge(&site, &recordings, &plan, sandbox.as_ref()).map_err(text)?
     } else {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::disk::{Media, Medium};
+use crate::disk::Medium;
 
 /// Size of a copy.
 pub const COPY_BYTES: usize = 0x4000;
@@ -131,8 +131,13 @@ impl Environment {
 pub fn factory() -> Vec<u8> {
     let text = include_str!("../../../config/u-boot/twinboot.env");
     let lines = text.lines().filter(|line| !line.starts_with('#'));
+    // As a board has it, but for the sandbox build, which runs in a directory of the script.
+    let bootcmd = ("bootcmd", "load hostfs - 0x1000000 boot.fit; source 0x1000000:script");
+    let console = [("stdin", "serial"), ("stdout", "serial"), ("stderr", "serial")];
     let variables: Variables = lines
         .filter_map(|line| line.split_once('='))
+        .chain([bootcmd])
+        .chain(console)
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     let mut medium = vec![0; SIZE_BYTES];
@@ -140,11 +145,6 @@ pub fn factory() -> Vec<u8> {
         medium[offset..offset + COPY_BYTES].copy_from_slice(&encode(&variables, serial));
     }
     medium
-}
-
-/// Whether U-Boot's defaults would be in force.
-pub fn is_lost(media: &Media) -> bool {
-    Environment::load(media.of(Medium::Environment)).current.is_none()
 }
 
 /// 0 follows 255, and between equals the first is in force.
