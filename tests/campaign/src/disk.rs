@@ -94,7 +94,8 @@ pub fn survivors<'write>(pending: &'write [Write], rng: &mut Rng) -> Vec<Piece<'
         1 => pending.iter().flat_map(|write| sectors(write, |_| true)).collect(),
         2 => {
             let whole = rng.usize(0..=pending.len());
-            let torn = pending.get(whole).map(|write| (write, rng.usize(0..=write.data.len() / SECTOR_BYTES)));
+            let torn =
+                pending.get(whole).map(|write| (write, rng.usize(0..=write.data.len() / SECTOR_BYTES)));
             let landed = pending[..whole].iter().flat_map(|write| sectors(write, |_| true));
             let tail = torn.map(|(write, count)| sectors(write, |sector| sector < count));
             landed.chain(tail.into_iter().flatten()).collect()

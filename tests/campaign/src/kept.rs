@@ -40,7 +40,10 @@ impl Kept {
             State::Idle { last } => last.is_some(),
             State::Asking { gate, .. } => gate != Gate::BeforeInstall,
             State::Installing { .. } => false,
-            State::Installed { .. } | State::Rebooting { .. } | State::Trial { .. } | State::RollingBack { .. } => true,
+            State::Installed { .. }
+            | State::Rebooting { .. }
+            | State::Trial { .. }
+            | State::RollingBack { .. } => true,
         }
     }
 
@@ -69,7 +72,11 @@ impl Kept {
 
     fn claim(&self, key: &str) -> u64 {
         let is_installing = matches!(self.state(), State::Installing { .. });
-        self.checkpoint.as_ref().filter(|_| is_installing).and_then(|claim| claim[key].as_u64()).unwrap_or_default()
+        self.checkpoint
+            .as_ref()
+            .filter(|_| is_installing)
+            .and_then(|claim| claim[key].as_u64())
+            .unwrap_or_default()
     }
 
     /// The state's name.

@@ -17,6 +17,8 @@ pub struct Life {
     pub cuts: usize,
     /// Each as the number of the write or flush that it came at, counted from when the power came.
     pub moments: Vec<usize>,
+    /// Downloads that went on after a cut.
+    pub resumed: usize,
     pub fault: Option<Fault>,
 }
 
@@ -27,7 +29,7 @@ pub fn live(site: &Site, number: usize, seed: u64, events: impl Fn(Story) -> usi
     let planned = [1, 1, 2, 3][rng.usize(0..4)];
     let mut machine =
         Machine::new(site, story, &format!("life-{number}")).map_err(|error| error.to_string())?;
-    let mut life = Life { story, cuts: 0, moments: Vec::new(), fault: None };
+    let mut life = Life { story, cuts: 0, moments: Vec::new(), resumed: 0, fault: None };
     let mut media = site.factory.clone();
     loop {
         // After the first cut, less is left to do.
@@ -52,6 +54,7 @@ pub fn live(site: &Site, number: usize, seed: u64, events: impl Fn(Story) -> usi
         }
     }
     life.fault = life.fault.map(|fault| format!("{fault}\nthe daemon's last words:\n{}", machine.log_tail()));
+    life.resumed = machine.resumed;
     machine.remove().map_err(|error| error.to_string())?;
     Ok(life)
 }
@@ -62,7 +65,7 @@ fn conclude(site: &Site, machine: &Machine<'_>, media: &Media) -> Result<(), Fau
     let environment = Environment::load(media.of(Medium::Environment));
     let (slot, gave_up) = (environment.slot(), machine.fallbacks > 0);
     let status = if gave_up { "rolledBack" } else { story.ends() };
-    let wrong = |what: &str| Err(format!("{what}: {twin}; the environment has {:?}", environment.variables));
+    let wrong = |what: &str| Err(format!("{what}: {twin}; the environment has {environment}"));
     if twin["firmwareStatus"] != status {
         return wrong(&format!("not {status} ({} boots, given up: {gave_up})", machine.resets));
     }
@@ -86,7 +89,8 @@ fn conclude(site: &Site, machine: &Machine<'_>, media: &Media) -> Result<(), Fau
     if !is_true {
         return wrong("the reason is not true");
     }
-    let kept = read_data(site.directory.path(), media.of(Medium::Data)).map_err(|error| error.to_string())??;
+    let kept =
+        read_data(site.directory.path(), media.of(Medium::Data)).map_err(|error| error.to_string())??;
     match kept.outcome() {
         Some(Outcome::Succeeded) if status == "completed" => Ok(()),
         Some(Outcome::RolledBack(_)) if status == "rolledBack" => Ok(()),

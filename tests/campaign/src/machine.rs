@@ -29,8 +29,8 @@ use crate::uboot::{Environment, Slot};
 /// A machine that is reset more often does not come up again.
 const RESETS_MAX: usize = 30;
 
-/// An update of these sizes takes a second or two; a loaded machine takes longer.
-const UPDATE_LIMIT: Duration = Duration::from_secs(60);
+/// An update of these sizes takes a second or two; a machine with other work takes longer.
+const UPDATE_LIMIT: Duration = Duration::from_secs(120);
 
 const CALL_LIMIT: Duration = Duration::from_secs(3);
 
@@ -57,6 +57,8 @@ pub struct Machine<'site> {
     restarted: bool,
     pub resets: usize,
     pub fallbacks: usize,
+    /// How often a download went on where a checkpoint had it.
+    pub resumed: usize,
     /// What was reported last.
     pub twin: Value,
 }
@@ -85,6 +87,7 @@ impl<'site> Machine<'site> {
             restarted: false,
             resets: 0,
             fallbacks: 0,
+            resumed: 0,
             twin: Value::Null,
         };
         machine.configure()?;
@@ -99,14 +102,17 @@ impl<'site> Machine<'site> {
         let at = |name: &str| format!("{:?}", self.path(name));
         let secret = self.site.hub.add_device(&self.device);
         let mut options = OpenOptions::new();
-        let mut file =
-            options.create(true).write(true).mode(0o600).open(self.path("connection-string"))?;
+        let mut file = options.create(true).write(true).mode(0o600).open(self.path("connection-string"))?;
         file.write_all(secret.as_bytes())?;
         fs::write(self.path("ca.pem"), self.site.hub.ca_pem())?;
         fs::write(self.path("proc/self/mountinfo"), "")?;
         fs::write(self.path("proc/swaps"), "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n")?;
         let copies = crate::uboot::COPIES.map(|offset| {
-            format!("{} {offset:#x} {:#x}\n", self.path("dev/environment").display(), crate::uboot::COPY_BYTES)
+            format!(
+                "{} {offset:#x} {:#x}\n",
+                self.path("dev/environment").display(),
+                crate::uboot::COPY_BYTES
+            )
         });
         fs::write(self.path("fw_env.config"), copies.concat())?;
         let script = format!("#!/bin/sh\necho reboot 1<>'{}'\n", self.path("run/reboot").display());
@@ -158,7 +164,8 @@ impl<'site> Machine<'site> {
             if !image.traits.boots {
                 continue;
             }
-            let attached = Attached::new(disk, &self.directory).map_err(|error| format!("attach: {error}"))?;
+            let attached =
+                Attached::new(disk, &self.directory).map_err(|error| format!("attach: {error}"))?;
             let Some(attached) = attached else { return Ok(End::Cut) };
             let io = |error: io::Error| format!("cannot run the machine: {error}");
             let fifo = self.system(slot, image.version, image.traits.healthy, rng).map_err(io)?;
@@ -253,7 +260,8 @@ impl<'site> Machine<'site> {
                 return Ok(None);
             }
             if daemon.is_gone().map_err(|error| error.to_string())? {
-                *daemon = Daemon::start(&self.site.daemon, &self.directory).map_err(|error| error.to_string())?;
+                *daemon =
+                    Daemon::start(&self.site.daemon, &self.directory).map_err(|error| error.to_string())?;
             }
             if call.as_ref().is_some_and(JoinHandle::is_finished) {
                 let answered = call.take().and_then(|call| self.site.runtime.block_on(call).ok().flatten());
@@ -286,7 +294,9 @@ impl<'site> Machine<'site> {
 
     fn restart_is_due(&self) -> bool {
         let enough = self.site.image(self.story).served.len() as u64 / 2;
-        self.story == Story::Restarted && !self.restarted && self.site.server.bytes_sent(&self.image_name) > enough
+        self.story == Story::Restarted
+            && !self.restarted
+            && self.site.server.bytes_sent(&self.image_name) > enough
     }
 
     fn call(&self) -> JoinHandle<Option<MethodResponse>> {
@@ -298,9 +308,9 @@ impl<'site> Machine<'site> {
             "fwSize": image.served.len(),
             "updateId": device,
         });
-        self.site.runtime.spawn(async move {
-            hub.call_method(&device, "firmwareUpdate", payload, CALL_LIMIT).await.ok()
-        })
+        self.site
+            .runtime
+            .spawn(async move { hub.call_method(&device, "firmwareUpdate", payload, CALL_LIMIT).await.ok() })
     }
 
     /// What the twin says of the update's end.
@@ -312,7 +322,7 @@ impl<'site> Machine<'site> {
     }
 
     /// What had been proven written is not fetched again without need.
-    fn check_fetched(&self, kept: &Kept, asked_before: usize) -> Result<(), Fault> {
+    fn check_fetched(&mut self, kept: &Kept, asked_before: usize) -> Result<(), Fault> {
         let ranges = self.site.server.ranges(&self.image_name);
         let Some(first) = ranges.get(asked_before) else { return Ok(()) };
         if kept.is_installed() {
@@ -320,7 +330,10 @@ impl<'site> Machine<'site> {
         }
         match kept.proven_bytes() {
             0 => Ok(()),
-            proven if first.as_deref() == Some(&format!("bytes={proven}-")) => Ok(()),
+            proven if first.as_deref() == Some(&format!("bytes={proven}-")) => {
+                self.resumed += 1;
+                Ok(())
+            }
             proven => Err(format!("{proven} bytes were proven, and {first:?} was asked for")),
         }
     }

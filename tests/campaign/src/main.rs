@@ -3,6 +3,7 @@
     clippy::indexing_slicing,
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
     reason = "a test fails by panicking, and all sizes are those of this test"
 )]
 
@@ -12,6 +13,7 @@ mod fuse;
 mod kept;
 mod live;
 mod machine;
+mod recording;
 mod replay;
 mod sandbox;
 mod site;
@@ -24,13 +26,13 @@ use std::time::Instant;
 
 use clap::Parser;
 
-use crate::disk::Entry;
-use crate::replay::{Plan, Recording, Tally};
+use crate::recording::Recording;
+use crate::replay::{Plan, Tally};
 use crate::sandbox::Sandbox;
 use crate::site::Site;
 use crate::story::Story;
 
-/// So many faults tell enough.
+/// So many faults tell enough, where none is expected.
 const SHOWN: usize = 5;
 
 /// Cuts the power of machines that are being updated, and judges what is left
@@ -39,6 +41,9 @@ struct Options {
     /// The twinboot binary
     #[arg(long, value_name = "PATH")]
     daemon: PathBuf,
+    /// Where the recorded runs are kept, for `--state`
+    #[arg(long, value_name = "DIR")]
+    recorded: PathBuf,
     /// Result of `tests/lab/build-u-boot sandbox`, to judge a sample
     #[arg(long, value_name = "DIR")]
     sandbox: Option<PathBuf>,
@@ -68,6 +73,12 @@ struct Options {
     without: Option<String>,
 }
 
+impl Options {
+    fn shown(&self) -> usize {
+        if self.without.is_some() { 1 } else { SHOWN }
+    }
+}
+
 fn main() -> ExitCode {
     let options = Options::parse();
     match run(&options) {
@@ -85,10 +96,7 @@ fn run(options: &Options) -> Result<bool, String> {
     let started = Instant::now();
     let text = |error: std::io::Error| error.to_string();
     let site = Site::open(&options.daemon).map_err(text)?;
-    let mut recordings = Vec::new();
-    for story in Story::ALL {
-        recordings.push(Recording { story, log: machine::record(&site, story)? });
-    }
+    let recordings = recordings(options, &site)?;
     let plan = Plan {
         states: options.states,
         seed: options.seed,
@@ -97,19 +105,24 @@ fn run(options: &Options) -> Result<bool, String> {
         only: options.state,
     };
     let scratch = site.directory.path();
-    let sandbox = options.sandbox.as_ref().map(|build| Sandbox::new(build, scratch)).transpose().map_err(text)?;
+    let sandbox =
+        options.sandbox.as_ref().map(|build| Sandbox::new(build, scratch)).transpose().map_err(text)?;
     let tally = if options.life.is_none() {
         replay::judge(&site, &recordings, &plan, sandbox.as_ref()).map_err(text)?
     } else {
         Tally::default()
     };
-    for (number, fault) in tally.faults.iter().take(SHOWN) {
+    for (number, fault) in tally.faults.iter().take(options.shown()) {
         println!("fault in state {number}: {fault}");
     }
-    let (cuts, lives, found) = live_all(options, &site, &recordings)?;
-    let faults = tally.faults.len() + found;
+    let lived = live_all(options, &site, &recordings)?;
+    let faults = tally.faults.len() + lived.faults;
     println!(
-        "{cuts} cuts in {lives} lives, {} crash states ({} mounted, {} by U-Boot itself), seed {}: {faults} faults, {} s",
+        "{} cuts in {} lives ({} downloads went on), {} crash states ({} mounted, {} by U-Boot itself), seed {}: \
+         {faults} faults, {} s",
+        lived.cuts,
+        lived.lives,
+        lived.resumed,
         tally.states,
         tally.mounted,
         tally.by_uboot,
@@ -119,32 +132,64 @@ fn run(options: &Options) -> Result<bool, String> {
     Ok(match &options.without {
         None => faults == 0,
         Some(kind) => {
-            println!("without the syncs of the {kind}: {} bad states, {found} bad lives", tally.faults.len());
+            let (states, lives) = (tally.faults.len(), lived.faults);
+            println!("without the syncs of the {kind}: {states} bad states, {lives} bad lives");
             faults > 0
         }
     })
 }
 
-/// How many cuts, lives, and bad lives.
-fn live_all(options: &Options, site: &Site, recordings: &[Recording]) -> Result<(usize, usize, usize), String> {
-    let events = |story| {
-        let recording = recordings.iter().find(|recording| recording.story == story);
-        let is_event = |entry: &&Entry| !matches!(entry, Entry::Note(_));
-        recording.map_or(1, |recording| recording.log.iter().filter(is_event).count())
-    };
-    let (mut cuts, mut lives, mut faults) = (0, 0, 0);
+/// One run of each story; of a state that is judged again, the very run that it is of.
+fn recordings(options: &Options, site: &Site) -> Result<Vec<Recording>, String> {
+    let text = |error: std::io::Error| format!("{}: {error}", options.recorded.display());
+    let mut recordings = Vec::new();
+    for story in Story::ALL {
+        recordings.push(if options.state.is_some() {
+            Recording::load(&options.recorded, story).map_err(text)?
+        } else {
+            let recording = Recording { story, log: machine::record(site, story)? };
+            recording.save(&options.recorded).map_err(text)?;
+            recording
+        });
+    }
+    Ok(recordings)
+}
+
+/// What came of all lives.
+#[derive(Default)]
+struct Lived {
+    lives: usize,
+    cuts: usize,
+    resumed: usize,
+    faults: usize,
+}
+
+/// Until there were cuts enough.
+fn live_all(options: &Options, site: &Site, recordings: &[Recording]) -> Result<Lived, String> {
+    let events =
+        |story| recordings.iter().find(|recording| recording.story == story).map_or(1, Recording::events);
+    let mut all = Lived::default();
     let mut numbers = options.life.map_or(0..usize::MAX, |only| only..only + 1);
-    while (cuts < options.cuts || options.life.is_some()) && options.state.is_none() {
+    while (all.cuts < options.cuts || options.life.is_some()) && options.state.is_none() {
         let Some(number) = numbers.next() else { break };
+        if options.without.is_some() && all.faults > 0 {
+            // It was found.
+            break;
+        }
         let life = live::live(site, number, options.seed, events)?;
-        cuts += life.cuts;
-        lives += 1;
+        all.lives += 1;
+        all.cuts += life.cuts;
+        all.resumed += life.resumed;
         if let Some(fault) = life.fault {
-            faults += 1;
-            if faults <= SHOWN {
-                println!("fault in life {number} ({}, cut at {:?}): {fault}", life.story.name(), life.moments);
+            all.faults += 1;
+            if all.faults <= options.shown() {
+                println!(
+                    "fault in life {number} ({}, cut at {:?}): {fault}",
+                    life.story.name(),
+                    life.moments
+                );
             }
         }
     }
-    Ok((cuts, lives, faults))
+    Ok(all)
 }

@@ -12,6 +12,7 @@ use twinboot::update::{Outcome, State};
 use crate::disk::{Entry, Media, Medium, Note, Piece, Write, survivors};
 use crate::kept::Kept;
 use crate::machine::Fault;
+use crate::recording::Recording;
 use crate::sandbox::Sandbox;
 use crate::site::Site;
 use crate::story::Story;
@@ -19,12 +20,6 @@ use crate::uboot::{COPY_BYTES, Environment, Slot};
 
 /// More than a trial has boots.
 const RESETS: usize = 6;
-
-/// One run without a cut.
-pub struct Recording {
-    pub story: Story,
-    pub log: Vec<Entry>,
-}
 
 /// How many states, and what is looked at beyond what costs nothing.
 pub struct Plan {
@@ -159,7 +154,7 @@ impl<'run> Point<'run> {
         if let Some(status) = &self.ended {
             let named = if status == "completed" { Slot::B } else { Slot::A };
             if first.is_trial() || first.slot() != named {
-                return Err(format!("the twin says {status}, the environment {:?}", first.variables));
+                return Err(format!("the twin says {status}, the environment {first}"));
             }
         }
         for reset in 1..=RESETS {
@@ -198,7 +193,7 @@ impl<'run> Point<'run> {
         let environment = Environment::load(&self.medium(Medium::Environment, pieces));
         let target = self.medium(Medium::SlotB, pieces);
         Ok(self.contradiction(&kept, &environment, &target).map_or(Ok(()), |fault| {
-            Err(format!("in state {}, {fault}; the environment has {:?}", kept.phase(), environment.variables))
+            Err(format!("in state {}, {fault}; the environment has {environment}", kept.phase()))
         }))
     }
 
@@ -240,7 +235,8 @@ pub fn read_data(scratch: &Path, data: &[u8]) -> io::Result<Result<Kept, Fault>>
     let (file, at): (PathBuf, PathBuf) = (scratch.join("crashed.img"), scratch.join("crashed"));
     fs::write(&file, data)?;
     fs::create_dir_all(&at)?;
-    let mounted = Command::new("mount").args(["-t", "ext4", "-o", "loop,noatime"]).arg(&file).arg(&at).output()?;
+    let mounted =
+        Command::new("mount").args(["-t", "ext4", "-o", "loop,noatime"]).arg(&file).arg(&at).output()?;
     if !mounted.status.success() {
         return Ok(Err(format!("data cannot be mounted: {}", String::from_utf8_lossy(&mounted.stderr))));
     }

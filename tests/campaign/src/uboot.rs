@@ -2,6 +2,7 @@
 //! (`env_import_redund`), the boot counter (`CONFIG_BOOTCOUNT_ENV`), and the tree's boot script.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use crate::disk::Medium;
 
@@ -53,6 +54,14 @@ pub struct Start {
     pub fell_back: bool,
     /// Copies that it wrote: offset and bytes.
     pub saves: Vec<(usize, Vec<u8>)>,
+}
+
+impl fmt::Display for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words =
+            ["boot_slot", "upgrade_available", "bootcount"].map(|name| format!("{name}={}", self.text(name)));
+        f.write_str(&words.join(" "))
+    }
 }
 
 impl Environment {
