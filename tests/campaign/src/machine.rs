@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -284,6 +285,9 @@ impl<'site> Machine<'site> {
             if let Some(status) = self.ended() {
                 disk.note(Note::Ended(status));
                 return Ok(Some(End::Over));
+            }
+            if self.site.is_interrupted.load(Ordering::Relaxed) {
+                return Err("interrupted".to_owned());
             }
             if Instant::now() > until {
                 return Err(format!("no end within {UPDATE_LIMIT:?}: the twin says {}", self.twin));

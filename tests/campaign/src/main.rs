@@ -22,6 +22,7 @@ mod uboot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use clap::Parser;
@@ -177,6 +178,9 @@ fn live_all(options: &Options, site: &Site, recordings: &[Recording]) -> Result<
             break;
         }
         let life = live::live(site, number, options.seed, events)?;
+        if site.is_interrupted.load(Ordering::Relaxed) {
+            return Err("interrupted".to_owned());
+        }
         all.lives += 1;
         all.cuts += life.cuts;
         all.resumed += life.resumed;

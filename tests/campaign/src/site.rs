@@ -4,11 +4,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hub_emulator::hub::{Hub, HubOptions};
 use hub_emulator::images::ImageServer;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::disk::Media;
 use crate::story::{Image, SLOT_BYTES, Story};
@@ -26,6 +29,8 @@ pub struct Site {
     factory_image: Image,
     images: Vec<Image>,
     pub directory: TempDir,
+    /// SIGINT or SIGTERM came: an end that leaves no loop device behind is due.
+    pub is_interrupted: Arc<AtomicBool>,
 }
 
 impl Site {
@@ -36,6 +41,8 @@ impl Site {
             let server = ImageServer::start(Some(hub.authority().server_config())).await?;
             Ok::<_, io::Error>((hub, server))
         })?;
+        let is_interrupted = Arc::default();
+        runtime.spawn(watch_signals(Arc::clone(&is_interrupted)));
         let directory = tempfile::Builder::new().prefix("twinboot-cuts-").tempdir()?;
         let factory_image = Image::factory();
         let mut slot_a = factory_image.content.clone();
@@ -50,6 +57,7 @@ impl Site {
             factory_image,
             images: Story::ALL.map(Image::of).into(),
             directory,
+            is_interrupted,
         })
     }
 
@@ -60,6 +68,16 @@ impl Site {
     /// The verified image that a slot holds, whole.
     pub fn content(&self, story: Story, slot: &[u8]) -> Option<&Image> {
         [&self.factory_image, self.image(story)].into_iter().find(|image| image.is_in(slot))
+    }
+}
+
+async fn watch_signals(is_interrupted: Arc<AtomicBool>) {
+    if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        is_interrupted.store(true, Ordering::Relaxed);
     }
 }
 
