@@ -147,7 +147,7 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
+    sync(&file)?;
     fs::rename(&temporary, path)?;
     sync_directory(directory)
 }
@@ -157,7 +157,12 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// When that is not certain.
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+    sync(&File::open(directory)?)
+}
+
+fn sync(file: &File) -> io::Result<()> {
+    // tests/campaign shows that it finds a sync that is missing.
+    if cfg!(twinboot_no_sync = "state") { Ok(()) } else { file.sync_all() }
 }
 
 #[cfg(test)]

@@ -206,6 +206,10 @@ impl SlotDevice for BlockDevice {
     }
 
     fn sync(&self) -> io::Result<()> {
+        // tests/campaign shows that it finds a sync that is missing.
+        if cfg!(twinboot_no_sync = "slot") {
+            return Ok(());
+        }
         // Also flushes the device's own cache, for what went past the page cache.
         self.buffered.sync_all()?;
         // Clean pages only; dirty ones are gone after the sync.

@@ -181,6 +181,10 @@ impl Region {
             offset_bytes: self.offset_bytes,
             source,
         })?;
+        // tests/campaign shows that it finds a sync that is missing.
+        if cfg!(twinboot_no_sync = "environment") {
+            return Ok(());
+        }
         file.sync_all().map_err(|source| BootEnvError::Sync { path: target.clone(), source })
     }
 

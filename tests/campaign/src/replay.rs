@@ -1,0 +1,249 @@
+//! Crash states of recorded runs: at every prefix of the log, what a power cut could leave of it.
+
+use std::fs;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use fastrand::Rng;
+use twinboot::update::{Outcome, State};
+
+use crate::disk::{Entry, Media, Medium, Note, Piece, Write, survivors};
+use crate::kept::Kept;
+use crate::machine::Fault;
+use crate::recording::Recording;
+use crate::sandbox::Sandbox;
+use crate::site::Site;
+use crate::story::Story;
+use crate::uboot::{COPY_BYTES, Environment, Slot};
+
+/// More than a trial has boots.
+const RESETS: usize = 6;
+
+/// How many states, and what is looked at beyond what costs nothing.
+pub struct Plan {
+    pub states: usize,
+    pub seed: u64,
+    /// Of so many states the file system is mounted, and the state file read.
+    pub mount_every: usize,
+    /// So many are shown to U-Boot itself.
+    pub uboot_every: usize,
+    /// This state alone.
+    pub only: Option<usize>,
+}
+
+/// What came of it.
+#[derive(Default)]
+pub struct Tally {
+    pub states: usize,
+    pub mounted: usize,
+    pub by_uboot: usize,
+    pub faults: Vec<(usize, Fault)>,
+}
+
+/// What is certain at a point of the log.
+struct Point<'run> {
+    site: &'run Site,
+    story: Story,
+    safe: Media,
+    pending: Vec<Write>,
+    accepted: bool,
+    fell_back: bool,
+    ended: Option<String>,
+    /// Whether what is certain of each slot is a whole image.
+    is_whole: [Option<bool>; 2],
+}
+
+/// Judges crash states of all recordings, spread over every point of them.
+pub fn judge(
+    site: &Site,
+    recordings: &[Recording],
+    plan: &Plan,
+    sandbox: Option<&Sandbox>,
+) -> io::Result<Tally> {
+    let points: usize = recordings.iter().map(|recording| recording.log.len() + 1).sum();
+    let each = plan.states.div_ceil(points);
+    let mut tally = Tally::default();
+    let mut first = 0;
+    for recording in recordings {
+        let mut point = Point::new(site, recording.story);
+        for entry in recording.log.iter().map(Some).chain([None]) {
+            point.judge(first..first + each, plan, sandbox, &mut tally)?;
+            first += each;
+            if let Some(entry) = entry {
+                point.pass(entry);
+            }
+        }
+    }
+    Ok(tally)
+}
+
+impl<'run> Point<'run> {
+    fn new(site: &'run Site, story: Story) -> Self {
+        Self {
+            site,
+            story,
+            safe: site.factory.clone(),
+            pending: Vec::new(),
+            accepted: false,
+            fell_back: false,
+            ended: None,
+            is_whole: [None; 2],
+        }
+    }
+
+    fn pass(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Write(write) => self.pending.push(write.clone()),
+            Entry::Flush(medium) => {
+                let Self { safe, pending, .. } = self;
+                pending.extract_if(.., |write| write.medium == *medium).for_each(|write| safe.write(&write));
+                self.is_whole = [None; 2];
+            }
+            Entry::Note(Note::Accepted) => self.accepted = true,
+            Entry::Note(Note::FellBack) => self.fell_back = true,
+            Entry::Note(Note::Ended(status)) => self.ended = Some(status.clone()),
+        }
+    }
+
+    fn judge(
+        &mut self,
+        numbers: Range<usize>,
+        plan: &Plan,
+        sandbox: Option<&Sandbox>,
+        tally: &mut Tally,
+    ) -> io::Result<()> {
+        let pending = self.pending.clone();
+        for number in numbers.filter(|number| plan.only.is_none_or(|only| only == *number)) {
+            let mut rng = Rng::with_seed(plan.seed.wrapping_mul(1_000_003).wrapping_add(number as u64));
+            let pieces = survivors(&pending, &mut rng);
+            tally.states += 1;
+            let mut judged = self.boots(&pieces);
+            if judged.is_ok() && (number % plan.mount_every == 0 || plan.only.is_some()) {
+                tally.mounted += 1;
+                judged = self.agrees(&pieces)?;
+            }
+            if let Some(sandbox) = sandbox
+                && judged.is_ok()
+                && number % plan.uboot_every == 0
+            {
+                tally.by_uboot += 1;
+                judged = sandbox.agrees(&self.medium(Medium::Environment, &pieces))?;
+            }
+            if let Err(fault) = judged {
+                tally.faults.push((number, format!("{}: {fault}", self.story.name())));
+            }
+        }
+        Ok(())
+    }
+
+    /// What a medium holds in this state.
+    fn medium(&self, medium: Medium, pieces: &[Piece<'_>]) -> Vec<u8> {
+        let mut bytes = self.safe.of(medium).to_vec();
+        for (_, offset, data) in pieces.iter().filter(|piece| piece.0 == medium) {
+            bytes[*offset..offset + data.len()].copy_from_slice(data);
+        }
+        bytes
+    }
+
+    /// A good slot boots, at this start and at all that follow; and it is the one that the twin names.
+    fn boots(&mut self, pieces: &[Piece<'_>]) -> Result<(), Fault> {
+        let mut medium = self.medium(Medium::Environment, pieces);
+        let first = Environment::load(&medium);
+        if let Some(status) = &self.ended {
+            let named = if status == "completed" { Slot::B } else { Slot::A };
+            if first.is_trial() || first.slot() != named {
+                return Err(format!("the twin says {status}, the environment {first}"));
+            }
+        }
+        for reset in 1..=RESETS {
+            let environment = Environment::load(&medium);
+            if environment.current.is_none() {
+                return Err("both copies of the environment are bad".to_owned());
+            }
+            let start = environment.start();
+            if !self.is_whole(start.slot, pieces) {
+                let slot = start.slot.letter();
+                return Err(format!("slot {slot} boots at reset {reset}, and holds no whole image"));
+            }
+            for (offset, copy) in start.saves {
+                medium[offset..offset + COPY_BYTES].copy_from_slice(&copy);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_whole(&mut self, slot: Slot, pieces: &[Piece<'_>]) -> bool {
+        if pieces.iter().any(|piece| piece.0 == slot.medium()) {
+            return self.site.content(self.story, &self.medium(slot.medium(), pieces)).is_some();
+        }
+        let (site, story, safe) = (self.site, self.story, &self.safe);
+        let look = || site.content(story, safe.of(slot.medium())).is_some();
+        *self.is_whole[slot as usize].get_or_insert_with(look)
+    }
+
+    /// State file, environment and slot do not contradict each other.
+    fn agrees(&mut self, pieces: &[Piece<'_>]) -> io::Result<Result<(), Fault>> {
+        let data = self.medium(Medium::Data, pieces);
+        let kept = match read_data(self.site.directory.path(), &data)? {
+            Ok(kept) => kept,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        let environment = Environment::load(&self.medium(Medium::Environment, pieces));
+        let target = self.medium(Medium::SlotB, pieces);
+        Ok(self.contradiction(&kept, &environment, &target).map_or(Ok(()), |fault| {
+            Err(format!("in state {}, {fault}; the environment has {environment}", kept.phase()))
+        }))
+    }
+
+    fn contradiction(&self, kept: &Kept, environment: &Environment, target: &[u8]) -> Option<&'static str> {
+        let (state, armed) = (kept.state(), environment.is_trial());
+        let image = self.site.image(self.story);
+        let is_in = environment.slot();
+        let proven = kept.image_bytes() as usize;
+        let committed = |slot| !armed && is_in == slot;
+        if self.accepted && !kept.knows_update() {
+            return Some("an update that was answered with 200 is not known");
+        }
+        if armed && matches!(state, State::Idle { .. } | State::Asking { .. } | State::Installing { .. }) {
+            return Some("a trial is armed that the daemon does not know of");
+        }
+        if kept.is_installed() && !image.is_in(target) {
+            return Some("the target does not hold the image");
+        }
+        if target[..proven] != image.content[..proven] {
+            return Some("the target does not hold what the checkpoint says");
+        }
+        if matches!(state, State::Rebooting { .. }) && !armed && !self.fell_back {
+            return Some("no trial is armed, and the boot loader gave none up");
+        }
+        if matches!(state, State::Trial { .. }) && !armed && !self.fell_back && is_in == Slot::A {
+            return Some("the trial is lost");
+        }
+        match kept.outcome() {
+            Some(Outcome::Succeeded) if !committed(Slot::B) => Some("the new slot is not committed"),
+            Some(Outcome::RolledBack(_)) if !committed(Slot::A) => Some("the old slot is not in force"),
+            Some(Outcome::Failed(_)) => Some("the update failed"),
+            _ => None,
+        }
+    }
+}
+
+/// Mounts a file system as after a power cut, and reads the state directory.
+pub fn read_data(scratch: &Path, data: &[u8]) -> io::Result<Result<Kept, Fault>> {
+    let (file, at): (PathBuf, PathBuf) = (scratch.join("crashed.img"), scratch.join("crashed"));
+    fs::write(&file, data)?;
+    fs::create_dir_all(&at)?;
+    let mounted =
+        Command::new("mount").args(["-t", "ext4", "-o", "loop,noatime"]).arg(&file).arg(&at).output()?;
+    if !mounted.status.success() {
+        return Ok(Err(format!("data cannot be mounted: {}", String::from_utf8_lossy(&mounted.stderr))));
+    }
+    let kept = Kept::read(&at.join("twinboot"));
+    let unmounted = Command::new("umount").arg(&at).status()?;
+    if !unmounted.success() {
+        return Err(io::Error::other(format!("umount ended with {unmounted}")));
+    }
+    Ok(kept)
+}
