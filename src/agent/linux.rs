@@ -64,7 +64,7 @@ impl Linux {
         let booted = booted::booted_slot(proc, &config.slots)?;
         let boot = Boot { id: booted::boot_id(proc)?, slot: booted.slot };
         let store = StateStore::open(&config.state_directory)?;
-        if let Some(slot) = slot_below(&config) {
+        if let Some(slot) = booted::home(proc, &config.state_directory, &config.slots)?.slot {
             return Err(AgentError::StateOnSlot { path: config.state_directory.clone(), slot });
         }
         let loaded = store.load()?;
@@ -295,14 +295,4 @@ impl Machine for Linux {
 fn failed(code: Code, reason: String) -> Failure {
     error!("{reason}");
     Failure::new(code, reason)
-}
-
-/// The slot that the state directory is on.
-fn slot_below(config: &Config) -> Option<Slot> {
-    use std::os::unix::fs::MetadataExt as _;
-    let directory = std::fs::metadata(&config.state_directory).ok()?;
-    [Slot::A, Slot::B].into_iter().find(|slot| {
-        let device = std::fs::metadata(config.slots.device(*slot));
-        device.is_ok_and(|device| device.rdev() != 0 && device.rdev() == directory.dev())
-    })
 }
