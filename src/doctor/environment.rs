@@ -250,7 +250,7 @@ fn trial(seen: &Seen<'_>, variables: &Variables) -> Option<Finding> {
 
 /// The running daemon does it itself, when told; without one it is repaired here.
 fn settle(seen: &Seen<'_>, finding: Finding) -> Finding {
-    if seen.daemon_runs {
+    if !seen.is_alone {
         return Finding { advice: "`twinboot commit` keeps what runs".to_owned(), ..finding };
     }
     let advice = "`twinboot doctor --fix` keeps what runs".to_owned();

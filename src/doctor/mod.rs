@@ -5,11 +5,15 @@
 
 mod configuration;
 mod environment;
+mod hub;
+mod machine;
 mod repair;
 mod slots;
 mod state;
+mod trust;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -17,6 +21,7 @@ use crate::boot::booted::{self, BootedError, Evidence};
 use crate::boot::fw_env::{BootEnvError, Inspection, UbootEnv};
 use crate::config::Config;
 use crate::control::{Client, ClientError, Status};
+use crate::install::one_line;
 use crate::store::{self, StoreError};
 use crate::update::record::RecordError;
 use crate::update::{Record, State};
@@ -126,26 +131,26 @@ impl Report {
 }
 
 /// What is looked at.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Patient {
     /// In force.
     pub config: Config,
     /// What the running daemon says of itself; or why nobody does.
-    pub daemon: Result<Status, ClientError>,
+    pub daemon: Result<Status, String>,
+    /// Whether it is certain that no daemon runs: only then the hub is called, whose session would end the daemon's.
+    pub is_alone: bool,
     /// Where sysfs is mounted.
     pub sysfs: PathBuf,
+    /// `systemctl`; arguments are added.
+    pub systemctl: Vec<String>,
 }
 
 impl Patient {
     /// One of a usual Linux system.
     #[must_use]
-    pub fn usual(config: Config, daemon: Result<Status, ClientError>) -> Self {
-        Self { config, daemon, sysfs: PathBuf::from("/sys") }
-    }
-
-    /// Whether there may be a daemon.
-    fn daemon_runs(&self) -> bool {
-        self.daemon.as_ref().err().is_none_or(|error| !error.nobody_is_there())
+    pub fn usual(config: Config, daemon: Result<Status, String>, is_alone: bool) -> Self {
+        let (sysfs, systemctl) = (PathBuf::from("/sys"), vec!["systemctl".to_owned()]);
+        Self { config, daemon, is_alone, sysfs, systemctl }
     }
 }
 
@@ -155,16 +160,43 @@ pub async fn visit(main: &Path, credentials: Option<&Path>) -> (Report, Option<C
     let (mut findings, config) = configuration::check(main, credentials);
     if let Some(config) = &config {
         let daemon = Client::status(&config.system.control_socket);
-        findings.extend(examine(&Patient::usual(config.clone(), daemon)).0);
+        let is_alone = daemon.as_ref().is_err_and(ClientError::nobody_is_there);
+        let daemon = daemon.map_err(|error| one_line(&error));
+        findings.extend(examine(Patient::usual(config.clone(), daemon, is_alone)).await.0);
     }
     (Report(findings), config)
+}
+
+/// Looks at everything but the configuration.
+pub async fn examine(patient: Patient) -> Report {
+    let patient = Arc::new(patient);
+    let looked = tokio::task::spawn_blocking({
+        let patient = Arc::clone(&patient);
+        move || look(&patient)
+    });
+    let mut findings = looked.await.unwrap_or_default();
+    findings.extend(machine::ask(&patient).await);
+    findings.extend(hub::check(&patient).await);
+    Report(findings)
+}
+
+fn look(patient: &Patient) -> Vec<Finding> {
+    let seen = Seen::look(patient);
+    [
+        environment::check(&seen),
+        slots::check(&seen),
+        state::check(&seen),
+        trust::check(&seen),
+        machine::check(patient),
+    ]
+    .concat()
 }
 
 /// What several checks look at, read once.
 struct Seen<'a> {
     config: &'a Config,
     sysfs: &'a Path,
-    daemon_runs: bool,
+    is_alone: bool,
     environment: Result<Inspection, BootEnvError>,
     booted: Result<Evidence, BootedError>,
     record: Result<Option<Result<Record, RecordError>>, StoreError>,
@@ -177,7 +209,7 @@ impl<'a> Seen<'a> {
         Self {
             config,
             sysfs: &patient.sysfs,
-            daemon_runs: patient.daemon_runs(),
+            is_alone: patient.is_alone,
             environment: environment.and_then(|environment| environment.inspect()),
             booted: booted::booted_slot(&config.system.proc, &config.slots),
             record: store::peek(&config.state_directory),
@@ -192,12 +224,4 @@ impl<'a> Seen<'a> {
             Ok(Some(Err(_))) | Err(_) => false,
         }
     }
-}
-
-/// Looks at everything but the hub. Blocks.
-#[must_use]
-pub fn examine(patient: &Patient) -> Report {
-    let seen = Seen::look(patient);
-    let families = [environment::check(&seen), slots::check(&seen), state::check(&seen)];
-    Report(families.into_iter().flatten().collect())
 }

@@ -131,7 +131,7 @@ fn mark(seen: &Seen<'_>) -> Finding {
         Ok(true) if settled => {
             let advice = "the running daemon removes it at rest; without one `twinboot doctor --fix` does";
             let finding = Finding::warning(CHECK, "left over: no trial is on", advice);
-            if seen.daemon_runs { finding } else { finding.repaired_by(Repair::TrialMark) }
+            if seen.is_alone { finding.repaired_by(Repair::TrialMark) } else { finding }
         }
         Ok(true) => Finding::ok(CHECK, "armed: systemd ends a trial that nobody commits"),
         Ok(false) => Finding::ok(CHECK, "none: no trial is on"),
