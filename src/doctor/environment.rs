@@ -196,7 +196,7 @@ fn defined(seen: &Seen<'_>, variables: &Variables) -> Vec<Finding> {
         Err(error) => Finding::fault(
             "environment.scheme",
             error.to_string(),
-            "config/u-boot/twinboot.env has the variables of `bootcount`; write them with `fw_setenv -s`",
+            "u-boot/twinboot.env among the examples has the variables of `bootcount`: `fw_setenv -s` writes them",
         ),
     };
     let fallback = match seen.config.boot.scheme {
@@ -212,11 +212,26 @@ fn defined(seen: &Seen<'_>, variables: &Variables) -> Vec<Finding> {
             None => Finding::fault(
                 "environment.fallback",
                 "`altbootcmd` is not defined: after a failed trial U-Boot waits at its prompt for ever",
-                "write the one of config/u-boot/twinboot.env with `fw_setenv -s` before the first update",
+                "write the one of /usr/share/doc/twinboot/examples/u-boot/twinboot.env before the first update",
             ),
         },
     };
-    vec![bootcmd, scheme, fallback]
+    let mut findings = vec![bootcmd, scheme, fallback];
+    // The Intel Edison's variables: 0 in its built-in ones, and then in those of a board that lost its environment.
+    let undone = ["do_partition_done", "do_flash_os_done"]
+        .into_iter()
+        .find(|name| value(name).is_some_and(|v| v != "1"));
+    findings.extend(undone.map(|name| {
+        let evidence = format!(
+            "`{name}` is not 1: the next boot partitions the medium anew, or waits on USB for an image"
+        );
+        Finding::fault(
+            "environment.partitioning",
+            evidence,
+            format!("`fw_setenv {name} 1` before the next boot"),
+        )
+    }));
+    findings
 }
 
 /// Variables of a trial that nobody is conducting: the boot loader would count, and fall back, for nothing.
@@ -260,7 +275,8 @@ fn settle(seen: &Seen<'_>, finding: Finding) -> Finding {
 /// RAUC's and Mender's scripts tell no version.
 fn script(seen: &Seen<'_>) -> Option<Finding> {
     const CHECK: &str = "environment.script";
-    const ADVICE: &str = "compile config/u-boot/boot.cmd anew, and put it where the board has boot.scr";
+    const ADVICE: &str =
+        "compile /usr/share/doc/twinboot/examples/u-boot/boot.cmd, and put it where the board has boot.scr";
     if seen.config.boot.scheme != Scheme::Bootcount {
         return None;
     }
