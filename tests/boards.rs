@@ -126,7 +126,7 @@ fn the_first_six_partitions_of_the_edison_are_intels() {
         table.split(';').filter(|field| field.contains("name=")).zip(&partitions)
     {
         assert!(field.contains(&format!("name={name},")), "{field}: {name}");
-        let size = format!("size={}MiB,", sectors * 512 >> 20);
+        let size = format!("size={}MiB,", (sectors * 512) >> 20);
         assert!(field.contains(&size) || field.contains("size=-,"), "{field}: {size}");
     }
 }

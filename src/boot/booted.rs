@@ -364,7 +364,11 @@ fn by_root_mount(mounts: &[Mount], devices: &SlotDevices) -> Option<Evidence> {
 
 /// Devices of the file systems that hold an overlay's lower directories, the lowest first.
 fn lower_devices(overlay: &Mount, mounts: &[Mount]) -> Vec<DeviceNumber> {
-    let directories = overlay.options.split(',').filter_map(|option| option.strip_prefix("lowerdir="));
+    // `lowerdir+=` is the new mount interface's way to name them one by one, in the same order.
+    let directories = overlay.options.split(',').filter_map(|option| {
+        let option = option.strip_prefix("lowerdir")?;
+        option.strip_prefix('+').unwrap_or(option).strip_prefix('=')
+    });
     let mut directories: Vec<&str> = directories.flat_map(|list| list.split(':')).collect();
     directories.reverse();
     directories

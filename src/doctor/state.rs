@@ -64,6 +64,11 @@ fn place(seen: &Seen<'_>) -> Finding {
                 let evidence = format!("{} is on {kind}: a reboot empties it", path.display());
                 Finding::fault(CHECK, evidence, elsewhere)
             }
+            (None, Some(kind)) if kind == "overlay" => {
+                let evidence =
+                    format!("{} is on an overlay, and where that writes cannot be told", path.display());
+                Finding::warning(CHECK, evidence, elsewhere)
+            }
             (None, Some(kind)) => Finding::ok(CHECK, format!("on neither slot, on {kind}")),
             (None, None) => Finding::ok(CHECK, "on neither slot"),
         },
