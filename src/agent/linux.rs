@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 use tracing::{error, info, warn};
 
@@ -12,7 +13,9 @@ use crate::boot::booted::{self, Evidence};
 use crate::boot::scheme::Scheme;
 use crate::boot::{BootControl, BootError};
 use crate::config::Config;
+use crate::control::Status;
 use crate::diagnostics::{self, Sources};
+use crate::doctor::{self, Patient};
 use crate::health;
 use crate::hooks;
 use crate::install::{self, ImageSpec, Job};
@@ -288,6 +291,10 @@ impl Machine for Linux {
     async fn diagnostics(&self, status: String) -> Result<Vec<u8>, String> {
         let sources = Sources::usual(Ok(self.config.clone()), status);
         diagnostics::bundle(sources).await.map_err(|error| error.to_string())
+    }
+
+    async fn doctor(&self, status: Status) -> Value {
+        doctor::examine(Patient::usual(self.config.clone(), Ok(status), false)).await.as_json()
     }
 }
 
