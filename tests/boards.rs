@@ -260,3 +260,43 @@ fn the_edison_tries_a_slot_three_times_and_goes_back() {
     );
     assert!(edison.boot(both).contains(" twinboot.slot=a "));
 }
+
+/// What `tests/lab/build-u-boot` has built, if it has: the very parser and `test` of U-Boot.
+fn sandbox() -> Option<PathBuf> {
+    let entries = fs::read_dir(tree("target/lab")).ok()?.flatten().map(|entry| entry.path());
+    entries.map(|path| path.join("u-boot")).find(|path| {
+        path.exists()
+            && path.parent().is_some_and(|parent| parent.to_string_lossy().contains("u-boot-sandbox"))
+    })
+}
+
+#[test]
+fn the_edison_counts_by_u_boots_own_code_too() {
+    let Some(u_boot) = sandbox() else {
+        eprintln!("not run: tests/lab/build-u-boot has not built U-Boot's sandbox");
+        return;
+    };
+    let work = tempfile::tempdir().unwrap();
+    let mut stored = Edison::new().stored;
+    stored.insert("mmc-bootargs".into(), stored["mmc_bootargs"].clone());
+    // It has no kernel to start, no medium to save to, and is to go on.
+    stored.insert("load_kernel".into(), "echo BOOTS ${bootargs}; false".into());
+    let text: String = stored.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+    let text = text.replace("sleep 1; reset", "true").replace("saveenv", "true");
+    File::create(work.path().join("env")).unwrap().write_all(text.as_bytes()).unwrap();
+    let boots = "run boot_target_cmd; ".repeat(5);
+    let commands = format!(
+        "host load hostfs - 0x1000000 env; env import -t 0x1000000 ${{filesize}}; setenv boot_slot b; \
+         setenv upgrade_available 1; {boots}poweroff"
+    );
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(&u_boot).arg("-d").arg(u_boot.with_extension("dtb")).args(["-c", &commands]);
+    let output = command.current_dir(work.path()).stdin(Stdio::null()).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let slots: Vec<&str> = printed
+        .lines()
+        .filter(|line| line.contains("BOOTS "))
+        .filter_map(|line| line.split("twinboot.slot=").nth(1)?.get(..1))
+        .collect();
+    assert_eq!(slots, ["b", "b", "b", "a", "a"], "{printed}");
+}

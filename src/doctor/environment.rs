@@ -250,7 +250,7 @@ fn trial(seen: &Seen<'_>, variables: &Variables) -> Option<Finding> {
         });
     }
     if !seen.is_at_rest() {
-        return Some(Finding::ok(CHECK, "a trial is on, and the state file knows of it"));
+        return Some(Finding::ok(CHECK, "a trial is on"));
     }
     let evidence = format!("slot {} is on trial, but the state file knows of no update", view.primary);
     Some(match &seen.booted {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::boot::booted::{self, BootedError, Evidence};
+use crate::boot::booted::{self, BootedError, Evidence, Home};
 use crate::boot::fw_env::{BootEnvError, Inspection, UbootEnv};
 use crate::config::Config;
 use crate::control::{Client, ClientError, Status};
@@ -200,6 +200,8 @@ struct Seen<'a> {
     environment: Result<Inspection, BootEnvError>,
     booted: Result<Evidence, BootedError>,
     record: Result<Option<Result<Record, RecordError>>, StoreError>,
+    /// What the state directory is on.
+    home: Result<Home, BootedError>,
 }
 
 impl<'a> Seen<'a> {
@@ -213,11 +215,16 @@ impl<'a> Seen<'a> {
             environment: environment.and_then(|environment| environment.inspect()),
             booted: booted::booted_slot(&config.system.proc, &config.slots),
             record: store::peek(&config.state_directory),
+            home: booted::home(&config.system.proc, &config.state_directory, &config.slots),
         }
     }
 
-    /// Whether the state file is there, or missing as at the factory, and says that no update is under way.
+    /// Whether the state file says that no update is under way, or is missing as at the factory: but not because its
+    /// partition is not mounted.
     fn is_at_rest(&self) -> bool {
+        if !self.home.as_ref().is_ok_and(|home| home.slot.is_none() && !home.is_volatile()) {
+            return false;
+        }
         match &self.record {
             Ok(None) => true,
             Ok(Some(Ok(record))) => matches!(record.state, State::Idle { .. }),

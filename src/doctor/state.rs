@@ -6,7 +6,6 @@ use std::os::unix::fs::MetadataExt as _;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::{Finding, Repair, Seen};
-use crate::boot::booted;
 use crate::install::one_line;
 use crate::trial::Mark;
 use crate::update::record::SIZE_BYTES_MAX;
@@ -53,8 +52,8 @@ fn place(seen: &Seen<'_>) -> Finding {
     const CHECK: &str = "state.place";
     let path = &seen.config.state_directory;
     let elsewhere = "mount a partition of its own there, or set `state.directory`";
-    match booted::home(&seen.config.system.proc, path, &seen.config.slots) {
-        Err(error) => Finding::fault(CHECK, one_line(&error), elsewhere),
+    match &seen.home {
+        Err(error) => Finding::fault(CHECK, one_line(error), elsewhere),
         Ok(home) => match (home.slot, &home.file_system) {
             (Some(slot), _) => {
                 let evidence = format!("{} is on slot {slot}: the next update overwrites it", path.display());

@@ -130,6 +130,12 @@ fn variables_of_a_trial_that_nobody_conducts() {
     board.variables("bootcount=2\n");
     board.finds("environment.trial", "warning", "bootcount=2");
     board.is_fixed("environment.trial");
+    // Where the state is not mounted, nobody knows whether one is on.
+    board.variables("upgrade_available=1\n");
+    fs::rename(board.path("state"), board.path("elsewhere")).unwrap();
+    board.is_not_fixed("environment.trial");
+    fs::remove_dir(board.path("state")).unwrap();
+    fs::rename(board.path("elsewhere"), board.path("state")).unwrap();
     // Somebody is about to boot it by hand.
     board.variables("boot_slot=b\nupgrade_available=1\n");
     board.finds("environment.trial", "warning", "slot b is on trial");
