@@ -13,6 +13,7 @@ use flate2::write::GzEncoder;
 
 use crate::boot::{BootControl, booted};
 use crate::config::{Config, Credentials};
+use crate::doctor::{self, Patient};
 use crate::install::one_line;
 use crate::redact::redacted;
 use crate::system;
@@ -59,10 +60,12 @@ impl Sources {
 /// When the archive cannot be made.
 pub async fn bundle(sources: Sources) -> io::Result<Vec<u8>> {
     let journal = journal(&sources.journal_command).await;
+    let doctor = doctor(&sources).await;
     let pack = move || {
         let mut texts = Texts::new(sources.config.as_ref().ok());
         texts.add("about.txt", &about());
         texts.add("status.json", &sources.status);
+        texts.add("doctor.json", &doctor);
         match &sources.config {
             Ok(config) => of_config(&mut texts, config),
             Err(why) => texts.add("config.txt", why),
@@ -74,6 +77,14 @@ pub async fn bundle(sources: Sources) -> io::Result<Vec<u8>> {
         texts.archive()
     };
     tokio::task::spawn_blocking(pack).await?
+}
+
+/// As `twinboot doctor --json` would say, but without a try at the hub.
+async fn doctor(sources: &Sources) -> String {
+    let Ok(config) = &sources.config else { return String::new() };
+    let daemon = serde_json::from_str(&sources.status).map_err(|_| sources.status.trim().to_owned());
+    let report = doctor::examine(Patient::usual(config.clone(), daemon, false)).await;
+    format!("{:#}\n", report.as_json())
 }
 
 fn about() -> String {
@@ -356,6 +367,11 @@ mod tests {
         assert!(texts["config.txt"].contains("hub.example") && texts["programs.txt"].contains("10-app"));
         assert!(texts["programs.txt"].contains("before-reboot/20-line: file of mode 600"), "{texts:#?}");
         assert!(texts["environment.txt"].contains("cannot read"), "{}", texts["environment.txt"]);
+        let doctor: serde_json::Value = serde_json::from_str(&texts["doctor.json"]).unwrap();
+        assert!(
+            doctor["level"] == "fault" && doctor["checks"][0]["check"] == "environment.location",
+            "{doctor:#}"
+        );
         assert!(texts["slots.txt"].contains("slot b: "), "{}", texts["slots.txt"]);
     }
 

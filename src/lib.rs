@@ -28,6 +28,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod diagnostics;
+pub mod doctor;
 pub mod health;
 pub mod hooks;
 pub mod hub;

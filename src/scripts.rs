@@ -81,7 +81,11 @@ pub async fn list(directory: &Path) -> Result<Vec<PathBuf>, ScriptError> {
     listed.await.map_err(|_| failed(io::ErrorKind::Interrupted.into()))?
 }
 
-fn executables(directory: &Path) -> Result<Vec<PathBuf>, ScriptError> {
+/// As [`list`]; blocks.
+///
+/// # Errors
+/// As [`list`].
+pub fn executables(directory: &Path) -> Result<Vec<PathBuf>, ScriptError> {
     let failed = |source| ScriptError::List { path: directory.to_owned(), source };
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

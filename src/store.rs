@@ -51,6 +51,9 @@ pub enum StoreError {
     Interrupted,
 }
 
+/// In the state directory.
+const FILE: &str = "state";
+
 /// The state directory.
 #[derive(Clone, Debug)]
 pub struct StateStore {
@@ -84,7 +87,7 @@ impl StateStore {
     }
 
     fn file(&self) -> PathBuf {
-        self.directory.join("state")
+        self.directory.join(FILE)
     }
 
     /// Reads the state; a damaged file is moved aside, and so is one of a newer version, whose safe part is
@@ -95,17 +98,9 @@ impl StateStore {
     /// When the file is there and cannot be read, or cannot be moved.
     pub fn load(&self) -> Result<Loaded, StoreError> {
         let path = self.file();
-        let read = |source| StoreError::Read { path: path.clone(), source };
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Loaded { record: Record::default(), damage: None });
-            }
-            opened => opened.map_err(read)?,
+        let Some(bytes) = read(&path)? else {
+            return Ok(Loaded { record: Record::default(), damage: None });
         };
-        let mut bytes = Vec::new();
-        // One byte more than allowed: a file that is too long then fails its length check.
-        let limit = u64::try_from(SIZE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
-        file.take(limit).read_to_end(&mut bytes).map_err(read)?;
         match Record::decode(&bytes) {
             Ok(record) => Ok(Loaded { record, damage: None }),
             Err(damage) => {
@@ -135,6 +130,28 @@ impl StateStore {
         let path = self.file();
         write_durably(&path, &bytes).map_err(|source| StoreError::Save { path, source })
     }
+}
+
+/// The state in `directory` as it is, or why it is not believed; `None` where there is none. Changes nothing. Blocks.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn peek(directory: &Path) -> Result<Option<Result<Record, RecordError>>, StoreError> {
+    Ok(read(&directory.join(FILE))?.map(|bytes| Record::decode(&bytes)))
+}
+
+/// A file that is not there is `None`.
+fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    let failed = |source| StoreError::Read { path: path.to_owned(), source };
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed)?,
+    };
+    let mut bytes = Vec::new();
+    // One byte more than allowed: a file that is too long then fails its length check.
+    let limit = u64::try_from(SIZE_BYTES_MAX).unwrap_or(u64::MAX).saturating_add(1);
+    file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(Some(bytes))
 }
 
 /// Replaces a file so that after a power cut it has the old content or the new, and after success the new.

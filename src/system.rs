@@ -86,25 +86,43 @@ pub async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> 
     }
 }
 
-/// Whether `check_command` says that the wall clock is right. One that is before this program's own time
-/// is not, whoever says so.
-pub async fn clock_is_right(check_command: &[String]) -> bool {
+/// What is known of the wall clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// The check says so.
+    Right,
+    /// It may be right; the check does not say so.
+    Unsynchronized,
+    /// Before this program's own time: it is not, whoever says so.
+    Unset,
+}
+
+/// Whether `check_command` says that the wall clock is right.
+pub async fn clock(check_command: &[String]) -> Clock {
     /// 2026-11-01: no version of this program ran before.
     const EARLIEST_UNIX_SECS: u64 = 1_793_491_200;
     const LIMIT: Duration = Duration::from_secs(15);
     if unix_now() < EARLIEST_UNIX_SECS {
-        return false;
+        return Clock::Unset;
     }
     match output(check_command, LIMIT).await {
         Ok(output) => {
             let text = String::from_utf8_lossy(&output.stdout);
-            matches!(text.trim().trim_start_matches("NTPSynchronized="), "yes" | "true" | "1")
+            match text.trim().trim_start_matches("NTPSynchronized=") {
+                "yes" | "true" | "1" => Clock::Right,
+                _ => Clock::Unsynchronized,
+            }
         }
         Err(error) => {
             tracing::debug!("cannot tell whether the clock is right: {error}");
-            false
+            Clock::Unsynchronized
         }
     }
+}
+
+/// Whether [`clock`] is right.
+pub async fn clock_is_right(check_command: &[String]) -> bool {
+    clock(check_command).await == Clock::Right
 }
 
 /// Asks for the reboot.

@@ -13,7 +13,7 @@ use crate::store::{sync_directory, write_durably};
 
 /// The mark could not be made or removed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot change the mark of the trial in {}", directory.display())]
+#[error("cannot read or change the mark of the trial in {}", directory.display())]
 pub struct MarkError {
     directory: PathBuf,
     source: io::Error,
@@ -76,6 +76,14 @@ impl Mark {
     #[must_use]
     pub fn reboots(&self) -> usize {
         self.count(DONE).unwrap_or_default()
+    }
+
+    /// Whether systemd would end a trial.
+    ///
+    /// # Errors
+    /// When that cannot be told.
+    pub fn is_armed(&self) -> Result<bool, MarkError> {
+        self.count(ALLOWED).map(|count| count > 0).map_err(|source| self.failed(source))
     }
 
     fn allow(&self, boots: u8) -> io::Result<()> {

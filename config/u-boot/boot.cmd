@@ -21,9 +21,10 @@ test "${boot_slot}" = "b" || setenv boot_slot a
 part number mmc ${twinboot_mmc} rootfs_${boot_slot} twinboot_part
 part uuid mmc ${twinboot_mmc}:${twinboot_part} twinboot_uuid
 
-# twinboot.slot= tells the daemon which slot runs. panic= turns a kernel that cannot go on into the next boot.
-# The watchdog (CONFIG_WATCHDOG_AUTOSTART here, RuntimeWatchdogSec= in systemd) does so for one that hangs.
-setenv bootargs "${twinboot_bootargs} root=PARTUUID=${twinboot_uuid} rootwait ro panic=5 twinboot.slot=${boot_slot}"
+# twinboot.slot= tells the daemon which slot runs, twinboot.script= the doctor which version of this script it is.
+# panic= turns a kernel that cannot go on into the next boot. The watchdog (CONFIG_WATCHDOG_AUTOSTART here,
+# RuntimeWatchdogSec= in systemd) does so for one that hangs.
+setenv bootargs "${twinboot_bootargs} root=PARTUUID=${twinboot_uuid} rootwait ro panic=5 twinboot.slot=${boot_slot} twinboot.script=1"
 
 echo "twinboot: slot ${boot_slot}, trial ${upgrade_available}, boot ${bootcount} of ${bootlimit}"
 

@@ -39,6 +39,8 @@ pub enum MethodRequest {
     Reboot,
     /// A bundle, uploaded.
     Diagnostics,
+    /// What the doctor finds.
+    Doctor,
 }
 
 /// Reads a method call.
@@ -59,11 +61,12 @@ pub fn method_request(name: &str, payload: &[u8]) -> Result<MethodRequest, Metho
         }
         "rebootDevice" => Ok(MethodRequest::Reboot),
         "uploadDiagnostics" => Ok(MethodRequest::Diagnostics),
+        "doctor" => Ok(MethodRequest::Doctor),
         unknown => {
             let name: String = unknown.chars().take(64).collect();
             let message = format!(
                 "no method `{name}`: firmwareUpdate, firmwareUpdateStatus, cancelFirmwareUpdate, rebootDevice, \
-                 uploadDiagnostics"
+                 uploadDiagnostics, doctor"
             );
             Err(failure_reply(404, &Failure::new(Code::UnknownMethod, message), None))
         }
@@ -164,7 +167,13 @@ pub fn upload_reply(name: Result<&str, &str>) -> MethodReply {
     }
 }
 
-/// The answer to `firmwareUpdateStatus`.
+/// The answer to `doctor` while the one before it is still at work.
+#[must_use]
+pub fn doctor_is_busy() -> MethodReply {
+    failure_reply(409, &Failure::new(Code::Busy, "the doctor is still at work: wait for it"), None)
+}
+
+/// The answer to `firmwareUpdateStatus`, and to `doctor`.
 #[must_use]
 pub fn status_reply(reported: Value) -> MethodReply {
     MethodReply { status: 200, payload: reported }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 use tracing::{error, info, warn};
 
@@ -12,7 +13,9 @@ use crate::boot::booted::{self, Evidence};
 use crate::boot::scheme::Scheme;
 use crate::boot::{BootControl, BootError};
 use crate::config::Config;
+use crate::control::Status;
 use crate::diagnostics::{self, Sources};
+use crate::doctor::{self, Patient};
 use crate::health;
 use crate::hooks;
 use crate::install::{self, ImageSpec, Job};
@@ -64,7 +67,7 @@ impl Linux {
         let booted = booted::booted_slot(proc, &config.slots)?;
         let boot = Boot { id: booted::boot_id(proc)?, slot: booted.slot };
         let store = StateStore::open(&config.state_directory)?;
-        if let Some(slot) = slot_below(&config) {
+        if let Some(slot) = booted::home(proc, &config.state_directory, &config.slots)?.slot {
             return Err(AgentError::StateOnSlot { path: config.state_directory.clone(), slot });
         }
         let loaded = store.load()?;
@@ -292,20 +295,14 @@ impl Machine for Linux {
         let sources = Sources::usual(Ok(self.config.clone()), status);
         diagnostics::bundle(sources).await.map_err(|error| error.to_string())
     }
+
+    async fn doctor(&self, status: Status) -> Value {
+        doctor::examine(Patient::usual(self.config.clone(), Ok(status), false)).await.as_json()
+    }
 }
 
 /// For the journal, and for the twin.
 fn failed(code: Code, reason: String) -> Failure {
     error!("{reason}");
     Failure::new(code, reason)
-}
-
-/// The slot that the state directory is on.
-fn slot_below(config: &Config) -> Option<Slot> {
-    use std::os::unix::fs::MetadataExt as _;
-    let directory = std::fs::metadata(&config.state_directory).ok()?;
-    [Slot::A, Slot::B].into_iter().find(|slot| {
-        let device = std::fs::metadata(config.slots.device(*slot));
-        device.is_ok_and(|device| device.rdev() != 0 && device.rdev() == directory.dev())
-    })
 }

@@ -1,7 +1,9 @@
 //! The seam between the agent and the machine: effects go down, and what came of them comes back.
 
+use serde_json::Value;
 use tokio::sync::watch;
 
+use crate::control::Status;
 use crate::install;
 use crate::store::StoreError;
 use crate::update::{Boot, Effect, Environment, Event, Failure, Record, Update};
@@ -39,6 +41,12 @@ pub trait Machine: Clone + Send + Sync + 'static {
     fn diagnostics(&self, status: String) -> impl Future<Output = Result<Vec<u8>, String>> + Send {
         drop(status);
         async { Err("this machine has nothing to tell".to_owned()) }
+    }
+
+    /// What the doctor finds, as JSON; `status` is what the agent says of itself.
+    fn doctor(&self, status: Status) -> impl Future<Output = Value> + Send {
+        drop(status);
+        async { Value::Null }
     }
 }
 

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 use crate::boot::booted::BootedError;
 use crate::config::Config;
 use crate::control::{self, Status};
-use crate::hub::{self, HubEvent, MethodCall};
+use crate::hub::{self, HubEvent, MethodCall, MethodReply};
 use crate::install;
 use crate::install::verify::ImageCheck;
 use crate::store::StoreError;
@@ -174,6 +174,7 @@ struct Agent<M> {
     shown: Shown,
     rebooting: Option<JoinHandle<()>>,
     uploading: Option<JoinHandle<()>>,
+    examining: Option<JoinHandle<()>>,
     desired: Option<UpdateRequest>,
     desired_fault: Option<Failure>,
     state_fault: Option<Failure>,
@@ -231,6 +232,7 @@ impl<M: Machine> Agent<M> {
             shown: Shown::default(),
             rebooting: None,
             uploading: None,
+            examining: None,
             desired: None,
             desired_fault: None,
             state_fault,
@@ -339,11 +341,27 @@ impl<M: Machine> Agent<M> {
                 drop(call.reply.send(answer::upload_reply(name.as_deref().map_err(|why| *why))));
                 Ok(())
             }
+            Ok(MethodRequest::Doctor) => {
+                self.examine(call.reply);
+                Ok(())
+            }
             Err(refusal) => {
                 drop(call.reply.send(refusal));
                 Ok(())
             }
         }
+    }
+
+    /// One at a time.
+    fn examine(&mut self, reply: oneshot::Sender<MethodReply>) {
+        if self.examining.as_ref().is_some_and(|task| !task.is_finished()) {
+            return drop(reply.send(answer::doctor_is_busy()));
+        }
+        let (machine, status) = (self.machine.clone(), self.status.borrow().clone());
+        self.examining = Some(tokio::spawn(async move {
+            let report = machine.doctor(status).await;
+            drop(reply.send(answer::status_reply(report)));
+        }));
     }
 
     /// Begins it, and gives the name that the file will have; or why not. One at a time.

@@ -195,6 +195,15 @@ pub fn booted_slot(proc: &Path, slots: &Slots) -> Result<Evidence, BootedError> 
     find(proc, Path::new(DISK_LINKS), slots)
 }
 
+/// The last value of an argument of the kernel command line.
+///
+/// # Errors
+/// When that cannot be read.
+pub fn argument(proc: &Path, name: &str) -> Result<Option<String>, BootedError> {
+    let arguments = parse_arguments(&read_text(&proc.join("cmdline"))?);
+    Ok(last_value(&arguments, name).map(str::to_owned))
+}
+
 fn find(proc: &Path, disk_links: &Path, slots: &Slots) -> Result<Evidence, BootedError> {
     let devices = SlotDevices::look_up(slots)?;
     let mounts = parse_mounts(&read_text(&proc.join("self/mountinfo"))?);
@@ -281,6 +290,25 @@ struct Mount {
     options: String,
 }
 
+impl Mount {
+    /// The value of one of its options.
+    fn option(&self, name: &str) -> Option<&str> {
+        self.options.split(',').find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
+    }
+
+    /// btrfs, for one, has device numbers of its own, but names the device it is on.
+    fn device_numbers(&self) -> Vec<DeviceNumber> {
+        let named = (self.device.major == 0).then(|| DeviceNumber::of(Path::new(&self.source))).flatten();
+        [Some(self.device), named].into_iter().flatten().collect()
+    }
+}
+
+/// The mount that a path is on; of several on one point the last hides the others.
+fn holder<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    let holders = mounts.iter().filter(|mount| path.starts_with(&mount.mount_point));
+    holders.max_by_key(|mount| mount.mount_point.as_os_str().len())
+}
+
 /// A line that is not one says nothing.
 fn parse_mounts(text: &str) -> Vec<Mount> {
     text.lines().filter_map(parse_mount).collect()
@@ -325,12 +353,9 @@ fn root_mount(mounts: &[Mount]) -> Option<&Mount> {
 
 fn by_root_mount(mounts: &[Mount], devices: &SlotDevices) -> Option<Evidence> {
     let root = root_mount(mounts)?;
-    let mut candidates = vec![root.device];
+    let mut candidates = root.device_numbers();
     if root.file_system == "overlay" {
         candidates.extend(lower_devices(root, mounts));
-    } else if root.device.major == 0 {
-        // btrfs, for one, has device numbers of its own, but names the device it is on.
-        candidates.extend(DeviceNumber::of(Path::new(&root.source)));
     }
     candidates
         .into_iter()
@@ -339,16 +364,16 @@ fn by_root_mount(mounts: &[Mount], devices: &SlotDevices) -> Option<Evidence> {
 
 /// Devices of the file systems that hold an overlay's lower directories, the lowest first.
 fn lower_devices(overlay: &Mount, mounts: &[Mount]) -> Vec<DeviceNumber> {
-    let directories = overlay.options.split(',').filter_map(|option| option.strip_prefix("lowerdir="));
+    // `lowerdir+=` is the new mount interface's way to name them one by one, in the same order.
+    let directories = overlay.options.split(',').filter_map(|option| {
+        let option = option.strip_prefix("lowerdir")?;
+        option.strip_prefix('+').unwrap_or(option).strip_prefix('=')
+    });
     let mut directories: Vec<&str> = directories.flat_map(|list| list.split(':')).collect();
     directories.reverse();
     directories
         .into_iter()
-        .filter_map(|directory| {
-            let holders = mounts.iter().filter(|mount| Path::new(directory).starts_with(&mount.mount_point));
-            let holder = holders.max_by_key(|mount| mount.mount_point.as_os_str().len())?;
-            Some(holder.device)
-        })
+        .filter_map(|directory| Some(holder(mounts, Path::new(directory))?.device))
         .collect()
 }
 
@@ -369,6 +394,47 @@ fn parse_arguments(command_line: &str) -> Vec<(String, String)> {
 /// The kernel too takes the last.
 fn last_value<'text>(arguments: &'text [(String, String)], name: &str) -> Option<&'text str> {
     arguments.iter().rev().find(|(found, _)| found == name).map(|(_, value)| value.as_str())
+}
+
+/// What a path is on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Home {
+    /// The slot whose file system holds it, below an overlay too.
+    pub slot: Option<Slot>,
+    /// The type of the file system that writes go to, where mountinfo tells.
+    pub file_system: Option<String>,
+}
+
+impl Home {
+    /// Whether a power cut takes everything that is there.
+    #[must_use]
+    pub fn is_volatile(&self) -> bool {
+        matches!(self.file_system.as_deref(), Some("tmpfs" | "ramfs" | "rootfs"))
+    }
+}
+
+/// What `path` is on, by its device number and `<proc>/self/mountinfo`.
+///
+/// # Errors
+/// When either cannot be read.
+pub fn home(proc: &Path, path: &Path, slots: &Slots) -> Result<Home, BootedError> {
+    let read = |source| BootedError::Read { path: path.to_owned(), source };
+    let path = fs::canonicalize(path).map_err(read)?;
+    let number = fs::metadata(&path).map_err(read)?.dev();
+    let number = DeviceNumber { major: major(number), minor: minor(number) };
+    let mounts = parse_mounts(&read_text(&proc.join("self/mountinfo"))?);
+    let devices = SlotDevices::look_up(slots)?;
+
+    let mount = mounts.iter().rev().find(|mount| mount.device == number);
+    // Subvolumes of btrfs have numbers that no mount has.
+    let mount = mount.or_else(|| holder(&mounts, &path).filter(|mount| mount.file_system == "btrfs"));
+    let mount = mount.and_then(|mount| match mount.option("upperdir") {
+        Some(upper) if mount.file_system == "overlay" => holder(&mounts, Path::new(upper)),
+        _ => Some(mount),
+    });
+    let numbers = mount.map_or(vec![number], |mount| mount.device_numbers());
+    let slot = numbers.into_iter().find_map(|number| devices.by_number(number));
+    Ok(Home { slot, file_system: mount.map(|mount| mount.file_system.clone()) })
 }
 
 fn by_root_argument(value: &str, disk_links: &Path, devices: &SlotDevices) -> Option<Evidence> {

@@ -4,6 +4,7 @@
 //! It counts as done when it was synced, read back from the medium, and is the copy that the boot loader takes.
 
 mod config;
+mod inspect;
 mod lock;
 mod medium;
 
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::config::{ConfigError, FwEnvConfig, Location};
+pub use self::inspect::{CopyFound, Inspection};
 use self::medium::Region;
 use super::env::{ByteOrder, CopyIndex, Environment, FlagScheme, GoodCopy, Layout, PatchError, select};
 use super::{BootEnv, EnvPatch, Variables, Written};
@@ -286,6 +288,17 @@ impl UbootEnv {
         locations.iter().map(|location| location.path.as_path()).collect()
     }
 
+    /// Writes what the boot loader takes over the other copy too, which may be damaged or out of date.
+    ///
+    /// # Errors
+    /// As those of [`BootEnv::write`]; where no copy is good nothing is written.
+    pub fn renew_other_copy(&self) -> Result<(), BootEnvError> {
+        let _locks = lock::take(&self.lock_files, self.lock_limit)?;
+        let storage = self.storage()?;
+        let good = storage.load()?;
+        storage.put(&good.environment, &good)
+    }
+
     fn storage(&self) -> Result<Storage, BootEnvError> {
         match &self.config {
             FwEnvConfig::Single(only) => Region::locate(only, &self.sysfs).map(Storage::Single),
@@ -321,9 +334,7 @@ impl BootEnv for UbootEnv {
         if new == old.environment {
             return Ok(Written::Unchanged { damaged: old.other_is_bad });
         }
-        let image =
-            layout.encode(&new, storage.flag_scheme().successor(old.flags)).map_err(PatchError::from)?;
-        storage.store(&image, old.taken)?;
+        storage.put(&new, &old)?;
         Ok(Written::Changed { repaired: old.other_is_bad })
     }
 }
@@ -391,6 +402,13 @@ impl Storage {
             taken,
             other_is_bad: layout.redundant && taken.other().of(&good).is_none(),
         })
+    }
+
+    /// Writes `environment` in the place of `old`, or beside it.
+    fn put(&self, environment: &Environment, old: &Loaded) -> Result<(), BootEnvError> {
+        let flags = self.flag_scheme().successor(old.flags);
+        let image = self.layout().encode(environment, flags).map_err(PatchError::from)?;
+        self.store(&image, old.taken)
     }
 
     /// Writes `image` over the copy that was not `taken`, and sees to it that the boot loader takes that one.

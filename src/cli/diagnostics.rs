@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::{CliError, Exit, credentials_directory};
 use crate::config::{Config, DEFAULT_CONTROL_SOCKET, DEFAULT_PATH};
-use crate::control::{Answer, Client, ClientError, Command};
+use crate::control::{Client, ClientError};
 use crate::diagnostics::{self, Sources};
 
 /// Collect state, logs and boot environment into one file
@@ -55,8 +55,5 @@ impl Diagnostics {
 
 /// As the daemon shows it, if there is one.
 fn status(socket: &Path) -> Result<String, ClientError> {
-    match Client::connect(socket)?.call(&Command::Status)? {
-        Answer::Status(status) => Ok(format!("{:#}\n", serde_json::json!(status))),
-        Answer::Ok { .. } | Answer::Refused(_) => Err(ClientError::Unexpected),
-    }
+    Client::status(socket).map(|status| format!("{:#}\n", serde_json::json!(status)))
 }

@@ -1,10 +1,11 @@
-//! The command line: one file per subcommand. All but `run`, `network`, `check-config` and `diagnostics` need the running
-//! daemon.
+//! The command line: one file per subcommand. All but `run`, `network`, `check-config`, `doctor` and `diagnostics` need the
+//! running daemon.
 
 mod cancel;
 mod check_config;
 mod commit;
 mod diagnostics;
+mod doctor;
 mod install;
 mod logging;
 mod network;
@@ -39,11 +40,14 @@ Exit codes:
   3  the daemon cannot be reached
   4  the update failed; the running system is untouched
   5  the update was rolled back; the device runs the old system again
+  6  `doctor`: there are warnings
+  7  `doctor`: there is a fault
 
 Examples:
   twinboot status                       what the device does, and how the last update ended
   twinboot install rootfs.ext4.zst      update from a file on this device
-  twinboot check-config                 every fault of the configuration, before a restart";
+  twinboot check-config                 every fault of the configuration, before a restart
+  twinboot doctor                       whether this board is wired right, and what to do";
 
 /// Firmware updates for this device, directed by Azure IoT Hub or from here.
 ///
@@ -68,6 +72,7 @@ enum Subcommands {
     Commit(commit::Commit),
     Rollback(rollback::Rollback),
     CheckConfig(check_config::CheckConfig),
+    Doctor(doctor::Doctor),
     Diagnostics(diagnostics::Diagnostics),
 }
 
@@ -80,6 +85,8 @@ enum Exit {
     Unreachable = 3,
     UpdateFailed = 4,
     RolledBack = 5,
+    Warnings = 6,
+    Faults = 7,
 }
 
 impl From<Exit> for ExitCode {
@@ -212,6 +219,7 @@ pub fn main() -> ExitCode {
         Subcommands::Commit(command) => command.run(),
         Subcommands::Rollback(command) => command.run(),
         Subcommands::CheckConfig(command) => command.run(),
+        Subcommands::Doctor(command) => command.run(),
         Subcommands::Diagnostics(command) => command.run(),
     };
     let exit = done.unwrap_or_else(|error| {

@@ -67,6 +67,13 @@ pub(super) fn read(
     }
 }
 
+/// The files with secrets that are named in the configuration, as far as that can be read.
+pub(super) fn secret_files(main: &Path) -> Vec<PathBuf> {
+    let Some(hub) = files::read(main).sections.remove("hub") else { return Vec::new() };
+    let in_force = |key| path(&hub.settings.get(key)?.last()?.value).ok();
+    ["connection_string_file", "key_file"].into_iter().filter_map(in_force).collect()
+}
+
 /// `None` only where a fault was recorded.
 fn config(
     written: &mut Written,

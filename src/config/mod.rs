@@ -56,6 +56,12 @@ impl Config {
     }
 }
 
+/// The files with secrets that the configuration at `main` names, whether the rest of it is valid or not.
+#[must_use]
+pub fn secret_files(main: &Path) -> Vec<PathBuf> {
+    keys::secret_files(main)
+}
+
 /// A configuration in which every value is present and makes sense.
 #[derive(Clone, Debug)]
 pub struct Config {

@@ -59,6 +59,13 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether it is certain that no daemon runs: one that hangs, or does not talk with us, is one.
+    #[must_use]
+    pub fn nobody_is_there(&self) -> bool {
+        let gone = |kind| matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+        matches!(self, Self::Connect { source, .. } if gone(source.kind()))
+    }
+
     /// What a person can do about it.
     #[must_use]
     pub fn advice(&self) -> &'static str {
@@ -89,6 +96,18 @@ impl Client {
         let stream =
             connect_limited(path).map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
         Ok(Self { stream: BufReader::new(stream) })
+    }
+
+    /// The present status of the daemon at `path`.
+    ///
+    /// # Errors
+    /// When nobody is there, or there is no answer in time, or none that is understood.
+    pub fn status(path: &Path) -> Result<Status, ClientError> {
+        match Self::connect(path)?.call(&Command::Status)? {
+            Answer::Status(status) => Ok(*status),
+            Answer::Refused(failure) => Err(ClientError::Refused(failure)),
+            Answer::Ok { .. } => Err(ClientError::Unexpected),
+        }
     }
 
     /// Asks, and waits for the answer.

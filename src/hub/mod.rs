@@ -8,6 +8,7 @@ pub mod auth;
 pub mod backoff;
 pub mod outbox;
 pub mod patch;
+pub mod probe;
 pub mod session;
 pub mod topic;
 pub mod twin;

@@ -19,6 +19,7 @@ use rumqttc::{
     Packet, Publish, QoS, StateError, SubscribeFilter, SubscribeReasonCode, TlsConfiguration,
     TlsError as MqttTlsError, Transport, mqttbytes,
 };
+use rustls::ClientConfig;
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -69,6 +70,17 @@ pub enum End {
     Renewal,
     /// Our own doing: no more reports will come.
     Closed,
+}
+
+impl End {
+    /// One line for a person.
+    pub fn reason(self) -> String {
+        match self {
+            Self::NotReady(reason) | Self::Lost(reason) | Self::Refused(reason) => reason,
+            Self::Renewal => "the token is renewed".to_owned(),
+            Self::Closed => "it was closed from here".to_owned(),
+        }
+    }
 }
 
 /// A session that is over.
@@ -346,12 +358,16 @@ async fn sleep_until(moment: Option<Instant>) {
     }
 }
 
-fn dialled(config: &config::Hub) -> &str {
+pub(super) fn dialled(config: &config::Hub) -> &str {
     config.gateway_host_name.as_deref().unwrap_or(&config.host_name)
 }
 
 /// Everything CONNECT needs, made anew each time: a fresh token, and files as they are now.
-async fn options(config: &config::Hub, pace: Pace, unix_now_secs: u64) -> Result<MqttOptions, End> {
+pub(super) async fn options(
+    config: &config::Hub,
+    pace: Pace,
+    unix_now_secs: u64,
+) -> Result<MqttOptions, End> {
     if unix_now_secs < EARLIEST_UNIX_SECS {
         return Err(End::NotReady(CLOCK_NOT_SET.to_owned()));
     }
@@ -372,7 +388,7 @@ async fn options(config: &config::Hub, pace: Pace, unix_now_secs: u64) -> Result
     };
     let mut options = MqttOptions::new(&config.device_id, dialled(config), config.port);
     options
-        .set_transport(Transport::tls_with_config(tls_configuration(config).await?))
+        .set_transport(Transport::tls_with_config(TlsConfiguration::from(client_config(config).await?)))
         .set_credentials(auth::user_name(&config.host_name, &config.device_id), password)
         .set_keep_alive(config.keep_alive.clamp(Duration::from_secs(1), KEEP_ALIVE_MAX))
         // We subscribe and read the twin after each connect anyway, so a kept session could only
@@ -382,7 +398,7 @@ async fn options(config: &config::Hub, pace: Pace, unix_now_secs: u64) -> Result
     Ok(options)
 }
 
-async fn tls_configuration(config: &config::Hub) -> Result<TlsConfiguration, End> {
+pub(super) async fn client_config(config: &config::Hub) -> Result<ClientConfig, End> {
     let ca_file = config.ca_file.clone();
     let credentials = config.credentials.clone();
     let load = move || {
@@ -395,13 +411,13 @@ async fn tls_configuration(config: &config::Hub) -> Result<TlsConfiguration, End
         tls::client_config(tls::Roots::from(ca_file.as_deref().map(Path::new)), identity)
     };
     match tokio::task::spawn_blocking(load).await {
-        Ok(Ok(client_config)) => Ok(client_config.into()),
+        Ok(Ok(client_config)) => Ok(client_config),
         Ok(Err(error)) => Err(End::NotReady(with_sources(&error))),
         Err(stopped) => Err(End::NotReady(stopped.to_string())),
     }
 }
 
-fn network_options(pace: Pace) -> NetworkOptions {
+pub(super) fn network_options(pace: Pace) -> NetworkOptions {
     let mut network = NetworkOptions::new();
     network.set_connection_timeout(pace.connect_limit.as_secs().max(1));
     // Messages are small and a caller waits for them.
@@ -460,6 +476,14 @@ fn refused(code: ConnectReturnCode) -> End {
         ConnectReturnCode::Success => "the hub accepted and refused",
     };
     End::Refused(reason.to_owned())
+}
+
+/// Why there was no session, in one line.
+pub(super) fn why(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::ConnectionRefused(code) => refused(*code).reason(),
+        error => describe(error),
+    }
 }
 
 fn describe(error: &ConnectionError) -> String {

@@ -252,6 +252,21 @@ impl Default for Block {
     }
 }
 
+/// Whether the slot at `path`, which does not run, could be written: nothing is opened.
+///
+/// # Errors
+/// As [`BlockDevice::open`], but for what only an exclusive claim finds out.
+pub fn check_free(path: &Path, proc: &Path) -> Result<(), SlotError> {
+    let metadata = path.metadata().map_err(|source| SlotError::Inspect { path: path.to_owned(), source })?;
+    if metadata.file_type().is_block_device() {
+        refuse_occupied(path, metadata.rdev(), proc)
+    } else if metadata.is_file() {
+        Ok(())
+    } else {
+        Err(SlotError::NotADevice { path: path.to_owned() })
+    }
+}
+
 fn refuse_running(path: &Path, metadata: &Metadata, running: Option<&Path>) -> Result<(), SlotError> {
     let Some(running) = running else { return Ok(()) };
     let other =

@@ -166,7 +166,11 @@ impl Rule {
     }
 }
 
-fn read_keys(directory: &Path) -> Result<Vec<PublicKey>, VerifyError> {
+/// The keys in `*.pub` of a directory; none, if there is no such directory.
+///
+/// # Errors
+/// When one cannot be read, or is no key.
+pub fn read_keys(directory: &Path) -> Result<Vec<PublicKey>, VerifyError> {
     let failed = |source| VerifyError::Keys { path: directory.to_owned(), source };
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

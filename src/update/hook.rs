@@ -23,6 +23,10 @@ pub enum Hook {
 }
 
 impl Hook {
+    /// In the order of an update.
+    pub const ALL: [Self; 5] =
+        [Self::BeforeInstall, Self::AfterInstall, Self::BeforeReboot, Self::AfterCommit, Self::AfterRollback];
+
     /// Whether the update waits for its answer; the others only hear how it ended.
     #[must_use]
     pub fn decides(self) -> bool {

@@ -390,6 +390,21 @@ async fn diagnostics_are_uploaded() {
 }
 
 #[tokio::test]
+async fn the_doctor_can_be_called_from_the_cloud() {
+    let world = World::new(Traits::default(), "").await;
+    let (status, report) = world.call("doctor", Value::Null).await;
+    let level = |check: &str| {
+        let checks = report["checks"].as_array().unwrap();
+        checks.iter().find(|found| found["check"] == check).map(|found| found["level"].clone())
+    };
+    assert_eq!(status, 200, "{report:#}");
+    for check in ["hub.session", "environment.copies", "slots.agreement", "state.place", "machine.daemon"] {
+        assert_eq!(level(check), Some(json!("ok")), "{check}: {report:#}");
+    }
+    assert_eq!(world.hub.connects(DEVICE), 1, "it asked the daemon, and did not call the hub");
+}
+
+#[tokio::test]
 async fn one_upload_runs_at_a_time() {
     let mut world = World::new(Traits::default(), "").await;
     world.rig.board.cut().await;

@@ -81,6 +81,9 @@ fn below_an_overlay_the_lowest_directory_tells_the_slot() {
         30 1 0:28 / / rw - overlay overlay rw,lowerdir=/from-a/etc:/from-b,upperdir=/u,workdir=/w\n\
         31 30 179:2 / /from-a ro - squashfs a ro\n32 30 179:3 / /from-b ro - squashfs b ro\n";
     assert_eq!(slot_by_mounts(two_slots), Some(Slot::B));
+    let one_by_one =
+        two_slots.replace("lowerdir=/from-a/etc:/from-b", "lowerdir+=/from-a/etc,lowerdir+=/from-b");
+    assert_eq!(slot_by_mounts(&one_by_one), Some(Slot::B));
     let unresolvable = "30 1 0:28 / / rw - overlay overlay rw,lowerdir=/gone,upperdir=/u,workdir=/w\n";
     assert_eq!(slot_by_mounts(unresolvable), None);
 }

@@ -105,6 +105,24 @@ impl Region {
         self.size_bytes
     }
 
+    /// Where the copy begins.
+    pub fn offset_bytes(&self) -> u64 {
+        self.offset_bytes
+    }
+
+    /// Major and minor number of the block device that it is on.
+    pub fn block_device(&self) -> Option<(u64, u64)> {
+        match self.kind {
+            Kind::BlockDevice { major, minor } => Some((major, minor)),
+            Kind::File | Kind::NorFlash { .. } => None,
+        }
+    }
+
+    /// A region of another size at the same place, which may reach past the end of the medium.
+    pub fn resized(&self, size_bytes: usize) -> Self {
+        Self { size_bytes, ..self.clone() }
+    }
+
     /// Whether a write to one, cut short, can harm the other.
     pub fn endangers(&self, other: &Self) -> bool {
         let (one, two) = (self.touched(), other.touched());
@@ -208,10 +226,31 @@ impl Region {
     /// # Errors
     /// When this is no such file, or its file system cannot replace it at once.
     pub fn replace(&self, image: &[u8]) -> Result<(), BootEnvError> {
+        let (directory, metadata) = self.check_replaceable()?;
+        let directory_path = self.path.parent().unwrap_or(Path::new("/"));
+
+        let mut new = self.path.clone().into_os_string();
+        new.push(".twinboot-new");
+        let new = PathBuf::from(new);
+        write_replacement(&new, image, &metadata)
+            .map_err(|source| BootEnvError::WriteReplacement { path: new.clone(), source })?;
+        fs::rename(&new, &self.path).map_err(|source| BootEnvError::Rename {
+            from: new,
+            to: self.path.clone(),
+            source,
+        })?;
+        directory.sync_all().map_err(|source| BootEnvError::Sync { path: directory_path.to_owned(), source })
+    }
+
+    /// Whether [`Self::replace`] could be done; gives the directory, and what the present file is.
+    ///
+    /// # Errors
+    /// As those of [`Self::replace`].
+    pub fn check_replaceable(&self) -> Result<(File, fs::Metadata), BootEnvError> {
         let path = || self.path.clone();
         let metadata =
             fs::metadata(&self.path).map_err(|source| BootEnvError::Locate { path: path(), source })?;
-        if self.kind != Kind::File || self.offset_bytes != 0 || metadata.len() != image.len() as u64 {
+        if self.kind != Kind::File || self.offset_bytes != 0 || metadata.len() != self.size_bytes as u64 {
             return Err(BootEnvError::SingleCopy { path: path() });
         }
         let directory_path = self.path.parent().unwrap_or(Path::new("/"));
@@ -224,22 +263,15 @@ impl Region {
         if file_system.filesystem_type() == MSDOS_SUPER_MAGIC {
             return Err(BootEnvError::SingleCopyOnFat { path: path() });
         }
-
-        let mut new = self.path.clone().into_os_string();
-        new.push(".twinboot-new");
-        let new = PathBuf::from(new);
-        write_replacement(&new, image, &metadata)
-            .map_err(|source| BootEnvError::WriteReplacement { path: new.clone(), source })?;
-        fs::rename(&new, &self.path).map_err(|source| BootEnvError::Rename {
-            from: new,
-            to: path(),
-            source,
-        })?;
-        directory.sync_all().map_err(|source| BootEnvError::Sync { path: directory_path.to_owned(), source })
+        Ok((directory, metadata))
     }
 
-    /// The kernel's own answer would be `EPERM` or `EROFS`, which sends one looking in the wrong place.
-    fn check_writable(&self) -> Result<(), BootEnvError> {
+    /// Whether the kernel lets the copy be written. Its own answer would be `EPERM` or `EROFS`, which sends one looking
+    /// in the wrong place.
+    ///
+    /// # Errors
+    /// When it is write-protected.
+    pub fn check_writable(&self) -> Result<(), BootEnvError> {
         let Kind::BlockDevice { major, minor } = self.kind else { return Ok(()) };
         let directory = self.sysfs.join(format!("dev/block/{major}:{minor}"));
         let is_set = |attribute: &Path| fs::read_to_string(attribute).is_ok_and(|text| text.trim() == "1");

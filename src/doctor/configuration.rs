@@ -1,0 +1,43 @@
+//! The configuration, and the secret files that it names.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use super::{Finding, Repair};
+use crate::config::{self, Config};
+
+/// Where `[hub]` or its secrets are at fault, the rest is still looked at: without a hub.
+pub(super) fn check(main: &Path, credentials: Option<&Path>) -> (Vec<Finding>, Option<Config>) {
+    const CHECK: &str = "configuration.valid";
+    let mut findings: Vec<Finding> =
+        config::secret_files(main).iter().filter_map(|path| secret(path)).collect();
+    match Config::load(main, credentials) {
+        Ok(loaded) => {
+            findings.insert(0, Finding::ok(CHECK, format!("{} is valid", main.display())));
+            (findings, Some(loaded.config))
+        }
+        Err(faults) => {
+            let one_by_one = faults.0.iter().map(|fault| {
+                let key = if fault.key.is_empty() { String::new() } else { format!("{}: ", fault.key) };
+                Finding::fault(CHECK, format!("{}: {key}{}", fault.place, fault.problem), &fault.hint)
+            });
+            findings.extend(one_by_one);
+            let rest = Config::load_beside(main, PathBuf::new()).ok();
+            (findings, rest.map(|loaded| Config { network: None, ..loaded.config }))
+        }
+    }
+}
+
+/// A missing one is a fault of the configuration.
+fn secret(path: &Path) -> Option<Finding> {
+    const CHECK: &str = "configuration.secrets";
+    let mode = fs::metadata(path).ok()?.mode() & 0o7777;
+    let evidence = format!("{} is of mode {mode:o}", path.display());
+    Some(if mode & 0o007 == 0 {
+        Finding::ok(CHECK, evidence)
+    } else {
+        let advice = "whoever can read it is this device; `twinboot doctor --fix` takes it away from others";
+        Finding::fault(CHECK, evidence, advice).repaired_by(Repair::SecretMode(path.to_owned()))
+    })
+}

@@ -1,0 +1,154 @@
+//! The boot loader's environment.
+
+use std::fs;
+use std::process::Command;
+
+use crate::board::{Board, ENV_BYTES, put, succeed};
+
+#[test]
+fn an_environment_that_is_not_where_it_is_said_to_be() {
+    let board = Board::new();
+    fs::remove_file(board.path("env-2")).unwrap();
+    board.finds("environment.location", "fault", "env-2");
+    put(&board.path("fw_env.config"), "");
+    board.finds("environment.location", "fault", "no line says where");
+    let board = Board::new();
+    put(&board.path("proc/device-tree/config/u-boot,mmc-env-offset"), 0x10_0000_i32.to_be_bytes());
+    board.finds("environment.location", "fault", "at 0x100000");
+    put(&board.path("proc/device-tree/config/u-boot,mmc-env-offset"), [0; 4]);
+    board.finds("environment.location", "ok", "env-1");
+}
+
+#[test]
+fn a_lock_that_cannot_be_taken() {
+    let mut board = Board::new();
+    board.configure("DIR/lock", "DIR/nowhere/lock");
+    board.finds("environment.locks", "fault", "nowhere");
+}
+
+#[test]
+fn one_copy_that_cannot_be_replaced_at_once() {
+    let board = Board::new();
+    board.copy(1, "", ENV_BYTES, false);
+    let line = |offset| format!("{} {offset} {ENV_BYTES:#x}\n", board.path("env-1").display());
+    put(&board.path("fw_env.config"), line(0));
+    board.finds("environment.writable", "ok", "one copy");
+    let longer = [board.bytes(1), vec![0; 512]].concat();
+    put(&board.path("env-1"), longer);
+    board.finds("environment.writable", "fault", "a power cut would lose it");
+}
+
+#[test]
+fn another_size_than_u_boots() {
+    let board = Board::new();
+    for number in [1, 2] {
+        board.copy(number, "", 2 * ENV_BYTES, true);
+    }
+    let advice = board.finds("environment.size", "fault", "with 0x2000 bytes and a flags byte");
+    assert!(advice.contains("two lines with size 0x2000"), "{advice}");
+    for number in [1, 2] {
+        board.copy(number, "", ENV_BYTES, false);
+    }
+    let advice = board.finds("environment.size", "fault", "and no flags byte");
+    assert!(advice.contains("one line"), "{advice}");
+    board.is_not_fixed("environment.copies");
+}
+
+#[test]
+fn a_damaged_copy_is_repaired_and_two_are_left_alone() {
+    for (damaged, good) in [(1, 2), (2, 1)] {
+        let board = Board::new();
+        board.damage(damaged);
+        let advice = board.finds("environment.copies", "warning", "bad checksum");
+        assert!(advice.contains("--fix"), "{advice}");
+        let before = board.bytes(good);
+        board.is_fixed("environment.copies");
+        assert!(board.bytes(good) == before);
+        // Without checksum, serial number and padding.
+        let variables =
+            |number| board.bytes(number)[5..].split(|byte| *byte >= 0x80).next().unwrap().to_vec();
+        assert!(board.bytes(damaged)[5..].starts_with(&variables(good)));
+    }
+    let board = Board::new();
+    board.damage(1);
+    board.damage(2);
+    board.finds("environment.copies", "fault", "built-in defaults");
+    board.finds("environment.size", "fault", "no size");
+    let before = [board.bytes(1), board.bytes(2)];
+    board.is_not_fixed("environment.copies");
+    assert!([board.bytes(1), board.bytes(2)] == before);
+}
+
+#[test]
+fn a_stale_copy_that_would_boot_the_other_slot() {
+    let board = Board::new();
+    let set = |assignments: &[&str]| {
+        let mut command = Command::new("fw_setenv");
+        succeed(command.arg("-c").arg(board.path("fw_env.config")).args(assignments));
+    };
+    set(&["boot_slot", "b"]);
+    set(&["boot_slot", "a"]);
+    board.finds("environment.copies", "warning", "names slot b first");
+    board.is_fixed("environment.copies");
+    board.finds("environment.copies", "ok", "both are good");
+}
+
+#[test]
+fn an_environment_without_room() {
+    let board = Board::new();
+    board.variables(&format!("filler={}\n", "x".repeat(3600)));
+    board.finds("environment.room", "warning", "of 4091 bytes");
+}
+
+#[test]
+fn variables_that_a_boot_needs() {
+    let mut board = Board::new();
+    board.variables("bootcmd=\naltbootcmd=\nboot_slot=c\n");
+    board.finds("environment.bootcmd", "warning", "bootcmd");
+    board.finds("environment.fallback", "fault", "waits at its prompt");
+    board.finds("environment.scheme", "fault", "boot_slot=c");
+    board.variables("do_partition_done=1\ndo_flash_os_done=0\n");
+    board.finds("environment.partitioning", "fault", "`do_flash_os_done` is not 1");
+    board.configure("\"bootcount\"", "\"rauc\"");
+    board.variables("BOOT_ORDER=C\n");
+    board.finds("environment.scheme", "fault", "BOOT_ORDER=C");
+    board.variables("altbootcmd=\nBOOT_ORDER=A B\nBOOT_A_LEFT=2\n");
+    board.finds("environment.scheme", "ok", "slot a is first, 2 boots left");
+    board.finds("environment.fallback", "ok", "counts down");
+}
+
+#[test]
+fn variables_of_a_trial_that_nobody_conducts() {
+    let board = Board::new();
+    board.variables("upgrade_available=1\nbootcount=2\n");
+    board.finds("environment.trial", "warning", "slot a is on trial");
+    board.is_fixed("environment.trial");
+    let printed = succeed(Command::new("fw_printenv").arg("-c").arg(board.path("fw_env.config")));
+    for line in ["boot_slot=a", "upgrade_available=0", "bootcount=0"] {
+        assert!(printed.lines().any(|printed| printed == line), "{printed}");
+    }
+    board.variables("bootcount=2\n");
+    board.finds("environment.trial", "warning", "bootcount=2");
+    board.is_fixed("environment.trial");
+    // Where the state is not mounted, nobody knows whether one is on.
+    board.variables("upgrade_available=1\n");
+    fs::rename(board.path("state"), board.path("elsewhere")).unwrap();
+    board.is_not_fixed("environment.trial");
+    fs::remove_dir(board.path("state")).unwrap();
+    fs::rename(board.path("elsewhere"), board.path("state")).unwrap();
+    // Somebody is about to boot it by hand.
+    board.variables("boot_slot=b\nupgrade_available=1\n");
+    board.finds("environment.trial", "warning", "slot b is on trial");
+    board.is_not_fixed("environment.trial");
+}
+
+#[test]
+fn a_boot_script_of_another_version() {
+    let board = Board::new();
+    put(&board.path("proc/cmdline"), "twinboot.slot=a\n");
+    board.finds("environment.script", "warning", "no `twinboot.script=`");
+    put(&board.path("proc/cmdline"), "twinboot.slot=a twinboot.script=9\n");
+    board.finds("environment.script", "warning", "version 9, 1 is known");
+    put(&board.path("proc/cmdline"), "twinboot.slot=a twinboot.script=0\n");
+    board.finds("environment.script", "warning", "version 0, 1 is current");
+}

@@ -1,0 +1,92 @@
+//! The machine under the board.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use twinboot::config::Config;
+use twinboot::doctor::{self, Level, Patient};
+
+use crate::board::{Board, Disk, PARTITIONS, put};
+
+/// What the doctor sees of a machine whose sysfs, and service manager, are in the test's hands.
+async fn machine(board: &Board, systemctl: &str) -> BTreeMap<&'static str, (Level, String)> {
+    let config = Config::load(&board.config_file(), None).unwrap().config;
+    let systemctl = ["sh", "-c", systemctl].map(str::to_owned).to_vec();
+    let patient = Patient {
+        sysfs: board.path("sys"),
+        systemctl,
+        ..Patient::usual(config, Err("no daemon".into()), true)
+    };
+    let report = doctor::examine(patient).await;
+    report.0.into_iter().map(|finding| (finding.check, (finding.level, finding.evidence))).collect()
+}
+
+#[tokio::test]
+async fn a_machine_without_watchdog_timer_and_clock() {
+    let mut board = Board::new();
+    put(&board.path("proc/sys/kernel/panic"), "0\n");
+    board.configure("[\"echo\", \"yes\"]", "[\"echo\", \"no\"]");
+    board.configure("[\"true\"]", "[\"no-such-program\"]");
+    let found = machine(&board, "echo disabled").await;
+    for (check, level, evidence) in [
+        ("machine.daemon", Level::Warning, "no daemon"),
+        ("machine.clock", Level::Warning, "echo no"),
+        ("machine.reboot", Level::Fault, "no-such-program"),
+        ("machine.panic", Level::Warning, "stays where it is"),
+        ("machine.watchdog", Level::Warning, "no watchdog"),
+        ("machine.trial-timer", Level::Warning, "is disabled"),
+    ] {
+        assert!(found[check].0 == level && found[check].1.contains(evidence), "{check}: {found:#?}");
+    }
+    put(&board.path("sys/class/watchdog/watchdog0/identity"), "Broadcom BCM2835\n");
+    put(&board.path("sys/class/watchdog/watchdog0/state"), "inactive\n");
+    let found = machine(&board, "true").await;
+    assert!(found["machine.watchdog"].1.contains("nobody feeds it"), "{found:#?}");
+    assert!(found["machine.trial-timer"].1.contains("does not know"), "{found:#?}");
+}
+
+#[tokio::test]
+async fn a_machine_with_everything() {
+    let board = Board::new();
+    for (name, text) in [("identity", "iTCO_wdt"), ("state", "active"), ("timeout", "60")] {
+        put(&board.path(&format!("sys/class/watchdog/watchdog0/{name}")), format!("{text}\n"));
+    }
+    let mut found = machine(&board, "echo enabled").await;
+    assert!(found.remove("machine.daemon").unwrap().0 == Level::Warning);
+    let wrong: Vec<_> = found.iter().filter(|(_, (level, _))| *level != Level::Ok).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[tokio::test]
+async fn storage_at_its_end() {
+    let mut board = Board::new();
+    let Some(disk) = Disk::new(board.dir.path(), &PARTITIONS) else { return };
+    disk.becomes_that_of(&mut board, [2, 3]);
+    let number =
+        fs::read_to_string(format!("/sys/class/block/{}/dev", disk.device.file_name().unwrap().display()));
+    let directory = board.path("sys/devices/mmcblk0");
+    fs::create_dir_all(board.path("sys/dev/block")).unwrap();
+    let link = |number: &str, to: &Path| {
+        std::os::unix::fs::symlink(to, board.path(&format!("sys/dev/block/{number}"))).unwrap();
+    };
+    link(number.unwrap().trim(), &directory);
+    let partition = fs::read_to_string(format!(
+        "/sys/class/block/{}/dev",
+        disk.partition(2).file_name().unwrap().display()
+    ));
+    put(&directory.join("mmcblk0p2/partition"), "2\n");
+    link(partition.unwrap().trim(), &directory.join("mmcblk0p2"));
+    for (life_time, spare, level) in [
+        ("0x01 0x02", "0x01", Level::Ok),
+        ("0x01 0x09", "0x01", Level::Warning),
+        ("0x01 0x01", "0x02", Level::Warning),
+        ("0x0b 0x01", "0x01", Level::Fault),
+        ("0x01 0x01", "0x03", Level::Fault),
+    ] {
+        put(&directory.join("device/life_time"), format!("{life_time}\n"));
+        put(&directory.join("device/pre_eol_info"), format!("{spare}\n"));
+        let found = machine(&board, "echo enabled").await;
+        assert_eq!(found["machine.storage"].0, level, "{life_time} {spare}: {found:#?}");
+    }
+}

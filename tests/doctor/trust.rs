@@ -1,0 +1,41 @@
+//! Keys, programs, and the configuration with its secrets.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::board::{Board, put};
+
+#[test]
+fn keys_and_programs_that_others_can_change() {
+    let mut board = Board::new();
+    board.configure("[install]", "[install]\ncheck = \"signature\"");
+    board.finds("trust.keys", "fault", "holds no key");
+    board.configure("\"signature\"", "\"optional\"");
+    board.finds("trust.keys", "warning", "any image is taken");
+    put(&board.path("keys/release.pub"), "no key\n");
+    board.finds("trust.keys", "fault", "release.pub");
+    board.finds("trust.key-files", "ok", "");
+    fs::set_permissions(board.path("keys/release.pub"), Permissions::from_mode(0o666)).unwrap();
+    board.finds("trust.key-files", "fault", "release.pub");
+    put(&board.path("hooks.d/before-reboot/10-line"), "#!/bin/sh\n");
+    fs::set_permissions(board.path("hooks.d/before-reboot/10-line"), Permissions::from_mode(0o777)).unwrap();
+    board.finds("trust.programs", "fault", "10-line");
+}
+
+#[test]
+fn a_configuration_with_faults_and_a_secret_for_everyone() {
+    let mut board = Board::new();
+    board.config.push_str("[hub]\nconnection_string_file = \"DIR/secret\"\n");
+    let secret = "HostName=localhost;DeviceId=gateway-1;SharedAccessKey=c2VjcmV0c2VjcmV0c2VjcmV0";
+    put(&board.path("secret"), secret);
+    fs::set_permissions(board.path("secret"), Permissions::from_mode(0o644)).unwrap();
+    board.finds("configuration.secrets", "fault", "mode 644");
+    board.finds("configuration.valid", "fault", "every user");
+    // The rest is looked at all the same.
+    board.finds("slots.distinct", "ok", "apart");
+    board.is_fixed("configuration.secrets");
+    assert_eq!(fs::metadata(board.path("secret")).unwrap().permissions().mode() & 0o777, 0o640);
+    board.configure("scheme = \"bootcount\"", "scheme = \"grub\"");
+    let advice = board.finds("configuration.valid", "fault", "boot.scheme");
+    assert!(advice.contains("\"rauc\""), "{advice}");
+}
