@@ -2,12 +2,15 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
+
+# As in config/fw_env.config and tests/lab/config/u-boot.
+ENVIRONMENT_OFFSETS = (0x100000, 0x140000)
+ENVIRONMENT_BYTES = 0x4000
 
 
 class Failed(Exception):
@@ -49,7 +52,7 @@ class Board:
         self.seen = 0
         self.fw_env = os.path.join(directory, "fw_env.config")
         with open(self.fw_env, "w", encoding="ascii") as file:
-            file.write(f"{self.sd} 0x100000 0x4000\n{self.sd} 0x140000 0x4000\n")
+            file.writelines(f"{self.sd} {offset:#x} {ENVIRONMENT_BYTES:#x}\n" for offset in ENVIRONMENT_OFFSETS)
 
     def power_on(self, rtc="utc"):
         """`rtc`: what the board's clock says at power-on, as a date of UTC."""
@@ -134,6 +137,10 @@ class Board:
         command = ["fw_printenv", "-c", self.fw_env, "-n", name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    def remove(self):
-        self.power_cut()
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def lose_environment(self):
+        """Noise over both of its copies, while the board is off."""
+        with open(self.sd, "r+b") as file:
+            for offset in ENVIRONMENT_OFFSETS:
+                file.seek(offset)
+                file.write(os.urandom(ENVIRONMENT_BYTES))
+        self.log.story("both copies of the environment are overwritten")

@@ -62,7 +62,8 @@ class Hub:
         return answer["status"], answer["payload"]
 
     def reported(self):
-        return self.ask(f"/twins/{DEVICE}")["properties"]["reported"]
+        reported = self.ask(f"/twins/{DEVICE}")["properties"]["reported"]
+        return {key: value for key, value in reported.items() if not key.startswith("$")}
 
     def keep_out(self, devices):
         self.ask("/emulator/faults", {"keepOut": devices})

@@ -13,12 +13,27 @@ ExecStart=/bin/sh -c 'sleep 2; echo c >/proc/sysrq-trigger'
 """
 WRONG_NETWORK = "[Match]\nType=ether\n[Network]\nAddress=192.168.77.7/24\nLinkLocalAddressing=no\n"
 DYING_INIT = "#!/bin/sh\necho 'this init dies'\nexit 1\n"
+# The root is writable in memory, over the slot.
+OVERLAY_INIT = """#!/bin/sh
+mount -t tmpfs tmpfs /mnt
+mkdir /mnt/upper /mnt/work /mnt/root
+mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
+cd /mnt/root
+mkdir lower
+pivot_root . lower
+mount --move /lower/dev /dev
+exec chroot . /lib/systemd/systemd
+"""
+
+# An image of several frames goes on where it was after a power cut, at the begin of one.
+FRAME_BYTES = 8 << 20
 
 # name: paths with their new text and mode; None removes the path.
 VARIANTS = {
     "good": {},
     "init-dies": {"/usr/sbin/init": (DYING_INIT, 0o755)},
     "kernel-panics": {"/etc/systemd/system/basic.target.wants/panic.service": (PANIC, 0o644)},
+    "overlay": {"/usr/sbin/init": (OVERLAY_INIT, 0o755)},
     "no-daemon": {"/usr/bin/twinboot": None},
     "no-network": {"/etc/systemd/network/eth.network": (WRONG_NETWORK, 0o644)},
     "truncated": {},
@@ -34,7 +49,9 @@ class Image:
 
 def make(rootfs, variant, version):
     """The image, kept beside `rootfs`, the ext4 image that it is made from."""
-    path = f"{rootfs.removesuffix('.ext4')}-{variant}-{version}.ext4.zst"
+    with open(__file__, "rb") as recipe:
+        recipe_hash = hashlib.file_digest(recipe, "sha256").hexdigest()[:8]
+    path = f"{rootfs.removesuffix('.ext4')}-{variant}-{version}-{recipe_hash}.ext4.zst"
     if not os.path.exists(path):
         with tempfile.TemporaryDirectory(dir=os.path.dirname(rootfs)) as work:
             _make(rootfs, VARIANTS[variant], version, variant == "truncated", work, path)
@@ -62,5 +79,7 @@ def _make(rootfs, changes, version, truncated, work, path):
                    capture_output=True)
     if truncated:
         os.truncate(image, os.path.getsize(image) // 2)
-    subprocess.run(["zstd", "-q", "-6", "-T0", image, "-o", path + ".part"], check=True)
+    with open(image, "rb") as source, open(path + ".part", "wb") as out:
+        while piece := source.read(FRAME_BYTES):
+            out.write(subprocess.run(["zstd", "-q", "-6"], input=piece, stdout=subprocess.PIPE, check=True).stdout)
     os.rename(path + ".part", path)

@@ -97,8 +97,8 @@ class Scene:
         command_line = self.board.run("cat /proc/cmdline")
         self.check(f"the kernel was started from slot {slot}", f"twinboot.slot={slot}" in command_line)
 
-    def update(self, version, slot):
-        update_id = self.begin("good", version)
+    def update(self, version, slot, variant="good"):
+        update_id = self.begin(variant, version)
         twin = self.wait_status("completed", UPDATE_SECS, update_id)
         self.check("its version is reported", twin["firmware"]["currentFwVersion"] == version)
         self.check("the time of the update is reported", twin.get("lastFirmwareUpdate"))
@@ -243,6 +243,25 @@ def rollback_by_hand(scene):
 
 
 @story
+def overlay_root(scene):
+    """An image whose root is an overlay of the slot: the slot is still found, and the next update goes to the other."""
+    scene.start()
+    scene.update("2.0", "b", "overlay")
+    scene.check("the root is an overlay", "overlay" in scene.board.run("findmnt -no FSTYPE / || grep ' / ' /proc/mounts"))
+    scene.update("3.0", "a")
+
+
+@story
+def environment_lost(scene):
+    """Both copies of U-Boot's environment are gone: the board boots, says so, and takes no update."""
+    scene.board.lose_environment()
+    scene.start()
+    scene.check("slot a was booted", scene.board.boots() == "a")
+    status, answer = scene.hub.call("firmwareUpdate", scene.request("good", "2.0"))
+    scene.check(f"no update is accepted: {answer}", (status, answer["error"]["code"]) == (412, "EnvironmentUnusable"))
+
+
+@story
 def sandbox(scene):
     """In the packaged units' sandbox the kernel gives the slots and no other device, and the slot is found."""
     scene.start()
@@ -251,7 +270,7 @@ def sandbox(scene):
     scene.board.run("mkdir -p /run/systemd/system/twinboot.service.d && twinboot check-config --unit "
                     ">/run/systemd/system/twinboot.service.d/devices.conf && systemctl daemon-reload")
     probe = "for d in vda vda1 vda2 vda3 vda4 mmcblk0; do dd if=/dev/$d of=/dev/null bs=512 count=1 2>/dev/null " \
-            "&& echo $d opened || echo $d refused; done; (echo > /dev/tcp) 2>/dev/null; ls /sys/class/net"
+            "&& echo $d opened || echo $d refused; done; cat /proc/net/dev"
     scene.board.run(f"cat >/run/probe <<'X'\n#!/bin/sh\n{probe}\nX\nchmod 755 /run/probe\n"
                     "printf '[Service]\\nExecStartPre=/bin/sh -c \"/run/probe >/run/twinboot/probe\"\\n' "
                     ">/run/systemd/system/twinboot.service.d/probe.conf\n"
