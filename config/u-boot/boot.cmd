@@ -22,9 +22,10 @@ test "${boot_slot}" = "b" || setenv boot_slot a
 part number ${twinboot_interface} ${twinboot_device} rootfs_${boot_slot} twinboot_part
 part uuid ${twinboot_interface} ${twinboot_device}:${twinboot_part} twinboot_uuid
 
-# twinboot.slot= tells the daemon which slot runs. panic= turns a kernel that cannot go on into the next boot.
+# twinboot.slot= tells the daemon which slot runs. panic= turns a kernel that cannot go on into the next boot. Without
+# init= a kernel that cannot start the init of a damaged slot goes on with /bin/sh, and waits at its prompt for ever.
 # The watchdog (CONFIG_WATCHDOG_AUTOSTART here, RuntimeWatchdogSec= in systemd) does so for one that hangs.
-setenv bootargs "${twinboot_bootargs} root=PARTUUID=${twinboot_uuid} rootwait ro panic=5 twinboot.slot=${boot_slot}"
+setenv bootargs "${twinboot_bootargs} root=PARTUUID=${twinboot_uuid} rootwait ro init=/sbin/init panic=5 twinboot.slot=${boot_slot}"
 
 echo "twinboot: slot ${boot_slot}, trial ${upgrade_available}, boot ${bootcount} of ${bootlimit}"
 
