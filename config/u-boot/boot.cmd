@@ -12,24 +12,26 @@
 # bootcount=0. The script itself writes nothing: the environment is saved only by the counter and by altbootcmd.
 
 # The medium with both slots, and how the kernel is to be found in them.
-test -n "${twinboot_mmc}" || setenv twinboot_mmc 0
+test -n "${twinboot_interface}" || setenv twinboot_interface mmc
+test -n "${twinboot_device}" || setenv twinboot_device 0
 test -n "${twinboot_kernel}" || setenv twinboot_kernel /boot/Image
 
 # An environment that lost the variable still boots.
 test "${boot_slot}" = "b" || setenv boot_slot a
 
-part number mmc ${twinboot_mmc} rootfs_${boot_slot} twinboot_part
-part uuid mmc ${twinboot_mmc}:${twinboot_part} twinboot_uuid
+part number ${twinboot_interface} ${twinboot_device} rootfs_${boot_slot} twinboot_part
+part uuid ${twinboot_interface} ${twinboot_device}:${twinboot_part} twinboot_uuid
 
 # twinboot.slot= tells the daemon which slot runs, twinboot.script= the doctor which version of this script it is.
-# panic= turns a kernel that cannot go on into the next boot. The watchdog (CONFIG_WATCHDOG_AUTOSTART here,
+# panic= turns a kernel that cannot go on into the next boot. Without init= a kernel that cannot start the init of a
+# damaged slot goes on with /bin/sh, and waits at its prompt for ever. The watchdog (CONFIG_WATCHDOG_AUTOSTART here,
 # RuntimeWatchdogSec= in systemd) does so for one that hangs.
-setenv bootargs "${twinboot_bootargs} root=PARTUUID=${twinboot_uuid} rootwait ro panic=5 twinboot.slot=${boot_slot} twinboot.script=1"
+setenv bootargs "${twinboot_bootargs} root=PARTUUID=${twinboot_uuid} rootwait ro init=/sbin/init panic=5 twinboot.slot=${boot_slot} twinboot.script=1"
 
 echo "twinboot: slot ${boot_slot}, trial ${upgrade_available}, boot ${bootcount} of ${bootlimit}"
 
 # Unsigned kernel and the device tree that U-Boot runs with; with a FIT image: `bootm`.
-if load mmc ${twinboot_mmc}:${twinboot_part} ${kernel_addr_r} ${twinboot_kernel}; then
+if load ${twinboot_interface} ${twinboot_device}:${twinboot_part} ${kernel_addr_r} ${twinboot_kernel}; then
     booti ${kernel_addr_r} - ${fdtcontroladdr}
 fi
 

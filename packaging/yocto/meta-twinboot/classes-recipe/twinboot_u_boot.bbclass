@@ -59,7 +59,7 @@ do_deploy:append() {
 
     # The board's values come before the script, not into the environment: they hold even if that is lost.
     default='test -n "${%s}" || setenv %s "%s"\n'
-    printf "$default" twinboot_mmc twinboot_mmc '${TWINBOOT_MMC}' \
+    printf "$default" twinboot_device twinboot_device '${TWINBOOT_MMC}' \
         twinboot_kernel twinboot_kernel '${TWINBOOT_KERNEL}' \
         twinboot_bootargs twinboot_bootargs '${TWINBOOT_BOOTARGS}' > ${WORKDIR}/twinboot.cmd
     cat ${TWINBOOT_UNPACKDIR}/twinboot/config/u-boot/boot.cmd >> ${WORKDIR}/twinboot.cmd

@@ -1,0 +1,146 @@
+"""The lab's board: U-Boot, kernel and systemd of an emulated arm64 machine, its console, its power switch."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+# As in config/fw_env.config and tests/lab/config/u-boot.
+ENVIRONMENT_OFFSETS = (0x100000, 0x140000)
+ENVIRONMENT_BYTES = 0x4000
+
+
+class Failed(Exception):
+    """What a story waited for did not happen, or was not so."""
+
+
+class Log:
+    """The record of a story: what the board's console says and what the story does, in order, with times."""
+
+    def __init__(self, path):
+        self.lines = []
+        self.began = time.monotonic()
+        self.changed = threading.Condition()
+        self.file = open(path, "w", encoding="utf-8")
+
+    def add(self, who, text):
+        with self.changed:
+            self.file.write(f"{time.monotonic() - self.began:8.2f}  {who:7}  {text}\n")
+            self.file.flush()
+            self.lines.append((who, text))
+            self.changed.notify_all()
+
+    def story(self, text):
+        self.add("STORY", text)
+
+    def close(self):
+        self.file.close()
+
+
+class Board:
+    """One board with the images of `factory`, a directory of build-board, copied to `directory`."""
+
+    def __init__(self, u_boot, factory, directory, log):
+        self.u_boot, self.directory, self.log = u_boot, directory, log
+        self.sd, self.disk = (os.path.join(directory, name) for name in ("sd.img", "disk.img"))
+        for name in ("sd.img", "disk.img"):
+            subprocess.run(["cp", "--sparse=always", os.path.join(factory, name), directory], check=True)
+        self.process = None
+        self.seen = 0
+        self.fw_env = os.path.join(directory, "fw_env.config")
+        with open(self.fw_env, "w", encoding="ascii") as file:
+            file.writelines(f"{self.sd} {offset:#x} {ENVIRONMENT_BYTES:#x}\n" for offset in ENVIRONMENT_OFFSETS)
+
+    def power_on(self, rtc="utc"):
+        """`rtc`: what the board's clock says at power-on, as a date of UTC."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.shell_port = probe.getsockname()[1]
+        self.log.story(f"power on, clock {rtc}")
+        command = ["qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-smp", "1", "-m", "384"]
+        command += ["-accel", "tcg", "-nographic", "-monitor", "none", "-bios", self.u_boot, "-rtc", f"base={rtc}"]
+        command += ["-drive", f"if=none,id=sd,format=raw,file={self.sd}"]
+        command += ["-device", "sdhci-pci", "-device", "sd-card,drive=sd"]
+        command += ["-drive", f"if=none,id=disk,format=raw,file={self.disk}", "-device", "virtio-blk-pci,drive=disk"]
+        command += ["-device", "virtio-rng-pci", "-device", "i6300esb", "-watchdog-action", "reset"]
+        command += ["-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.shell_port}-:2222"]
+        command += ["-device", "virtio-net-pci,netdev=net,romfile="]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self.reader = threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True)
+        self.reader.start()
+
+    def _read(self, console):
+        for line in console:
+            text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f]", "", line.decode("utf-8", "replace"))
+            if text.strip():
+                self.log.add("console", text.rstrip())
+
+    def power_cut(self):
+        """Nothing is told to the board, and what it had in memory is gone."""
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            self.reader.join(5)
+            self.log.story("power cut")
+        self.process = None
+
+    def wait_console(self, pattern, limit_secs):
+        """Waits for a line of the console after the last one that was waited for."""
+        end = time.monotonic() + limit_secs
+        with self.log.changed:
+            while True:
+                while self.seen < len(self.log.lines):
+                    who, text = self.log.lines[self.seen]
+                    self.seen += 1
+                    if who == "console" and re.search(pattern, text):
+                        return text
+                if not self.log.changed.wait(end - time.monotonic()) and time.monotonic() >= end:
+                    raise Failed(f"the console did not say /{pattern}/ in {limit_secs} s")
+
+    def console_count(self, pattern):
+        with self.log.changed:
+            return sum(1 for who, text in self.log.lines if who == "console" and re.search(pattern, text))
+
+    def boots(self):
+        """The slots that the boot script took, in order."""
+        with self.log.changed:
+            found = (re.search(r"twinboot: slot ([ab]), trial", text) for who, text in self.log.lines if who == "console")
+            return "".join(match.group(1) for match in found if match)
+
+    def run(self, script, limit_secs=60):
+        """Runs a shell script as root; returns what it printed. It is asked again until the shell is there."""
+        end = time.monotonic() + limit_secs
+        while True:
+            try:
+                with socket.create_connection(("127.0.0.1", self.shell_port), 10) as shell:
+                    shell.settimeout(max(1, end - time.monotonic()))
+                    shell.sendall(f"exec 2>&1\necho up\n{script}\n".encode())
+                    shell.shutdown(socket.SHUT_WR)
+                    answer = b"".join(iter(lambda: shell.recv(65536), b"")).decode("utf-8", "replace")
+                if answer.startswith("up\n"):
+                    answer = answer[3:]
+                    self.log.story(f"$ {script}\n{answer}".rstrip())
+                    return answer
+            except OSError:
+                pass
+            if time.monotonic() > end:
+                raise Failed(f"the board's shell did not answer in {limit_secs} s: {script}")
+            time.sleep(0.3)
+
+    def variable(self, name):
+        """A variable of the U-Boot environment, as libubootenv reads it."""
+        command = ["fw_printenv", "-c", self.fw_env, "-n", name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    def lose_environment(self):
+        """Noise over both of its copies, while the board is off."""
+        with open(self.sd, "r+b") as file:
+            for offset in ENVIRONMENT_OFFSETS:
+                file.seek(offset)
+                file.write(os.urandom(ENVIRONMENT_BYTES))
+        self.log.story("both copies of the environment are overwritten")

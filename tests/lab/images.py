@@ -1,0 +1,85 @@
+"""Images to update the lab's board to: each the root filesystem with a few files changed, compressed."""
+
+import hashlib
+import os
+import subprocess
+import tempfile
+
+PANIC = """[Unit]
+After=basic.target
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'sleep 2; echo c >/proc/sysrq-trigger'
+"""
+WRONG_NETWORK = "[Match]\nType=ether\n[Network]\nAddress=192.168.77.7/24\nLinkLocalAddressing=no\n"
+DYING_INIT = "#!/bin/sh\necho 'this init dies'\nexit 1\n"
+# The root is writable in memory, over the slot.
+OVERLAY_INIT = """#!/bin/sh
+mount -t tmpfs tmpfs /mnt
+mkdir /mnt/upper /mnt/work /mnt/root
+mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
+cd /mnt/root
+mkdir lower
+pivot_root . lower
+mount --move /lower/dev /dev
+exec chroot . /lib/systemd/systemd
+"""
+
+# An image of several frames goes on where it was after a power cut, at the begin of one.
+FRAME_BYTES = 8 << 20
+
+# name: paths with their new text and mode; None removes the path.
+VARIANTS = {
+    "good": {},
+    "init-dies": {"/usr/sbin/init": (DYING_INIT, 0o755)},
+    "kernel-panics": {"/etc/systemd/system/basic.target.wants/panic.service": (PANIC, 0o644)},
+    "overlay": {"/usr/sbin/init": (OVERLAY_INIT, 0o755)},
+    "no-daemon": {"/usr/bin/twinboot": None},
+    "no-network": {"/etc/systemd/network/eth.network": (WRONG_NETWORK, 0o644)},
+    "truncated": {},
+}
+
+
+class Image:
+    def __init__(self, path, version):
+        self.path, self.version, self.size = path, version, os.path.getsize(path)
+        with open(path, "rb") as file:
+            self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make(rootfs, variant, version):
+    """The image, kept beside `rootfs`, the ext4 image that it is made from."""
+    with open(__file__, "rb") as recipe:
+        recipe_hash = hashlib.file_digest(recipe, "sha256").hexdigest()[:8]
+    path = f"{rootfs.removesuffix('.ext4')}-{variant}-{version}-{recipe_hash}.ext4.zst"
+    if not os.path.exists(path):
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(rootfs)) as work:
+            _make(rootfs, VARIANTS[variant], version, variant == "truncated", work, path)
+    return Image(path, version)
+
+
+def _make(rootfs, changes, version, truncated, work, path):
+    image = os.path.join(work, "image")
+    subprocess.run(["cp", "--sparse=always", rootfs, image], check=True)
+    os_release = f"ID=debian\nVERSION_ID=12\nIMAGE_ID=twinboot-lab\nIMAGE_VERSION={version}\n"
+    changes = {"/usr/lib/os-release": (os_release, 0o644), **changes}
+    commands = []
+    for number, (name, change) in enumerate(changes.items()):
+        directory = os.path.dirname(name)
+        commands += [f"mkdir {directory}"] if directory.endswith(".wants") else []
+        commands += [f"rm {name}"]
+        if change:
+            text, mode = change
+            source = os.path.join(work, str(number))
+            with open(source, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(source, mode)
+            commands += [f"write {source} {name}"]
+    subprocess.run(["debugfs", "-w", "-f", "-", image], input="\n".join(commands), text=True, check=True,
+                   capture_output=True)
+    if truncated:
+        os.truncate(image, os.path.getsize(image) // 2)
+    with open(image, "rb") as source, open(path + ".part", "wb") as out:
+        while piece := source.read(FRAME_BYTES):
+            out.write(subprocess.run(["zstd", "-q", "-6"], input=piece, stdout=subprocess.PIPE, check=True).stdout)
+    os.rename(path + ".part", path)
