@@ -31,7 +31,7 @@ use tokio::task::JoinHandle;
 
 use self::checkpoint::Key;
 use self::decode::DecodeError;
-use self::fetch::{Clients, FetchError, Reach, Source};
+use self::fetch::{Clients, FetchError, Reach, Source, Wanted};
 use self::resume::Start;
 use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
 use self::verify::{Check, ImageCheck, Rule, SIGNATURE_LIMIT_BYTES, VerifyError};
@@ -321,7 +321,7 @@ impl Run<'_> {
         let uri = signature_uri(&job.spec.uri);
         let shown = display_url(&uri);
         let quiet = watch::Sender::new(Progress::default());
-        let opened = Source::open(&uri, None, fetch::Resume::default(), reach, job.limits, quiet).await;
+        let opened = Source::open(&uri, None, Wanted::default(), reach, job.limits, quiet).await;
         let mut source = match opened {
             Err(error) if error.code() == Code::ImageNotFound => {
                 return Err(VerifyError::NoSignature { url: shown }.into());
@@ -357,12 +357,12 @@ impl Run<'_> {
             total_bytes: self.job.spec.size_bytes,
             ..Progress::default()
         });
-        let resume = fetch::Resume { offset: start.source_offset, validator: start.validator.clone() };
+        let wanted = Wanted { offset: start.source_offset, end: None, validator: start.validator.clone() };
         let (uri, size) = (&self.job.spec.uri, self.job.spec.size_bytes);
-        let open = Source::open(uri, size, resume, reach, self.job.limits, self.progress.clone());
+        let open = Source::open(uri, size, wanted, reach, self.job.limits, self.progress.clone());
         let mut source = self.or_cancelled(async { Ok(open.await?) }).await?;
         let stages = self.spawn_stages(start, &source, check);
-        let fetched = self.or_cancelled(pump(&mut source, stages.chunks)).await;
+        let fetched = self.or_cancelled(pump(&mut source, stages.chunks, self.progress)).await;
         *suspect |= source.joined_unproven();
         // The stage nearest to the medium knows best; one that was cut off by its neighbour knows nothing.
         let written = joined(stages.writing).await;
@@ -453,9 +453,15 @@ pub enum Feed {
     End,
 }
 
-async fn pump(source: &mut Source, chunks: mpsc::Sender<Feed>) -> Result<(), InstallError> {
+async fn pump(
+    source: &mut Source,
+    chunks: mpsc::Sender<Feed>,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), InstallError> {
     let (mut batch, mut batch_bytes) = (Vec::new(), 0);
     while let Some(bytes) = source.next().await? {
+        let (offset, total) = (source.offset(), source.total_bytes());
+        progress.send_modify(|p| (p.bytes, p.total_bytes) = (offset, total));
         batch_bytes += bytes.len();
         batch.push(bytes);
         if batch_bytes >= BATCH_BYTES {
