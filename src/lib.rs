@@ -24,6 +24,7 @@
 
 pub mod agent;
 pub mod boot;
+pub mod bundle;
 pub mod cli;
 pub mod config;
 pub mod control;
