@@ -294,6 +294,7 @@ mod tests {
                 lock_files: Vec::new(),
             },
             install: config::Install {
+                compatible: None,
                 check: crate::install::verify::ImageCheck::Required,
                 keys: at("keys"),
                 ca_file: None,

@@ -308,6 +308,7 @@ fn install(section: Option<Section>, main: &Path, findings: &mut Findings) -> Op
     let mut install = SectionReader::new("install".to_owned(), section, main, findings);
     let check = install.or("check", "\"required\"", section::one_of(&checks));
     let keys = install.or("keys", "\"/etc/twinboot/keys\"", path);
+    let compatible = install.optional("compatible", text);
     let ca_file = install.file("ca_file", secret_file::check_public);
     let retry_limit = install.or("retry_limit", "\"24h\"", duration(SECOND..=MONTH));
     let allow_downgrade = install.or("allow_downgrade", "false", boolean);
@@ -315,6 +316,7 @@ fn install(section: Option<Section>, main: &Path, findings: &mut Findings) -> Op
     Some(Install {
         check: check?,
         keys: keys?,
+        compatible,
         ca_file,
         retry_limit: retry_limit?,
         allow_downgrade: allow_downgrade?,

@@ -155,6 +155,8 @@ pub struct Install {
     pub check: ImageCheck,
     /// Directory of minisign public keys (`*.pub`).
     pub keys: PathBuf,
+    /// The name by which bundles know this kind of board.
+    pub compatible: Option<String>,
     /// PEM file of the roots to trust for downloads in place of the system's.
     pub ca_file: Option<PathBuf>,
     /// How long an unreachable server is asked again.

@@ -8,9 +8,11 @@
 //!
 //! Every arrow is a bounded channel and every buffer is used again, so memory does not grow with the image.
 
+mod bundled;
 pub mod checkpoint;
 pub mod decode;
 pub mod fetch;
+mod parts;
 mod relayed;
 pub mod resume;
 pub mod slot;
@@ -29,6 +31,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use self::bundled::Refusal;
+pub use self::bundled::{Device, ROOT_CLASS};
 use self::checkpoint::Key;
 use self::decode::DecodeError;
 use self::fetch::{Clients, FetchError, Reach, Source, Wanted};
@@ -36,8 +40,9 @@ use self::resume::Start;
 use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
 use self::verify::{Check, ImageCheck, Rule, SIGNATURE_LIMIT_BYTES, VerifyError};
 use self::write::WriteError;
+use crate::bundle::BundleError;
 use crate::redact::display_url;
-pub use crate::update::report::Phase;
+pub use crate::update::report::{Phase, Progress};
 use crate::update::{Code, Failure, Image, Sha256Digest};
 
 /// What is to be installed.
@@ -49,21 +54,6 @@ pub struct ImageSpec {
     pub check_value: Option<Sha256Digest>,
     /// Size in bytes of what is at `uri`.
     pub size_bytes: Option<u64>,
-}
-
-/// How far an install is; a level, for the report.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// What the installer does now.
-    pub phase: Phase,
-    /// Bytes of the source taken so far, those kept from an earlier attempt included.
-    pub bytes: u64,
-    /// Bytes at the source, where known.
-    pub total_bytes: Option<u64>,
-    /// Bytes that an earlier attempt had already put in place.
-    pub resumed_bytes: u64,
-    /// Bytes written to the slot; blocks that were right already are not among them.
-    pub written_bytes: u64,
 }
 
 /// An install ends with the image in the slot, read back, or with the reason.
@@ -134,6 +124,8 @@ pub struct Job {
     pub running: Option<PathBuf>,
     /// Where procfs is mounted.
     pub proc: PathBuf,
+    /// Which bundles it takes.
+    pub device: Device,
     /// What the image must come with.
     pub check: ImageCheck,
     /// Directory of minisign public keys (`*.pub`).
@@ -160,6 +152,22 @@ pub enum InstallError {
     /// Not the image that was meant.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// What is in a bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// Not for this device.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Other bytes than were signed, also when asked for once more.
+    #[error("the chunk at byte {offset} of the bundle has the SHA-256 {actual}, and must have {expected}")]
+    Chunk {
+        /// In the file.
+        offset: u64,
+        /// By the index.
+        expected: Sha256Digest,
+        /// Of what came.
+        actual: Sha256Digest,
+    },
     /// The slot cannot be used.
     #[error(transparent)]
     Slot(#[from] SlotError),
@@ -177,6 +185,9 @@ pub enum InstallError {
         /// Of the slot.
         capacity_bytes: u64,
     },
+    /// Found out by the first bytes.
+    #[error("the image is a bundle")]
+    IsBundle,
     /// As the operator wished, or because the daemon stops.
     #[error("cancelled")]
     Cancelled,
@@ -193,11 +204,16 @@ impl InstallError {
             Self::Fetch(error) => error.code(),
             Self::Decode(error) => error.code(),
             Self::Verify(error) => error.code(),
+            Self::Bundle(BundleError::Digest { .. } | BundleError::Unpack { .. }) | Self::Chunk { .. } => {
+                Code::DigestMismatch
+            }
+            Self::Bundle(_) => Code::BundleInvalid,
+            Self::Refused(refusal) => refusal.code(),
             Self::Slot(error) => error.code(),
             Self::Write(error) => error.code(),
             Self::TooLarge { .. } => Code::ImageTooLarge,
             Self::Cancelled => Code::Cancelled,
-            Self::Interrupted => Code::SlotFailed,
+            Self::Interrupted | Self::IsBundle => Code::SlotFailed,
         }
     }
 
@@ -294,11 +310,25 @@ impl Run<'_> {
             Some(socket) => Reach::Relayed(socket.clone()),
             None => Reach::Direct(Arc::new(Clients::new(self.job.ca_file.clone())?)),
         };
-        let check = Arc::new(self.or_cancelled(self.check(&reach)).await?);
+        if is_named_as_bundle(&self.job.spec.uri)
+            && let Some(image) = self.whole_bundle(&reach).await?
+        {
+            return Ok(image);
+        }
+        let check = match self.or_cancelled(self.check(&reach)).await {
+            // A bundle brings its signatures itself.
+            Err(error @ InstallError::Verify(VerifyError::NoSignature { .. })) => {
+                return self.whole_bundle(&reach).await?.ok_or(error);
+            }
+            check => Arc::new(check?),
+        };
         let (mut resume, mut changes, mut second_chance) = (true, 0, true);
         loop {
             let mut suspect = false;
             match self.attempt(&reach, &check, resume, &mut suspect).await {
+                Err(InstallError::IsBundle) => {
+                    return self.whole_bundle(&reach).await?.ok_or(InstallError::IsBundle);
+                }
                 Err(error) if error.code() == Code::ImageChanged && changes < CHANGES => changes += 1,
                 Err(error) if suspect && second_chance && error.is_about_content() => {
                     tracing::warn!(reason = %one_line(&error), "resumed install failed: starting over");
@@ -308,6 +338,17 @@ impl Run<'_> {
             }
             resume = false;
         }
+    }
+
+    /// As often as another file comes to its address meanwhile. `None`: it is no bundle.
+    async fn whole_bundle(&self, reach: &Reach) -> Result<Option<Image>, InstallError> {
+        for _ in 0..CHANGES {
+            match self.bundle(reach).await {
+                Err(error) if error.code() == Code::ImageChanged => {}
+                result => return result,
+            }
+        }
+        self.bundle(reach).await
     }
 
     /// What the image must satisfy, with the signature fetched where one is needed.
@@ -353,7 +394,8 @@ impl Run<'_> {
         *suspect = start.source_offset > 0;
         self.progress.send_replace(Progress {
             bytes: start.source_offset,
-            resumed_bytes: start.source_offset,
+            saved_bytes: start.source_offset,
+            kept_bytes: start.image_offset,
             total_bytes: self.job.spec.size_bytes,
             ..Progress::default()
         });
@@ -402,12 +444,12 @@ impl Run<'_> {
         });
         let writer = write::Writer {
             device: self.device.clone(),
-            checkpoint: write::Checkpoints {
+            checkpoint: Some(write::Checkpoints {
                 path: self.job.checkpoint.clone(),
                 key: Key::of(&self.job.spec),
                 validator: source.validator(),
                 every: self.job.limits.checkpoint,
-            },
+            }),
             progress: self.progress.clone(),
             cancel: self.cancel.clone(),
         };
@@ -461,7 +503,14 @@ async fn pump(
     let (mut batch, mut batch_bytes) = (Vec::new(), 0);
     while let Some(bytes) = source.next().await? {
         let (offset, total) = (source.offset(), source.total_bytes());
-        progress.send_modify(|p| (p.bytes, p.total_bytes) = (offset, total));
+        progress.send_modify(|p| {
+            *p = Progress {
+                bytes: offset,
+                total_bytes: total,
+                fetched_bytes: p.fetched_bytes + bytes.len() as u64,
+                ..*p
+            };
+        });
         batch_bytes += bytes.len();
         batch.push(bytes);
         if batch_bytes >= BATCH_BYTES {
@@ -476,6 +525,11 @@ async fn pump(
 
 async fn joined<T>(stage: JoinHandle<Result<T, InstallError>>) -> Result<T, InstallError> {
     stage.await.unwrap_or(Err(InstallError::Interrupted))
+}
+
+/// Then it is asked for in parts from the first byte on. Whether it is one, its first bytes tell.
+fn is_named_as_bundle(uri: &str) -> bool {
+    uri.split(['?', '#']).next().is_some_and(|path| path.ends_with(".twb"))
 }
 
 /// `.minisig` goes behind the path, before the query that may grant access.

@@ -72,6 +72,7 @@ fn config(hub: config::Hub) -> Config {
             lock_files: Vec::new(),
         },
         install: config::Install {
+            compatible: None,
             check: ImageCheck::Required,
             keys: nowhere(),
             ca_file: None,
