@@ -84,6 +84,7 @@ fn install_once(uri: &str, check_value: &str, target: &str) {
         },
         target: target.into(),
         running: None,
+        others: Vec::new(),
         proc: "/proc".into(),
         device: Device::default(),
         check: ImageCheck::Required,

@@ -286,7 +286,7 @@ mod tests {
             network: None,
             hub: Some(hub),
             state_directory: at("state"),
-            slots: config::Slots { a: at("os-release"), b: at("nowhere") },
+            slots: config::Slots { a: at("os-release"), b: at("nowhere"), others: BTreeMap::new() },
             boot: config::Boot {
                 scheme: Scheme::Bootcount,
                 environment: at("fw_env.config"),

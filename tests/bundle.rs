@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use twinboot::bundle::{Chunker, Chunking, Context, Cut, Header, Image, IndexBuilder, Manifest, Part, pack};
 use twinboot::install::verify::ImageCheck;
-use twinboot::install::{Device, ImageSpec, Job, Limits, Outcome, Progress, install};
+use twinboot::install::{Device, ImageSpec, Job, Limits, Other, Outcome, Progress, install};
 use twinboot::update::{Code, Sha256Digest};
 
 const MIB: usize = 1 << 20;
@@ -148,6 +148,7 @@ impl Bench {
             },
             target: self.path("slot"),
             running: Some(self.path("running")).filter(|path| path.exists()),
+            others: Vec::new(),
             proc: "/proc".into(),
             device: Device::default(),
             check: ImageCheck::Required,
@@ -449,6 +450,37 @@ async fn a_bundle_for_another_device_is_refused_before_the_first_byte() {
     job.device.allow_downgrade = true;
     run(&job).await.0.unwrap();
     bench.assert_holds(&image);
+}
+
+#[tokio::test]
+async fn images_of_several_classes_are_installed_together_or_not_at_all() {
+    let (root, boot) = (image(12, 3 * MIB), image(13, 2 * MIB));
+    let both = made_of(&[("boot", &boot), ("rootfs", &root)], |_| Vec::new(), |_| {});
+    let bench = Bench::new(4 * MIB, &both.bytes).await;
+    fs::write(bench.path("boot_a"), &boot[..MIB]).unwrap();
+    fs::write(bench.path("boot_b"), vec![0xee; 2 * MIB]).unwrap();
+    let mut job = bench.job(&both.manifest);
+    assert_eq!(code_of(&job).await, Code::SlotClassMismatch, "no such slot");
+    let other = |class: &str| Other {
+        class: class.to_owned(),
+        target: bench.path("boot_b"),
+        running: bench.path("boot_a"),
+    };
+    job.others = vec![other("boot"), other("kernel")];
+    assert_eq!(code_of(&job).await, Code::SlotClassMismatch, "no such image");
+    job.others = vec![other("boot")];
+    job.others[0].running = bench.path("boot_b");
+    assert_eq!(code_of(&job).await, Code::SlotUnusable, "what runs is not written");
+    bench.assert_untouched();
+    job.others = vec![other("boot")];
+    let (outcome, progress) = run(&job).await;
+    assert_eq!(outcome.unwrap().size_bytes, 5 * MIB as u64);
+    bench.assert_holds(&root);
+    assert!(fs::read(bench.path("boot_b")).unwrap() == boot);
+    assert!(progress.copied_bytes > 500_000, "{progress:?}");
+    let before = bench.sent();
+    assert_eq!(run(&job).await.1.kept_bytes, 5 * MIB as u64);
+    assert!(bench.sent() - before <= (both.pieces_offset as u64).max(4096));
 }
 
 #[tokio::test]

@@ -232,6 +232,7 @@ impl Bench {
             spec: ImageSpec { uri: uri.into(), check_value: Some(digest(source)), size_bytes: None },
             target: self.path("slot"),
             running: None,
+            others: Vec::new(),
             proc: "/proc".into(),
             device: Device::default(),
             check: ImageCheck::Required,

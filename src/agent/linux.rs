@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::diagnostics::{self, Sources};
 use crate::health;
 use crate::hooks;
-use crate::install::{self, Device, ImageSpec, Job};
+use crate::install::{self, Device, ImageSpec, Job, Other};
 use crate::store::{StateStore, StoreError};
 use crate::system::{self, message_id};
 use crate::trial::{Mark, MarkError};
@@ -209,6 +209,17 @@ impl Linux {
             version: request.version.clone(),
             target: self.config.slots.device(update.target).clone(),
             running: Some(self.config.slots.device(self.booted.slot).clone()),
+            others: self
+                .config
+                .slots
+                .others
+                .iter()
+                .map(|(class, pair)| Other {
+                    class: class.clone(),
+                    target: pair.device(update.target).clone(),
+                    running: pair.device(self.booted.slot).clone(),
+                })
+                .collect(),
             proc: self.config.system.proc.clone(),
             device: Device {
                 compatible: config.compatible.clone(),

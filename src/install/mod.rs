@@ -32,7 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use self::bundled::Refusal;
-pub use self::bundled::{Device, ROOT_CLASS};
+pub use self::bundled::{Device, Other, ROOT_CLASS, is_class};
 use self::checkpoint::Key;
 use self::decode::DecodeError;
 use self::fetch::{Clients, FetchError, Reach, Source, Wanted};
@@ -122,6 +122,8 @@ pub struct Job {
     pub target: PathBuf,
     /// The device of the slot that this system runs from; never written.
     pub running: Option<PathBuf>,
+    /// What is installed with it, from a bundle.
+    pub others: Vec<Other>,
     /// Where procfs is mounted.
     pub proc: PathBuf,
     /// Which bundles it takes.

@@ -42,6 +42,25 @@ pub use refusal::{Device, Refusal};
 /// The slot class of the root filesystem, which a plain image is of too.
 pub const ROOT_CLASS: &str = "rootfs";
 
+/// Whether a bundle may name a class so.
+#[must_use]
+pub fn is_class(name: &str) -> bool {
+    let is_legal =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+    (1..=32).contains(&name.len()) && name.bytes().all(is_legal)
+}
+
+/// What belongs to a slot beside its root filesystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// The slot class.
+    pub class: String,
+    /// Where to.
+    pub target: PathBuf,
+    /// The device of the slot that this system runs from.
+    pub running: PathBuf,
+}
+
 /// Both slots of a class.
 struct Place {
     target: Arc<dyn SlotDevice>,
@@ -83,26 +102,43 @@ impl Run<'_> {
             head => head?,
         };
         job.device.admits(&head.manifest, job.version.as_deref())?;
-        let places = self.places(&head)?;
+        let places = self.places(&head).await?;
         let index = self.or_cancelled(head.index(&mut front)).await?;
         let image = self.assemble(front, head, index, places).await?;
         Ok(Some(image))
     }
 
     /// The slots for the images of a bundle, all of which must fit.
-    fn places(&self, head: &Head) -> Result<Vec<Place>, InstallError> {
-        let mut places = Vec::new();
-        for image in &head.manifest.images {
-            if image.class != ROOT_CLASS {
-                return Err(Refusal::UnknownClass { class: image.class.clone() }.into());
+    async fn places(&self, head: &Head) -> Result<Vec<Place>, InstallError> {
+        let images = &head.manifest.images;
+        let classes = self.job.others.iter().map(|other| other.class.as_str()).chain([ROOT_CLASS]);
+        for class in classes {
+            if !images.iter().any(|image| image.class == class) {
+                return Err(Refusal::MissingClass { class: class.to_owned() }.into());
             }
-            let capacity_bytes = self.device.capacity_bytes();
+        }
+        let mut places = Vec::new();
+        for image in images {
+            let place = self.place(&image.class).await?;
+            let capacity_bytes = place.target.capacity_bytes();
             if image.size_bytes > capacity_bytes {
                 return Err(InstallError::TooLarge { size_bytes: Some(image.size_bytes), capacity_bytes });
             }
-            places.push(Place { target: self.device.clone(), running: readable(self.job.running.as_ref()) });
+            places.push(place);
         }
         Ok(places)
+    }
+
+    async fn place(&self, class: &str) -> Result<Place, InstallError> {
+        if class == ROOT_CLASS {
+            return Ok(Place { target: self.device.clone(), running: readable(self.job.running.as_ref()) });
+        }
+        let other = self.job.others.iter().find(|other| other.class == class);
+        let other = other.ok_or_else(|| Refusal::UnknownClass { class: class.to_owned() })?;
+        let (target, running, proc) = (other.target.clone(), other.running.clone(), self.job.proc.clone());
+        let open = move || BlockDevice::open(&target, Some(&running), &proc);
+        let device = tokio::task::spawn_blocking(open).await.map_err(|_| InstallError::Interrupted)??;
+        Ok(Place { target: Arc::new(device), running: readable(Some(&other.running)) })
     }
 
     async fn assemble(

@@ -64,7 +64,7 @@ fn config(hub: config::Hub) -> Config {
         hub: Some(hub),
         network: None,
         state_directory: nowhere(),
-        slots: config::Slots { a: nowhere(), b: nowhere() },
+        slots: config::Slots { a: nowhere(), b: nowhere(), others: std::collections::BTreeMap::new() },
         boot: config::Boot {
             scheme: Scheme::Bootcount,
             environment: nowhere(),
