@@ -7,6 +7,7 @@
     reason = "what goes wrong here fails the test"
 )]
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -16,7 +17,10 @@ use hub_emulator::images::{DropFault, Faults, FlipFault, ImageServer, StatusFaul
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::sync::watch;
-use twinboot::bundle::{Chunker, Chunking, Context, Cut, Header, Image, IndexBuilder, Manifest, Part, pack};
+use twinboot::bundle::{
+    Base, Chunker, Chunking, Context, Cut, Extent, Frame, Header, Image, Index, IndexBuilder, Manifest, Part,
+    PatchPart, PatchTable, Sample, Source, pack,
+};
 use twinboot::install::verify::ImageCheck;
 use twinboot::install::{Device, ImageSpec, Job, Limits, Other, Outcome, Progress, install};
 use twinboot::update::{Code, Sha256Digest};
@@ -68,55 +72,131 @@ fn made_of(
     sign: impl FnOnce(&[u8]) -> Vec<u8>,
     edit: impl FnOnce(&mut Manifest),
 ) -> Made {
-    let chunking = Chunking::around(16 << 10);
-    let chunker = Chunker::new(chunking).unwrap();
-    let (mut builder, mut stored, mut pieces) = (IndexBuilder::default(), Vec::new(), Vec::new());
-    let mut described = Vec::new();
-    for (class, image) in images {
-        let (mut offset, mut context) = (0, Context::new(64 << 10));
-        while let Some(cut) = chunker.cut(offset as u64, &image[offset..], true) {
-            let len = match cut {
-                Cut::Zeros(len) => {
+    let cut = Cuts::of(images);
+    cut.bundle(&[], sign, edit)
+}
+
+/// A bundle of this image with a patch from an older one.
+fn made_patched(old: &[u8], new: &[u8]) -> Made {
+    let cuts = Cuts::of(&[("rootfs", new)]);
+    let known = Cuts::of(&[("rootfs", old)]);
+    let known: HashMap<_, _> =
+        known.index.pieces.iter().zip(known.places).map(|(piece, place)| (piece.sha256, place)).collect();
+    let mut table = PatchTable { sources: Vec::new(), frames: Vec::new(), extents: Vec::new() };
+    let mut frames = Vec::new();
+    for (number, (piece, place)) in cuts.index.pieces.iter().zip(&cuts.places).enumerate() {
+        if let Some(place) = known.get(&piece.sha256) {
+            table.sources.push(Source::Base(*place));
+            continue;
+        }
+        let (number, frame) = (u32::try_from(number).unwrap(), u32::try_from(table.frames.len()).unwrap());
+        let extent = Extent {
+            offset: place.saturating_sub(20_000).min(old.len() as u64 - 60_000),
+            size_bytes: 60_000,
+        };
+        let from = usize::try_from(extent.offset).unwrap();
+        let start = usize::try_from(*place).unwrap();
+        let chunk = &new[start..start + piece.size_bytes as usize];
+        let packed = pack(chunk, &old[from..from + 60_000], 3).unwrap();
+        table.sources.push(Source::Frame { number: frame, offset: 0 });
+        table.frames.push(Frame {
+            size_bytes: piece.size_bytes,
+            stored_bytes: u32::try_from(packed.len()).unwrap(),
+            stored_offset: frames.len() as u64,
+            extents: table.extents.len()..table.extents.len() + 1,
+            pieces: number..number + 1,
+        });
+        table.extents.push(extent);
+        frames.extend_from_slice(&packed);
+    }
+    let table = table.to_bytes(&cuts.index, &cuts.index.images[0]);
+    let sample =
+        |offset: usize| Sample { offset: offset as u64, sha256: digest(&old[offset..offset + 4096]) };
+    let patch = PatchPart {
+        class: "rootfs".into(),
+        base: Base {
+            version: None,
+            size_bytes: old.len() as u64,
+            sha256: digest(old),
+            samples: (0..8).map(|i| sample(i * 300_000)).collect(),
+        },
+        table: Part { size_bytes: u32::try_from(table.len()).unwrap(), sha256: digest(&table) },
+        frames_bytes: frames.len() as u64,
+        largest_frame_bytes: 64 << 10,
+        largest_prefix_bytes: 60_000,
+    };
+    let edit = |manifest: &mut Manifest| manifest.patches = vec![patch];
+    cuts.bundle(&[table, frames].concat(), |_| Vec::new(), edit)
+}
+
+/// Images in chunks.
+struct Cuts {
+    index: Index,
+    described: Vec<Image>,
+    pieces: Vec<u8>,
+    /// Of each piece in its image.
+    places: Vec<u64>,
+}
+
+impl Cuts {
+    fn of(images: &[(&str, &[u8])]) -> Self {
+        let chunker = Chunker::new(Chunking::around(16 << 10)).unwrap();
+        let (mut builder, mut stored, mut pieces) = (IndexBuilder::default(), Vec::new(), Vec::new());
+        let (mut described, mut places) = (Vec::new(), Vec::new());
+        for (class, image) in images {
+            let (mut offset, mut context) = (0, Context::new(64 << 10));
+            while let Some(cut) = chunker.cut(offset as u64, &image[offset..], true) {
+                let (Cut::Data(len) | Cut::Zeros(len)) = cut;
+                let chunk = &image[offset..offset + len];
+                if let Cut::Zeros(_) = cut {
                     builder.zeros(len as u64).unwrap();
-                    len
-                }
-                Cut::Data(len) => {
-                    let chunk = &image[offset..offset + len];
+                } else {
                     if builder.chunk(digest(chunk), u32::try_from(len).unwrap()).unwrap() {
                         let packed = pack(chunk, context.as_slice(), 3).unwrap();
                         stored.push(u32::try_from(packed.len()).unwrap());
                         pieces.extend_from_slice(&packed);
+                        places.push(offset as u64);
                     }
                     context.push(chunk);
-                    len
                 }
-            };
-            offset += len;
+                offset += len;
+            }
+            described.push(Image {
+                class: (*class).to_owned(),
+                size_bytes: image.len() as u64,
+                sha256: digest(image),
+                chunks: builder.end_image(),
+            });
         }
-        described.push(Image {
-            class: (*class).to_owned(),
-            size_bytes: image.len() as u64,
-            sha256: digest(image),
-            chunks: builder.end_image(),
-        });
+        let mut index = builder.finish();
+        index.store(&stored).unwrap();
+        Self { index, described, pieces, places }
     }
-    let mut index = builder.finish();
-    let pieces_bytes = index.store(&stored).unwrap();
-    let index = index.to_bytes();
-    let part = Part { size_bytes: u32::try_from(index.len()).unwrap(), sha256: digest(&index) };
-    let mut manifest = Manifest::new("2.0".into(), "2026-11-23T00:00:00Z".into(), chunking, part);
-    manifest.context_bytes = 64 << 10;
-    manifest.images = described;
-    manifest.pieces_bytes = pieces_bytes;
-    edit(&mut manifest);
-    let manifest = manifest.to_bytes().unwrap();
-    let signatures = sign(&manifest);
-    let header = Header {
-        manifest_bytes: u32::try_from(manifest.len()).unwrap(),
-        signatures_bytes: u32::try_from(signatures.len()).unwrap(),
-    };
-    let bytes = [header.to_bytes(), manifest.clone(), signatures, index, pieces].concat();
-    Made { pieces_offset: bytes.len() - usize::try_from(pieces_bytes).unwrap(), bytes, manifest }
+
+    fn bundle(
+        self,
+        patches: &[u8],
+        sign: impl FnOnce(&[u8]) -> Vec<u8>,
+        edit: impl FnOnce(&mut Manifest),
+    ) -> Made {
+        let index = self.index.to_bytes();
+        let part = Part { size_bytes: u32::try_from(index.len()).unwrap(), sha256: digest(&index) };
+        let chunking = Chunking::around(16 << 10);
+        let mut manifest = Manifest::new("2.0".into(), "2026-11-23T00:00:00Z".into(), chunking, part);
+        manifest.context_bytes = 64 << 10;
+        manifest.images = self.described;
+        manifest.pieces_bytes = self.pieces.len() as u64;
+        edit(&mut manifest);
+        let manifest = manifest.to_bytes().unwrap();
+        let signatures = sign(&manifest);
+        let header = Header {
+            manifest_bytes: u32::try_from(manifest.len()).unwrap(),
+            signatures_bytes: u32::try_from(signatures.len()).unwrap(),
+        };
+        let before = [header.to_bytes(), manifest.clone(), signatures, index, patches.to_vec()].concat();
+        let pieces_offset = before.len();
+        Made { bytes: [before, self.pieces].concat(), manifest, pieces_offset }
+    }
 }
 
 /// A server, and a directory with a slot file that holds an old system.
@@ -285,6 +365,52 @@ async fn what_the_running_slot_holds_is_copied_and_what_the_target_holds_is_kept
     );
     outcome.await.unwrap();
     bench.assert_holds(&new);
+}
+
+#[tokio::test]
+async fn a_patch_of_what_runs_is_used_and_only_then() {
+    let old = image(14, 4 * MIB);
+    let mut new = changed(&old);
+    for at in (0..4 * MIB).step_by(400_000) {
+        new[at + 1000] ^= 0xff;
+    }
+    let made = made_patched(&old, &new);
+    let bench = Bench::new(5 * MIB, &made.bytes).await;
+    let job = || bench.job(&made.manifest);
+    let without = async |running: Vec<u8>| {
+        fs::write(bench.path("running"), running).unwrap();
+        fs::write(bench.path("slot"), vec![0xee; 5 * MIB]).unwrap();
+        let before = bench.sent();
+        run(&job()).await.0.unwrap();
+        bench.assert_holds(&new);
+        bench.sent() - before
+    };
+    let all = without(vec![1; 4 * MIB]).await;
+    let patched = without(old.clone()).await;
+    let chunks_alone = {
+        // Half of its samples are gone: it is another image, though much of it is the same.
+        let mut other = old.clone();
+        (0..4).for_each(|i| other[i * 300_000] ^= 1);
+        without(other).await
+    };
+    assert!(patched < chunks_alone && chunks_alone < all, "{patched} {chunks_alone} {all}");
+    // A base that was mounted, and is not quite what it was: what a frame makes of it shows, and is fetched.
+    let mut mounted = old.clone();
+    mounted[300_000..300_100].fill(7);
+    for at in (0..4 * MIB).step_by(400_000) {
+        mounted[at + 5000] ^= 0xff;
+    }
+    without(mounted).await;
+    // Resumed: what is there is kept, also in the middle of a frame.
+    let mut target = vec![0xee; 5 * MIB];
+    target[..MIB + 100].copy_from_slice(&new[..MIB + 100]);
+    fs::write(bench.path("running"), &old).unwrap();
+    fs::write(bench.path("slot"), target).unwrap();
+    run(&job()).await.0.unwrap();
+    bench.assert_holds(&new);
+    // Without ranges the chunks must do.
+    bench.server.set_faults(NAME, Faults { ignore_range: true, ..Faults::default() });
+    without(old.clone()).await;
 }
 
 #[tokio::test]

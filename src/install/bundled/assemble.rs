@@ -11,6 +11,7 @@ use super::super::slot::{BLOCK_BYTES, Block, SlotDevice};
 use super::super::unpack::{Filled, Part};
 use super::super::write::WriteError;
 use super::super::{InstallError, Progress};
+use super::patch::Patch;
 use super::plan::{Origin, Plan};
 use super::supply::Supply;
 use super::survey::{Wanted, block_of};
@@ -34,6 +35,8 @@ pub struct Bench<'a> {
     pub target: &'a dyn SlotDevice,
     /// What runs.
     pub running: Option<&'a dyn SlotDevice>,
+    /// From what runs, if it is the base of one.
+    pub patch: Option<&'a Patch>,
     /// The network.
     pub supply: &'a mut Supply,
     /// Told what is done.
@@ -54,6 +57,8 @@ pub struct Assembly<'a> {
     /// The present chunk.
     chunk: Vec<u8>,
     stored: Vec<u8>,
+    /// The last frame, and what it makes; nothing if it could not be made.
+    frame: (Option<u32>, Vec<u8>),
 }
 
 impl<'a> Assembly<'a> {
@@ -81,6 +86,7 @@ impl<'a> Assembly<'a> {
             known: 0,
             chunk: Vec::new(),
             stored: Vec::new(),
+            frame: (None, Vec::new()),
             blocks,
             bench,
         }
@@ -165,7 +171,37 @@ impl<'a> Assembly<'a> {
             self.bench.progress.send_modify(|p| p.copied_bytes += u64::from(piece.size_bytes));
             return Ok(());
         }
+        if let Origin::Frame(frame) = self.bench.plan.origin(of_image)
+            && self.cut_from_frame(frame, of_image, piece)?
+        {
+            return Ok(());
+        }
         self.fetch(entry, of_image, piece)
+    }
+
+    /// Puts a piece into `self.chunk` that a frame makes; gives whether it is the right one.
+    fn cut_from_frame(&mut self, number: u32, of_image: usize, piece: &Piece) -> Result<bool, InstallError> {
+        let Some(patch) = self.bench.patch else { return Ok(false) };
+        if self.frame.0 != Some(number) {
+            self.frame = (Some(number), self.make_frame(patch, number)?);
+        }
+        let Some((_, offset)) = patch.frame_of(of_image) else { return Ok(false) };
+        let range = offset as usize..offset as usize + piece.size_bytes as usize;
+        let Some(made) = self.frame.1.get(range) else { return Ok(false) };
+        self.chunk.copy_from_slice(made);
+        Ok(self.is(piece))
+    }
+
+    /// What a frame makes of the base. What is wrong with it, or with the base, shows in its pieces.
+    fn make_frame(&mut self, patch: &Patch, number: u32) -> Result<Vec<u8>, InstallError> {
+        let mut made = Vec::new();
+        let Some((frame, part)) = patch.frame(number) else { return Ok(made) };
+        self.bench.supply.take(part, &mut self.stored)?;
+        let prefix = self.bench.running.and_then(|base| patch.prefix(frame, base).ok());
+        if prefix.is_none_or(|prefix| unpack(&self.stored, frame.size_bytes, &prefix, &mut made).is_err()) {
+            made.clear();
+        }
+        Ok(made)
     }
 
     /// From the bundle; what comes damaged is asked for once more.

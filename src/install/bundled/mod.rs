@@ -12,6 +12,7 @@
 
 mod assemble;
 mod head;
+mod patch;
 mod plan;
 mod refusal;
 mod supply;
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 
 use self::assemble::{Assembly, Bench};
 use self::head::{Front, Head};
+use self::patch::{Patch, is_base};
 use self::plan::Plan;
 use self::supply::{Supply, supply};
 use self::survey::{Copies, Kept, Wanted};
@@ -34,7 +36,7 @@ use super::slot::{Block, BlockDevice, SlotDevice};
 use super::verify::Rule;
 use super::write::{SoFar, Writer};
 use super::{BLOCKS, InstallError, Phase, Progress, Run, joined};
-use crate::bundle::{BundleError, Chunking, Index};
+use crate::bundle::{BundleError, Chunking, Index, PatchTable};
 use crate::update::{Image, Sha256Digest};
 
 pub use refusal::{Device, Refusal};
@@ -65,7 +67,7 @@ pub struct Other {
 struct Place {
     target: Arc<dyn SlotDevice>,
     /// What runs, to copy from it; `None` if it cannot be read.
-    running: Option<BlockDevice>,
+    running: Option<Arc<BlockDevice>>,
 }
 
 /// All that the threads work with.
@@ -78,6 +80,8 @@ struct Work {
     sizes: Vec<u64>,
     /// In the order of the images.
     places: Vec<Place>,
+    /// For each image, what makes it of what runs.
+    patches: Vec<Option<Patch>>,
     progress: watch::Sender<Progress>,
     cancel: watch::Receiver<bool>,
 }
@@ -104,7 +108,8 @@ impl Run<'_> {
         job.device.admits(&head.manifest, job.version.as_deref())?;
         let places = self.places(&head).await?;
         let index = self.or_cancelled(head.index(&mut front)).await?;
-        let image = self.assemble(front, head, index, places).await?;
+        let patches = self.or_cancelled(patches(&front, &head, &index, &places)).await?;
+        let image = self.assemble(front, head, index, (places, patches)).await?;
         Ok(Some(image))
     }
 
@@ -146,7 +151,7 @@ impl Run<'_> {
         front: Front,
         head: Head,
         index: Index,
-        places: Vec<Place>,
+        (places, patches): (Vec<Place>, Vec<Option<Patch>>),
     ) -> Result<Image, InstallError> {
         let Head { manifest, digest, layout } = head;
         let sizes: Vec<u64> = manifest.images.iter().map(|image| image.size_bytes).collect();
@@ -159,13 +164,17 @@ impl Run<'_> {
             digest,
             sizes,
             places,
+            patches,
             progress: self.progress.clone(),
             cancel: self.cancel.clone(),
         });
         let surveyor = work.clone();
         let plans = joined(tokio::task::spawn_blocking(move || surveyor.plans())).await?;
-        let wanted =
-            plans.iter().zip(work.images()).flat_map(|(plan, image)| plan.stored(image, work.pieces_offset));
+        let wanted = plans
+            .iter()
+            .zip(work.images())
+            .zip(&work.patches)
+            .flat_map(|((plan, image), patch)| plan.stored(image, work.pieces_offset, patch.as_ref()));
         let requests = requests(wanted);
         let to_fetch = requests.iter().map(|part| part.end - part.start).sum();
         let saved_bytes = manifest.pieces_bytes.saturating_sub(to_fetch);
@@ -187,11 +196,38 @@ impl Run<'_> {
     }
 }
 
+/// The patches that fit what runs. Without ranges they would come before they are needed: there are none then.
+async fn patches(
+    front: &Front,
+    head: &Head,
+    index: &Index,
+    places: &[Place],
+) -> Result<Vec<Option<Patch>>, InstallError> {
+    let mut patches = Vec::new();
+    for ((image, indexed), place) in head.manifest.images.iter().zip(&index.images).zip(places) {
+        let mut found = None;
+        let known = head.manifest.patches.iter().zip(&head.layout.patches);
+        for (part, range) in known.filter(|(part, _)| part.class == image.class && !front.is_whole()) {
+            let Some(running) = place.running.clone() else { break };
+            let base = part.base.clone();
+            let fits = tokio::task::spawn_blocking(move || is_base(running.as_ref(), &base)).await;
+            if fits.unwrap_or_default() {
+                let bytes = front.remote.read(range.table.clone()).await?;
+                let table = PatchTable::parse(&bytes, part, index, indexed)?;
+                found = Some(Patch { table, frames_offset: range.frames.start });
+                break;
+            }
+        }
+        patches.push(found);
+    }
+    Ok(patches)
+}
+
 /// A slot that runs is only read. Where that is impossible, everything comes from elsewhere.
-fn readable(path: Option<&PathBuf>) -> Option<BlockDevice> {
+fn readable(path: Option<&PathBuf>) -> Option<Arc<BlockDevice>> {
     let path = path?;
     match BlockDevice::open_to_read(path) {
-        Ok(device) => Some(device),
+        Ok(device) => Some(Arc::new(device)),
         Err(error) => {
             tracing::warn!(error = %super::one_line(&error), "cannot copy from the running slot");
             None
@@ -211,14 +247,21 @@ impl Work {
 
     /// Looks at all slots, both of a class at the same time.
     fn plans(&self) -> Result<Vec<Plan>, InstallError> {
-        self.images().zip(&self.places).map(|(image, place)| self.plan(image, place)).collect()
+        let slots = self.places.iter().zip(&self.patches);
+        self.images()
+            .zip(slots)
+            .map(|(image, (place, patch))| self.plan(image, place, patch.as_ref()))
+            .collect()
     }
 
-    fn plan(&self, image: Wanted<'_>, place: &Place) -> Result<Plan, InstallError> {
+    fn plan(&self, image: Wanted<'_>, place: &Place, patch: Option<&Patch>) -> Result<Plan, InstallError> {
         let keep = || Kept::find(image, place.target.as_ref(), &self.cancel);
-        let copy = || match &place.running {
-            Some(running) => Copies::find(image, self.chunking, running, &self.cancel),
-            None => Ok(Copies::default()),
+        let copy = || match (patch, &place.running) {
+            (Some(patch), Some(running)) => {
+                Copies::by_patch(image, &patch.table, running.as_ref(), &self.cancel)
+            }
+            (None, Some(running)) => Copies::find(image, self.chunking, running.as_ref(), &self.cancel),
+            (_, None) => Ok(Copies::default()),
         };
         let (kept, copies) = thread::scope(|scope| {
             let copies = thread::Builder::new().spawn_scoped(scope, copy);
@@ -229,26 +272,28 @@ impl Work {
             };
             (kept, copies)
         });
-        Ok(Plan::new(image, kept?, copies?))
+        Ok(Plan::new(image, kept?, copies?, patch))
     }
 
     /// Installs one image after the other.
     fn install(&self, plans: &[Plan], mut supply: Supply) -> Result<Image, InstallError> {
         let mut size_bytes = 0;
-        for ((image, place), plan) in self.images().zip(&self.places).zip(plans) {
+        for (number, (image, plan)) in self.images().zip(plans).enumerate() {
             self.progress.send_modify(|p| p.phase = Phase::Downloading);
-            size_bytes += self.install_one(image, place, plan, &mut supply)?.size_bytes;
+            size_bytes += self.install_one(number, image, plan, &mut supply)?.size_bytes;
         }
         Ok(Image { source_digest: self.digest, size_bytes, version: None })
     }
 
     fn install_one(
         &self,
+        number: usize,
         image: Wanted<'_>,
-        place: &Place,
         plan: &Plan,
         supply: &mut Supply,
     ) -> Result<Image, InstallError> {
+        let place = self.places.get(number).ok_or(InstallError::Interrupted)?;
+        let patch = self.patches.get(number).and_then(Option::as_ref);
         let (filled_sender, filled) = blocking::sync_channel(BLOCKS);
         let (empty_sender, empty) = blocking::sync_channel(BLOCKS);
         let writer = Writer {
@@ -263,7 +308,8 @@ impl Work {
             pieces_offset: self.pieces_offset,
             context_bytes: self.context_bytes,
             target: place.target.as_ref(),
-            running: place.running.as_ref().map(|running| running as &dyn SlotDevice),
+            running: place.running.as_deref().map(|running| running as &dyn SlotDevice),
+            patch,
             supply,
             progress: &self.progress,
             cancel: &self.cancel,

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::patch::Patch;
 use super::survey::{Copies, Kept, Wanted};
 use crate::bundle::Entry;
 
@@ -12,6 +13,8 @@ pub enum Origin {
     Target,
     /// The running slot seems to hold it.
     Running,
+    /// A frame of the patch.
+    Frame(u32),
     /// The bundle.
     Stored,
 }
@@ -29,7 +32,7 @@ pub struct Plan {
 impl Plan {
     /// The cheapest that is possible.
     #[must_use]
-    pub fn new(image: Wanted<'_>, kept: Kept, copies: Copies) -> Self {
+    pub fn new(image: Wanted<'_>, kept: Kept, copies: Copies, patch: Option<&Patch>) -> Self {
         let mut origins = vec![None; image.pieces.len()];
         let mut place = 0;
         for (number, entry) in image.entries.iter().enumerate() {
@@ -40,7 +43,9 @@ impl Plan {
                 let origin = match copies.place(of_image) {
                     _ if is_kept => Origin::Target,
                     Some(_) => Origin::Running,
-                    None => Origin::Stored,
+                    None => patch
+                        .and_then(|patch| patch.frame_of(of_image))
+                        .map_or(Origin::Stored, |(frame, _)| Origin::Frame(frame)),
                 };
                 // Only the first use counts: the others are copied from there.
                 if let Some(first) = origins.get_mut(of_image) {
@@ -50,7 +55,33 @@ impl Plan {
             place += size_bytes;
         }
         let origins = origins.into_iter().map(|origin| origin.unwrap_or(Origin::Stored)).collect();
-        Self { kept, copies, origins }
+        let mut plan = Self { kept, copies, origins };
+        if let Some(patch) = patch {
+            plan.leave_out_frames(image, patch);
+        }
+        plan
+    }
+
+    /// A frame that is hardly needed may be more than the pieces that it would make.
+    fn leave_out_frames(&mut self, image: Wanted<'_>, patch: &Patch) {
+        let mut needed_bytes = vec![0_u64; patch.table.frames.len()];
+        let pieces = image.index.pieces.get(image.pieces.clone()).unwrap_or_default();
+        for (piece, origin) in pieces.iter().zip(&self.origins) {
+            if let Origin::Frame(frame) = origin
+                && let Some(bytes) = needed_bytes.get_mut(*frame as usize)
+            {
+                *bytes += u64::from(piece.stored_bytes);
+            }
+        }
+        for origin in &mut self.origins {
+            if let Origin::Frame(number) = *origin {
+                let needed_bytes = needed_bytes.get(number as usize).copied().unwrap_or_default();
+                let frame = patch.table.frames.get(number as usize);
+                if frame.is_none_or(|frame| needed_bytes <= u64::from(frame.stored_bytes)) {
+                    *origin = Origin::Stored;
+                }
+            }
+        }
     }
 
     /// Of a piece, by its number in the image.
@@ -70,12 +101,17 @@ impl Plan {
         &'a self,
         image: Wanted<'a>,
         pieces_offset: u64,
+        patch: Option<&'a Patch>,
     ) -> impl Iterator<Item = Range<u64>> + 'a {
         let pieces = image.index.pieces.get(image.pieces.clone()).unwrap_or_default();
-        let stored = pieces.iter().zip(&self.origins).filter(|(_, origin)| **origin == Origin::Stored);
-        stored.map(move |(piece, _)| {
-            let start = pieces_offset + piece.stored_offset;
-            start..start + u64::from(piece.stored_bytes)
+        let mut last_frame = None;
+        pieces.iter().zip(&self.origins).filter_map(move |(piece, origin)| match *origin {
+            Origin::Stored => {
+                let start = pieces_offset + piece.stored_offset;
+                Some(start..start + u64::from(piece.stored_bytes))
+            }
+            Origin::Frame(frame) if last_frame.replace(frame) != Some(frame) => Some(patch?.frame(frame)?.1),
+            Origin::Frame(_) | Origin::Target | Origin::Running => None,
         })
     }
 }

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::super::InstallError;
 use super::super::slot::{BLOCK_BYTES, Block, SlotDevice};
-use crate::bundle::{BundleError, Chunker, Chunking, Cut, Entry, Index, Piece};
+use crate::bundle::{BundleError, Chunker, Chunking, Cut, Entry, Index, PatchTable, Piece, Source};
 
 /// A piece that the running slot does not hold.
 const NOWHERE: u64 = u64::MAX;
@@ -148,6 +148,32 @@ impl Copies {
     /// Where a piece of the image is, by its number among them.
     pub fn place(&self, number: usize) -> Option<u64> {
         self.places.get(number).copied().filter(|place| *place != NOWHERE)
+    }
+
+    /// Where a patch knows them, and where they are: whoever mounts a file system changes some of it.
+    ///
+    /// # Errors
+    /// When the install is cancelled meanwhile.
+    pub fn by_patch(
+        image: Wanted<'_>,
+        table: &PatchTable,
+        running: &dyn SlotDevice,
+        cancel: &watch::Receiver<bool>,
+    ) -> Result<Self, InstallError> {
+        let pieces = image.index.pieces.get(image.pieces.clone()).unwrap_or_default();
+        let mut bytes = Vec::new();
+        let mut place_of = |(piece, source): (&Piece, &Source)| {
+            if *cancel.borrow() {
+                return Err(InstallError::Cancelled);
+            }
+            let Source::Base(place) = *source else { return Ok(NOWHERE) };
+            bytes.resize(piece.size_bytes as usize, 0);
+            let readable = running.read_exact_at(&mut bytes, place).is_ok();
+            let is_there = readable && *Sha256::digest(&bytes) == piece.sha256.0;
+            Ok(if is_there { place } else { NOWHERE })
+        };
+        let places = pieces.iter().zip(&table.sources).map(&mut place_of).collect::<Result<_, _>>()?;
+        Ok(Self { places })
     }
 
     /// Cuts what the running slot holds as the image was cut, and looks for its pieces.
