@@ -331,6 +331,7 @@ fn check_patches(patches: &[PatchPart]) -> Result<(), BundleError> {
             return Err(BundleError::Twice { what: "base", name: patch.base.sha256.to_string() });
         }
         patch.base.version.iter().try_for_each(|version| text("base.version", version))?;
+        BundleError::at_least("the size of a base", patch.base.size_bytes, SAMPLE_BYTES)?;
         BundleError::at_most("the size of a base", patch.base.size_bytes, IMAGE_BYTES_MAX)?;
         BundleError::at_least("the number of samples", patch.base.samples.len() as u64, 1)?;
         BundleError::at_most("the number of samples", patch.base.samples.len() as u64, SAMPLES_MAX as u64)?;
