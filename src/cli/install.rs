@@ -41,19 +41,19 @@ Examples:
 /// Install an image from a file or an address
 ///
 /// Writes it to the slot that does not run, and reboots into it; the image may
-/// be a bundle, or compressed with zstd, gzip or xz. Follows the update until its end, or
-/// until the device goes down for the reboot: afterwards `twinboot status`
-/// tells whether the new system was kept.
+/// be a bundle, or compressed with zstd, gzip or xz. Follows the update until
+/// its end, or until the device goes down for the reboot: afterwards `twinboot
+/// status` tells whether the new system was kept.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = EXAMPLES, verbatim_doc_comment)]
 pub(super) struct Install {
     /// File on this device, or an https://, http:// or file:// address
     #[arg(value_name = "FILE|URL")]
     source: String,
-    /// SHA-256 of the file as it is at its source, or of a bundle's manifest; computed for a FILE if not given
+    /// SHA-256 of the file, or of a bundle's manifest; computed for a FILE if not given
     #[arg(long, value_name = "HEX")]
     check_value: Option<Sha256Digest>,
-    /// Compute no check value: a FILE must have a signature by one of this device's keys
+    /// Compute no check value: only a signature by one of this device's keys counts
     #[arg(long, conflicts_with = "check_value")]
     signed: bool,
     /// Version that it brings; a bundle tells it itself

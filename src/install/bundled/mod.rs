@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use self::assemble::{Assembly, Bench};
 use self::head::{Front, Head};
-use self::patch::{Patch, is_base};
+use self::patch::{Patch, is_base, is_modest};
 use self::plan::Plan;
 use self::supply::{Supply, supply};
 use self::survey::{Copies, Kept, Wanted};
@@ -207,7 +207,7 @@ async fn patches(
     for ((image, indexed), place) in head.manifest.images.iter().zip(&index.images).zip(places) {
         let mut found = None;
         let known = head.manifest.patches.iter().zip(&head.layout.patches);
-        for (part, range) in known.filter(|(part, _)| part.class == image.class && !front.is_whole()) {
+        for (part, range) in known.filter(|(part, _)| part.class == image.class && is_modest(part) && !front.is_whole()) {
             let Some(running) = place.running.clone() else { break };
             let base = part.base.clone();
             let fits = tokio::task::spawn_blocking(move || is_base(running.as_ref(), &base)).await;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use sha2::{Digest as _, Sha256};
 
 use super::super::slot::SlotDevice;
-use crate::bundle::{Base, Frame, PatchTable, SAMPLE_BYTES, Source};
+use crate::bundle::{Base, Frame, PatchPart, PatchTable, SAMPLE_BYTES, Source};
 
 /// A table, and where its frames are in the file.
 #[derive(Debug)]
@@ -48,6 +48,14 @@ impl Patch {
         }
         Ok(prefix)
     }
+}
+
+/// What the frames of a patch may take in memory: what stays of the daemon's 32 MiB, and what `twinbootctl` keeps to.
+const MEMORY_BYTES: u64 = 14 << 20;
+
+/// Whether its frames, as stored and as made, and what they want of the base are not too much for a device.
+pub fn is_modest(patch: &PatchPart) -> bool {
+    u64::from(patch.largest_prefix_bytes) + 2 * u64::from(patch.largest_frame_bytes) <= MEMORY_BYTES
 }
 
 /// Whether a slot holds this image: three quarters of the samples are enough, since whoever mounts a file system
