@@ -19,6 +19,8 @@ mod manifest;
 mod patch;
 mod piece;
 mod signatures;
+#[cfg(test)]
+mod tests;
 
 pub use chunker::{Algorithm, Chunker, Chunking, Cut, ZERO_BLOCK_BYTES};
 pub use create::IndexBuilder;

@@ -276,21 +276,25 @@ fn copy(out: &mut impl Write, mut from: &File) -> io::Result<()> {
     io::copy(&mut from, out).map(drop)
 }
 
+/// Writes a file by `fill`, through a buffer.
+pub fn write(path: &Path, fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<(), Failure> {
+    replace(path, |file| {
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        let filled = fill(&mut out).and_then(|()| out.flush());
+        filled.map_err(|source| Failure::Write { path: path.to_owned(), source })
+    })
+}
+
 /// The file is there when it is complete, or not at all.
-pub fn write(
-    path: &Path,
-    fill: impl FnOnce(&mut BufWriter<&mut File>) -> io::Result<()>,
-) -> Result<(), Failure> {
+pub fn replace(path: &Path, fill: impl FnOnce(&File) -> Result<(), Failure>) -> Result<(), Failure> {
     let failed = |source| Failure::Write { path: path.to_owned(), source };
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
+    let file = tempfile::Builder::new()
         .prefix(".twinbootctl-")
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
         .tempfile_in(directory)
         .map_err(failed)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file.as_file_mut());
-    fill(&mut out).and_then(|()| out.flush()).map_err(failed)?;
-    drop(out);
+    fill(file.as_file())?;
     file.as_file().sync_all().map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error)).map(drop)
 }

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub use base::BaseImage;
 pub use file::{BundleFile, Contents};
 pub use image::ImageFile;
-pub use make::{Maker, Recipe, sign, write};
+pub use make::{Maker, Recipe, replace, sign, write};
 use sha2::{Digest as _, Sha256};
 use twinboot::bundle::BundleError;
 use twinboot::update::Sha256Digest;

@@ -59,7 +59,8 @@ pub fn make(
     let Some(of_image) = plan.index.images.get(image) else { return Err(Failure::Thread) };
     let pieces = plan.index.pieces.get(of_image.pieces.clone()).unwrap_or_default();
     let first_piece = u32::try_from(of_image.pieces.start).unwrap_or(u32::MAX);
-    let copies: Vec<Option<u64>> = copies(pieces, &known);
+    let copies: Vec<Option<u64>> =
+        pieces.iter().map(|piece| known.chunks.get(&piece.sha256).copied()).collect();
     let drafts = draft(plan, first_piece, pieces, &copies, file, base, &known, progress)?;
     let total = drafts.iter().map(|draft| u64::from(draft.size_bytes)).sum();
     let mut table = PatchTable {
@@ -114,11 +115,6 @@ pub fn make(
     };
     let frames = frames.into_inner().map_err(|error| Failure::Temporary(error.into_error()))?;
     Ok(Patch { part, table, frames })
-}
-
-/// Where the base has each piece as it is: where the one before goes on, if it does.
-fn copies(pieces: &[Piece], known: &Known) -> Vec<Option<u64>> {
-    pieces.iter().map(|piece| known.chunks.get(&piece.sha256).copied()).collect()
 }
 
 /// Shares out what the base lacks among frames, in the order of the image, each with the blocks that are like it.

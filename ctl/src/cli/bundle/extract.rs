@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::super::{CliError, Exit};
-use crate::bundle::{BundleFile, Failure, write};
+use crate::bundle::{BundleFile, write};
 
 /// Write the manifest, the signatures or images of a bundle to files
 #[derive(Debug, Args)]
@@ -48,12 +48,7 @@ impl Extract {
             };
             super::with_bar(json, |progress| {
                 let index = bundle.index(manifest)?;
-                let failed = |source| Failure::Write { path: path.clone(), source };
-                let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-                let out = tempfile::NamedTempFile::new_in(directory.unwrap_or(std::path::Path::new(".")));
-                let out = out.map_err(failed)?;
-                bundle.unpack((manifest, &index), number, out.as_file(), progress)?;
-                out.persist(path).map_err(|error| failed(error.error)).map(drop)
+                crate::bundle::replace(path, |out| bundle.unpack((manifest, &index), number, out, progress))
             })?;
         }
         Ok(Exit::Done)

@@ -82,6 +82,6 @@ fn describe(manifest: &Manifest, lines: &mut Vec<(&'static str, String)>) {
 
 /// The trusted comments; whether they are to be trusted, `verify` says.
 fn comments(bundle: &BundleFile) -> Vec<String> {
-    let comment = |text: &String| text.lines().nth(2).unwrap_or_default().to_owned();
+    let comment = |text: &String| text.lines().nth(2).unwrap_or_default().replace('\t', " ");
     bundle.signatures.texts().iter().map(comment).collect()
 }
