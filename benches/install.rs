@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use twinboot::install::decode::{Decoder, Format};
 use twinboot::install::slot::{Block, BlockDevice, SlotDevice};
 use twinboot::install::verify::ImageCheck;
-use twinboot::install::{ImageSpec, Job, Limits, Progress, install};
+use twinboot::install::{Device, ImageSpec, Job, Limits, Progress, install};
 
 const IMAGE_BYTES: usize = 512 << 20;
 const BLOCK_BYTES: usize = 1 << 20;
@@ -84,7 +84,9 @@ fn install_once(uri: &str, check_value: &str, target: &str) {
         },
         target: target.into(),
         running: None,
+        others: Vec::new(),
         proc: "/proc".into(),
+        device: Device::default(),
         check: ImageCheck::Required,
         version: None,
         network: None,

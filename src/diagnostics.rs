@@ -298,7 +298,7 @@ mod tests {
             network: None,
             hub: Some(hub),
             state_directory: at("state"),
-            slots: config::Slots { a: at("os-release"), b: at("nowhere") },
+            slots: config::Slots { a: at("os-release"), b: at("nowhere"), others: BTreeMap::new() },
             boot: config::Boot {
                 scheme: Scheme::Bootcount,
                 environment: at("fw_env.config"),
@@ -306,6 +306,7 @@ mod tests {
                 lock_files: Vec::new(),
             },
             install: config::Install {
+                compatible: None,
                 check: crate::install::verify::ImageCheck::Required,
                 keys: at("keys"),
                 ca_file: None,

@@ -17,6 +17,7 @@
 //!
 //! People's own [`hooks`] are asked before 6 and before 7, and hear of 10. [`trial`] marks what 7 arms, so that
 //! systemd alone can end it.
+//! [`bundle`] is the file that 6 likes best: fetched in parts, each verified before it is written.
 //! [`network`] lets a process of its own do what needs the network, where the machine has two.
 //!
 //! [`agent`] is the loop that walks it. Arrows run one way:
@@ -24,6 +25,7 @@
 
 pub mod agent;
 pub mod boot;
+pub mod bundle;
 pub mod cli;
 pub mod config;
 pub mod control;

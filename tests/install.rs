@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use twinboot::install::slot::{BlockDevice, SlotDevice};
 use twinboot::install::verify::ImageCheck;
-use twinboot::install::{ImageSpec, Job, Limits, Outcome, Progress, install, install_to};
+use twinboot::install::{Device, ImageSpec, Job, Limits, Outcome, Progress, install, install_to};
 use twinboot::update::{Code, Sha256Digest};
 
 // ---------------------------------------------------------------------------------------------- the server
@@ -232,7 +232,9 @@ impl Bench {
             spec: ImageSpec { uri: uri.into(), check_value: Some(digest(source)), size_bytes: None },
             target: self.path("slot"),
             running: None,
+            others: Vec::new(),
             proc: "/proc".into(),
+            device: Device::default(),
             check: ImageCheck::Required,
             version: None,
             network: None,
@@ -809,9 +811,9 @@ async fn a_cancelled_install_goes_on_where_it_was() {
     outcome.unwrap();
     bench.assert_holds(&image);
     // The chunk in flight when it was cancelled may be lost.
-    assert!(progress.resumed_bytes >= 7 * MIB as u64, "{progress:?}");
-    assert_eq!(server.body_bytes() - before, 12 * MIB as u64 - progress.resumed_bytes);
-    assert!(progress.written_bytes <= 12 * MIB as u64 - progress.resumed_bytes, "{progress:?}");
+    assert!(progress.saved_bytes >= 7 * MIB as u64, "{progress:?}");
+    assert_eq!(server.body_bytes() - before, 12 * MIB as u64 - progress.saved_bytes);
+    assert!(progress.written_bytes <= 12 * MIB as u64 - progress.saved_bytes, "{progress:?}");
 }
 
 /// What a power cut leaves: the slot and the checkpoint as they are at one instant in the middle.
@@ -861,14 +863,14 @@ async fn after_a_power_cut_only_the_rest_is_fetched_if_the_slot_proves_the_check
         let (outcome, progress) = run(&cut.job(server.url("/image"), &source)).await;
         assert_eq!(outcome.unwrap().source_digest, digest(&source));
         cut.assert_holds(&image);
-        assert!(progress.resumed_bytes > source.len() as u64 / 4, "{progress:?}");
+        assert!(progress.saved_bytes > source.len() as u64 / 4, "{progress:?}");
         let ranges: Vec<_> = server.requests().iter().map(Request::start).collect();
-        assert_eq!(*ranges.last().unwrap() as u64, progress.resumed_bytes, "{ranges:?}");
+        assert_eq!(*ranges.last().unwrap() as u64, progress.saved_bytes, "{ranges:?}");
 
         let (outcome, progress) = run(&corrupt.job(server.url("/image"), &source)).await;
         outcome.unwrap();
         corrupt.assert_holds(&image);
-        assert_eq!(progress.resumed_bytes, 0, "a slot that holds something else is not resumed");
+        assert_eq!(progress.saved_bytes, 0, "a slot that holds something else is not resumed");
         assert_eq!(server.requests().last().unwrap().start(), 0);
     }
 }
@@ -893,7 +895,7 @@ async fn a_checkpoint_that_lies_about_the_source_costs_one_more_fetch_and_no_mor
     let (outcome, progress) = run(&job).await;
     outcome.unwrap();
     bench.assert_holds(&image);
-    assert_eq!(progress.resumed_bytes, 0);
+    assert_eq!(progress.saved_bytes, 0);
     assert_eq!(server.requests().len() - before, 2, "one resumed, one from the start");
     // The first of the two found the lie before it had written its last block.
     assert!(progress.written_bytes <= MIB as u64, "what was right is not written again: {progress:?}");
@@ -925,7 +927,7 @@ async fn a_signed_raw_image_is_resumed_too() {
     let (outcome, progress) = run(&job).await;
     outcome.unwrap();
     bench.assert_holds(&image);
-    assert!(progress.resumed_bytes >= 8 * MIB as u64, "{progress:?}");
+    assert!(progress.saved_bytes >= 8 * MIB as u64, "{progress:?}");
 }
 
 // ------------------------------------------------------------------------------------------------ bad slots

@@ -86,7 +86,7 @@ fn digest() -> Sha256Digest {
 }
 
 fn image() -> Image {
-    Image { source_digest: digest(), size_bytes: 1 }
+    Image { source_digest: digest(), size_bytes: 1, version: None }
 }
 
 fn failure(code: Code) -> Result<(), Failure> {

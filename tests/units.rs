@@ -46,6 +46,19 @@ fn a_service_with_a_network_and_no_filter_is_not() {
     assert!(!small, "{text}");
 }
 
+/// Whoever plugs a stick in is nobody that this device knows.
+#[test]
+fn a_stick_is_not_looked_at_unless_that_is_wanted_and_never_trusted() {
+    let unit = std::fs::read_to_string(unit("twinboot-usb@.service")).unwrap();
+    let has = |line: &str| unit.lines().any(|l| l == line);
+    assert!(has("ConditionPathExists=/etc/twinboot/updates-from-usb"));
+    assert!(!unit.contains("[Install]"));
+    assert!(
+        unit.lines().filter(|line| line.contains("twinboot install")).all(|line| line.contains(" --signed "))
+    );
+    assert!(unit.contains("--options=ro,nosuid,nodev,noexec"));
+}
+
 /// One of them knows the secrets, the other writes: never both.
 #[test]
 fn who_speaks_with_the_network_writes_nothing_and_who_writes_knows_no_secret() {

@@ -1,5 +1,6 @@
 //! The operator's tool: firmware updates of devices on Azure IoT Hub, one or a fleet, from a workstation.
 
+mod bundle;
 mod cli;
 mod follow;
 mod report;

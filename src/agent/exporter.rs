@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::update::metrics::{Transfer, metrics};
-use crate::update::report::Facts;
+use crate::update::metrics::metrics;
+use crate::update::report::{Facts, Progress};
 
 /// No collector looks more often, and flash wears.
 const DOWNLOAD_INTERVAL: Duration = Duration::from_secs(15);
@@ -34,7 +34,7 @@ impl Exporter {
     }
 
     /// Takes a look at the facts.
-    pub fn show(&mut self, facts: &Facts<'_>, hub_connected: bool, transfer: Option<Transfer>) {
+    pub fn show(&mut self, facts: &Facts<'_>, hub_connected: bool, transfer: Option<Progress>) {
         let without_bytes = metrics(facts, hub_connected, None);
         if without_bytes == self.shown
             && (facts.progress.is_none() || self.last.elapsed() < DOWNLOAD_INTERVAL)

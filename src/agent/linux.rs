@@ -18,7 +18,7 @@ use crate::diagnostics::{self, Sources};
 use crate::doctor::{self, Patient};
 use crate::health;
 use crate::hooks;
-use crate::install::{self, ImageSpec, Job};
+use crate::install::{self, Device, ImageSpec, Job, Other};
 use crate::store::{StateStore, StoreError};
 use crate::system::{self, message_id};
 use crate::trial::{Mark, MarkError};
@@ -203,8 +203,8 @@ impl Linux {
         error!("the machine does not reboot; leaving it to the watchdog");
     }
 
-    fn job(&self, update: &Update) -> Job {
-        let request = &update.request;
+    fn job(&self, update: &Update, running_version: Option<String>) -> Job {
+        let (request, config) = (&update.request, &self.config.install);
         Job {
             spec: ImageSpec {
                 uri: request.uri.clone(),
@@ -214,13 +214,29 @@ impl Linux {
             version: request.version.clone(),
             target: self.config.slots.device(update.target).clone(),
             running: Some(self.config.slots.device(self.booted.slot).clone()),
+            others: self
+                .config
+                .slots
+                .others
+                .iter()
+                .map(|(class, pair)| Other {
+                    class: class.clone(),
+                    target: pair.device(update.target).clone(),
+                    running: pair.device(self.booted.slot).clone(),
+                })
+                .collect(),
             proc: self.config.system.proc.clone(),
-            check: self.config.install.check,
-            keys: self.config.install.keys.clone(),
-            ca_file: self.config.install.ca_file.clone(),
+            device: Device {
+                compatible: config.compatible.clone(),
+                running_version,
+                allow_downgrade: config.allow_downgrade || request.force,
+            },
+            check: config.check,
+            keys: config.keys.clone(),
+            ca_file: config.ca_file.clone(),
             network: self.config.network.clone(),
             checkpoint: self.store.checkpoint(),
-            limits: install::Limits::new(self.config.install.retry_limit),
+            limits: install::Limits::new(config.retry_limit),
         }
     }
 }
@@ -246,12 +262,13 @@ impl Machine for Linux {
     async fn install(
         &self,
         update: &Update,
+        running_version: Option<String>,
         progress: &watch::Sender<install::Progress>,
         cancelled: watch::Receiver<bool>,
     ) -> install::Outcome {
         let target = update.target;
         match self.on_environment(move |boot| boot.disable(target)).await {
-            Ok(_) => install::install(&self.job(update), progress, cancelled).await,
+            Ok(_) => install::install(&self.job(update, running_version), progress, cancelled).await,
             Err(reason) => Err(Failure::new(Code::EnvironmentUnusable, reason)),
         }
     }

@@ -22,11 +22,9 @@ use crate::boot::booted::BootedError;
 use crate::config::Config;
 use crate::control::{self, Status};
 use crate::hub::{self, HubEvent, MethodCall, MethodReply};
-use crate::install;
 use crate::install::verify::ImageCheck;
 use crate::store::StoreError;
 use crate::system::{self, message_id};
-use crate::update::metrics::Transfer;
 use crate::update::report::{Facts, Phase, Progress, reported};
 use crate::update::{
     Boot, Code, Context, Effect, Environment, Event, Failure, Gate, Moment, Outcome, Policy, Record, Slot,
@@ -170,7 +168,7 @@ struct Agent<M> {
     installing: Option<Installing>,
     asking: Option<JoinHandle<()>>,
     jobs: u64,
-    progress: watch::Sender<install::Progress>,
+    progress: watch::Sender<Progress>,
     shown: Shown,
     rebooting: Option<JoinHandle<()>>,
     uploading: Option<JoinHandle<()>>,
@@ -228,7 +226,7 @@ impl<M: Machine> Agent<M> {
             installing: None,
             asking: None,
             jobs: 0,
-            progress: watch::channel(install::Progress::default()).0,
+            progress: watch::channel(Progress::default()).0,
             shown: Shown::default(),
             rebooting: None,
             uploading: None,
@@ -450,7 +448,7 @@ impl<M: Machine> Agent<M> {
         let progress = *self.progress.borrow();
         let Some(installing) = &mut self.installing else { return Ok(()) };
         let mut events = Vec::new();
-        let fresh_bytes = progress.bytes.saturating_sub(progress.resumed_bytes);
+        let fresh_bytes = progress.fetched_bytes.max(progress.written_bytes);
         if !installing.progressed && fresh_bytes >= HEADWAY_BYTES {
             installing.progressed = true;
             events.push(Event::Progressed(installing.id.clone()));
@@ -466,7 +464,7 @@ impl<M: Machine> Agent<M> {
         Ok(())
     }
 
-    fn show_progress(&mut self, progress: install::Progress) {
+    fn show_progress(&mut self, progress: Progress) {
         let now = Instant::now();
         if let Some((since, bytes)) = self.shown.status {
             let elapsed = now.duration_since(since);
@@ -478,7 +476,7 @@ impl<M: Machine> Agent<M> {
             self.shown.bytes_per_sec = gained.checked_mul(1000).map(|scaled| scaled / millis);
         }
         self.shown.status = Some((now, progress.bytes));
-        let percent = facts_progress(progress).percent().unwrap_or_default();
+        let percent = progress.percent().unwrap_or_default();
         let worth_a_report = self.shown.phase != Some(progress.phase)
             || self.shown.reported.is_none_or(|(since, shown_percent)| {
                 now.duration_since(since) >= REPORT_INTERVAL && percent >= shown_percent + REPORT_PERCENT
@@ -586,7 +584,8 @@ impl<M: Machine> Agent<M> {
         let earlier = self.installing.take();
         let id = update.request.id.clone();
         let (machine, progress) = (self.machine.clone(), self.progress.clone());
-        self.progress.send_replace(install::Progress::default());
+        let running_version = self.facts().running_version().map(str::to_owned);
+        self.progress.send_replace(Progress::default());
         self.shown = Shown::default();
         let task = tokio::spawn(async move {
             // Two writers on one slot would be one too many.
@@ -594,7 +593,7 @@ impl<M: Machine> Agent<M> {
                 earlier.cancel.send_replace(true);
                 let _ = earlier.task.await;
             }
-            let result = machine.install(&update, &progress, cancelled.clone()).await;
+            let result = machine.install(&update, running_version, &progress, cancelled.clone()).await;
             if !*cancelled.borrow() {
                 let event = Event::Installed(update.request.id, result);
                 let _ = done.send(Completion { job: Some(job), event }).await;
@@ -631,7 +630,7 @@ impl<M: Machine> Agent<M> {
         Facts {
             boot: self.boot,
             record: &self.record,
-            progress: installing.then(|| facts_progress(*self.progress.borrow())),
+            progress: installing.then_some(*self.progress.borrow()),
             environment: &self.environment,
             running_version: self.image_version.as_deref(),
             started: self.started,
@@ -679,11 +678,7 @@ impl<M: Machine> Agent<M> {
     fn show_metrics(&mut self) {
         let Some(mut exporter) = self.exporter.take() else { return };
         let progress = *self.progress.borrow();
-        let transfer = (progress != install::Progress::default()).then(|| Transfer {
-            fetched_bytes: progress.bytes.saturating_sub(progress.resumed_bytes),
-            saved_bytes: progress.resumed_bytes,
-            written_bytes: progress.written_bytes,
-        });
+        let transfer = Some(progress).filter(|progress| *progress != Progress::default());
         exporter.show(&self.facts(), *self.connected.borrow(), transfer);
         self.exporter = Some(exporter);
     }
@@ -740,8 +735,4 @@ async fn has_keys(directory: PathBuf) -> bool {
         })
     };
     tokio::task::spawn_blocking(look).await.unwrap_or_default()
-}
-
-fn facts_progress(progress: install::Progress) -> Progress {
-    Progress { phase: progress.phase, bytes: progress.bytes, total_bytes: progress.total_bytes }
 }

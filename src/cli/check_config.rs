@@ -44,10 +44,10 @@ impl CheckConfig {
 /// What the service may reach on this board, in place of every device.
 fn drop_in(config: &Config) -> Result<String, CliError> {
     let environment = UbootEnv::new(&config.boot.environment, &[])?;
-    let slots = [config.slots.a.as_path(), config.slots.b.as_path()];
+    let slots: Vec<&Path> = config.slots.devices().map(PathBuf::as_path).collect();
     let others = environment.paths().into_iter().chain([config.state_directory.as_path()]);
     let locks = config.boot.lock_files.iter().map(PathBuf::as_path);
-    let mut reachable: Vec<&Path> = slots.into_iter().chain(others).chain(locks).collect();
+    let mut reachable: Vec<&Path> = slots.iter().copied().chain(others).chain(locks).collect();
     reachable.dedup();
     let mut text =
         "# Made by `twinboot check-config --unit`; belongs into twinboot.service.d.\n[Unit]\n".to_owned();

@@ -13,6 +13,7 @@ use url::Url;
 use super::progress::{Progress, percent, uptime};
 use super::view::{Amount, Stage, View};
 use super::{CliError, Exit, Socket};
+use crate::bundle::{HEADER_BYTES, Header, Manifest};
 use crate::control::{Client, ClientError, Command};
 use crate::update::{Sha256Digest, UpdateId};
 
@@ -30,6 +31,8 @@ const EXAMPLES: &str = "\
 Examples:
   twinboot install rootfs.ext4.zst
       from a file; its check value is computed here
+  twinboot install --signed /media/stick/release.twb
+      a bundle, by nothing but its signature
   twinboot install https://images.example/gateway-1.4.2.img.zst --version 1.4.2 --check-value 9f86d0...
       as the hub would ask for it
   twinboot install old.ext4 --force
@@ -38,19 +41,22 @@ Examples:
 /// Install an image from a file or an address
 ///
 /// Writes it to the slot that does not run, and reboots into it; the image may
-/// be compressed with zstd, gzip or xz. Follows the update until its end, or
-/// until the device goes down for the reboot: afterwards `twinboot status`
-/// tells whether the new system was kept.
+/// be a bundle, or compressed with zstd, gzip or xz. Follows the update until
+/// its end, or until the device goes down for the reboot: afterwards `twinboot
+/// status` tells whether the new system was kept.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = EXAMPLES, verbatim_doc_comment)]
 pub(super) struct Install {
     /// File on this device, or an https://, http:// or file:// address
     #[arg(value_name = "FILE|URL")]
     source: String,
-    /// SHA-256 of the file as it is at its source; computed for a FILE if not given
+    /// SHA-256 of the file, or of a bundle's manifest; computed for a FILE if not given
     #[arg(long, value_name = "HEX")]
     check_value: Option<Sha256Digest>,
-    /// Version that it brings
+    /// Compute no check value: only a signature by one of this device's keys counts
+    #[arg(long, conflicts_with = "check_value")]
+    signed: bool,
+    /// Version that it brings; a bundle tells it itself
     #[arg(long, value_name = "V")]
     version: Option<String>,
     /// Size in bytes of the file as it is at its source; taken from a FILE
@@ -87,7 +93,7 @@ impl Install {
         let entries = [
             ("fwPackageUri", Some(Value::from(source.uri.as_str()))),
             ("fwPackageCheckValue", source.check_value.map(|value| Value::from(value.to_string()))),
-            ("fwVersion", self.version.as_deref().map(Value::from)),
+            ("fwVersion", source.version.map(Value::from)),
             ("fwSize", source.size_bytes.map(Value::from)),
             ("updateId", self.update_id.as_ref().map(|id| Value::from(id.as_str()))),
         ];
@@ -96,10 +102,10 @@ impl Install {
     }
 
     fn describe(&self) -> Result<Source, CliError> {
-        let (check_value, size_bytes) = (self.check_value, self.size);
+        let (check_value, size_bytes, version) = (self.check_value, self.size, self.version.clone());
         if self.source.contains("://") {
             let uri = parse_url(&self.source)?;
-            return Ok(Source { uri, check_value, size_bytes });
+            return Ok(Source { uri, check_value, size_bytes, version });
         }
         let path = Path::new(&self.source);
         let read = |source| CliError::Read { path: path.to_owned(), source };
@@ -111,13 +117,30 @@ impl Install {
         }
         let uri = Url::from_file_path(&path)
             .map_err(|()| CliError::Usage(format!("{} cannot be written as an address", path.display())))?;
-        let check_value = match check_value {
-            Some(check_value) => check_value,
-            None => self::check_value(&path).map_err(read)?,
+        let manifest = manifest(&path).map_err(read)?;
+        let check_value = match (check_value, &manifest) {
+            (None, _) if self.signed => None,
+            (None, Some(manifest)) => Some(Manifest::digest(manifest)),
+            (None, None) => Some(self::check_value(&path).map_err(read)?),
+            (given, _) => given,
         };
-        let size_bytes = size_bytes.unwrap_or(metadata.len());
-        Ok(Source { uri, check_value: Some(check_value), size_bytes: Some(size_bytes) })
+        let size_bytes = size_bytes.or(Some(metadata.len()));
+        // The daemon reads it again, and trusts nothing of it before it was verified.
+        let told = manifest.and_then(|manifest| Manifest::parse(&manifest).ok());
+        let version = version.or(told.map(|manifest| manifest.version));
+        Ok(Source { uri, check_value, size_bytes, version })
     }
+}
+
+/// The manifest of a bundle, if the file is one.
+fn manifest(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = File::open(path)?;
+    let mut bytes = Vec::new();
+    (&file).take(HEADER_BYTES as u64).read_to_end(&mut bytes)?;
+    let Ok(header) = Header::parse(&bytes) else { return Ok(None) };
+    bytes.clear();
+    file.take(header.manifest_bytes.into()).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// Where the image is, and what is known of it.
@@ -125,6 +148,7 @@ struct Source {
     uri: Url,
     check_value: Option<Sha256Digest>,
     size_bytes: Option<u64>,
+    version: Option<String>,
 }
 
 fn parse_url(text: &str) -> Result<Url, CliError> {

@@ -129,7 +129,7 @@ pub(super) fn percent(amount: Amount) -> Option<u64> {
     u64::try_from(u128::from(amount.bytes.min(total)) * 100 / u128::from(total)).ok()
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub(super) fn mebibytes(bytes: u64) -> String {
     let tenths = bytes / (1024 * 1024 / 10);
     format!("{}.{}", tenths / 10, tenths % 10)
 }

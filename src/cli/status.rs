@@ -95,6 +95,7 @@ fn table(status: &Status, paint: Paint) -> String {
     rows.push(("state", state(&view, paint)));
     if let Some(amount) = view.amount().filter(|_| view.stage() == Stage::Running) {
         rows.push(("progress", bar(amount, status.bytes_per_sec)));
+        rows.extend(view.traffic().map(|traffic| ("bytes", traffic)));
     }
     rows.push(("hub", hub(status, paint)));
     if let Some(update) = update(&view) {

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::paint::harmless;
+use super::progress::mebibytes;
 use crate::control::Status;
 use crate::update::Slot;
 
@@ -84,6 +85,24 @@ impl<'a> View<'a> {
         let progress = self.firmware?.get("progress")?.as_object()?;
         let number = |key| progress.get(key).and_then(Value::as_u64);
         Some(Amount { bytes: number("bytes")?, total_bytes: number("totalBytes") })
+    }
+
+    /// Where the bytes came from and went to.
+    pub(super) fn traffic(&self) -> Option<String> {
+        let progress = self.firmware?.get("progress")?.as_object()?;
+        let part = |(key, word): (&str, &str)| {
+            let bytes = progress.get(key)?.as_u64()?;
+            (bytes > 0).then(|| format!("{} MiB {word}", mebibytes(bytes)))
+        };
+        let parts = [
+            ("fetchedBytes", "fetched"),
+            ("savedBytes", "saved"),
+            ("copiedBytes", "copied"),
+            ("keptBytes", "kept"),
+            ("writtenBytes", "written"),
+        ];
+        let parts: Vec<_> = parts.into_iter().filter_map(part).collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
     }
 
     pub(super) fn running_slot(&self) -> Option<Slot> {

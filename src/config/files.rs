@@ -1,5 +1,6 @@
 //! From files to what is written in them: every value of every file with its place, nothing judged yet.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -34,6 +35,7 @@ pub(super) enum Value {
     Integer(i64),
     Boolean(bool),
     List(Vec<Value>),
+    Table(BTreeMap<String, Value>),
     Other(&'static str),
 }
 
@@ -226,6 +228,7 @@ impl Value {
             Self::Integer(_) => "a number",
             Self::Boolean(_) => "true or false",
             Self::List(_) => "a list",
+            Self::Table(_) => "a table",
             Self::Other(kind) => kind,
         }
     }
@@ -240,6 +243,11 @@ impl Value {
             Self::List(values) => {
                 let values: Vec<String> = values.iter().map(Self::to_toml).collect();
                 format!("[{}]", values.join(", "))
+            }
+            Self::Table(entries) => {
+                let entries: Vec<String> =
+                    entries.iter().map(|(key, value)| format!("{key} = {}", value.to_toml())).collect();
+                format!("{{ {} }}", entries.join(", "))
             }
             Self::Other(kind) => (*kind).to_owned(),
         }
@@ -258,7 +266,12 @@ impl From<DeValue<'_>> for Value {
             DeValue::Array(values) => {
                 Self::List(values.into_iter().map(|value| Self::from(value.into_inner())).collect())
             }
-            DeValue::Table(_) => Self::Other("a table"),
+            DeValue::Table(entries) => {
+                let entry = |(key, value): (Spanned<Cow<'_, str>>, Spanned<DeValue<'_>>)| {
+                    (key.into_inner().into_owned(), Self::from(value.into_inner()))
+                };
+                Self::Table(entries.into_iter().map(entry).collect())
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Every key there is: its default, its range, and what must agree with what. `config/config.toml` shows
 //! the same to people.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use super::files::{self, SECTIONS, Section, Value, Written};
 use super::secret_file;
 use super::section::{self, Findings, SectionReader, Wrong, boolean, duration, list, number, path, text};
 use super::{
-    Boot, Config, Credentials, DEFAULT_CONTROL_SOCKET, Health, Hooks, Hub, HubCheck, Install, Loaded, Slots,
-    System,
+    Boot, Config, Credentials, DEFAULT_CONTROL_SOCKET, Health, Hooks, Hub, HubCheck, Install, Loaded, Pair,
+    Slots, System,
 };
 use crate::boot::scheme::Scheme;
 use crate::hub::auth::{ConnectionString, Proof, check_device_id};
@@ -317,6 +318,7 @@ fn install(section: Option<Section>, main: &Path, findings: &mut Findings) -> Op
     let mut install = SectionReader::new("install".to_owned(), section, main, findings);
     let check = install.or("check", "\"required\"", section::one_of(&checks));
     let keys = install.or("keys", "\"/etc/twinboot/keys\"", path);
+    let compatible = install.optional("compatible", text);
     let ca_file = install.file("ca_file", secret_file::check_public);
     let retry_limit = install.or("retry_limit", "\"24h\"", duration(SECOND..=MONTH));
     let allow_downgrade = install.or("allow_downgrade", "false", boolean);
@@ -324,6 +326,7 @@ fn install(section: Option<Section>, main: &Path, findings: &mut Findings) -> Op
     Some(Install {
         check: check?,
         keys: keys?,
+        compatible,
         ca_file,
         retry_limit: retry_limit?,
         allow_downgrade: allow_downgrade?,
@@ -404,8 +407,10 @@ fn slots(
     scheme: Option<SchemeName>,
     findings: &mut Findings,
 ) -> (Option<Slots>, Option<(u32, u32)>) {
-    let (a, part_a) = slot(written.slots.remove("a"), "a", main, scheme, findings);
-    let (b, part_b) = slot(written.slots.remove("b"), "b", main, scheme, findings);
+    let SlotKeys { device: a, partition: part_a, images: images_a } =
+        slot(written.slots.remove("a"), "a", main, scheme, findings);
+    let SlotKeys { device: b, partition: part_b, images: images_b } =
+        slot(written.slots.remove("b"), "b", main, scheme, findings);
     for (name, section) in std::mem::take(&mut written.slots) {
         let mut slot = SectionReader::new("slot".to_owned(), Some(section), main, findings);
         let place = slot.place("name");
@@ -418,8 +423,26 @@ fn slots(
     if part_a.is_some() && part_a == part_b {
         slot.fault("partition", "both slots have the same", "each slot is a partition of its own");
     }
-    let slots = Option::zip(a, b).map(|(a, b)| Slots { a, b });
+    if !images_a.keys().eq(images_b.keys()) {
+        slot.fault("images", "both slots have other ones", "write the same classes for both");
+    }
+    let devices: Vec<&PathBuf> =
+        [&a, &b].into_iter().flatten().chain(images_a.values()).chain(images_b.values()).collect();
+    if a != b && devices.iter().collect::<BTreeSet<_>>().len() < devices.len() {
+        slot.fault("images", "two images have the same device", "each is a partition of its own");
+    }
+    let pairs = images_a.into_iter().zip(images_b.into_values());
+    let others = pairs.map(|((class, a), b)| (class, Pair { a, b })).collect();
+    let slots = Option::zip(a, b).map(|(a, b)| Slots { a, b, others });
     (slots, Option::zip(part_a, part_b))
+}
+
+/// `[[slot]]`, as far as it is right.
+#[derive(Default)]
+struct SlotKeys {
+    device: Option<PathBuf>,
+    partition: Option<u32>,
+    images: BTreeMap<String, PathBuf>,
 }
 
 fn slot(
@@ -428,18 +451,19 @@ fn slot(
     main: &Path,
     scheme: Option<SchemeName>,
     findings: &mut Findings,
-) -> (Option<PathBuf>, Option<u32>) {
+) -> SlotKeys {
     let is_there = section.is_some();
     let mut slot = SectionReader::new(format!("slot \"{name}\""), section, main, findings);
     if !is_there {
         let hint = format!("write `[[slot]]`, `name = \"{name}\"` and `device = \"/dev/...\"`");
         slot.fault("name", section::MISSING, hint);
-        return (None, None);
+        return SlotKeys::default();
     }
     slot.optional("name", text);
     let example = format!("the slot's partition, as in `device = \"/dev/disk/by-partlabel/rootfs_{name}\"`");
     let device = slot.required("device", &example, path);
     let partition = slot.optional("partition", number(1..=255_u32));
+    let images = slot.optional("images", section::images).unwrap_or_default();
     match scheme {
         Some(SchemeName::Mender) => {
             slot.expect("partition", "write its number: `boot.scheme = \"mender\"` tells slots apart by it");
@@ -448,7 +472,7 @@ fn slot(
         None => {}
     }
     slot.finish();
-    (device, partition)
+    SlotKeys { device, partition, images }
 }
 
 /// A host alone, as it stands in a certificate.

@@ -9,6 +9,7 @@ mod keys;
 mod secret_file;
 mod section;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,7 +70,7 @@ pub struct Config {
     pub hub: Option<Hub>,
     /// `state.directory`: survives updates, so on neither slot.
     pub state_directory: PathBuf,
-    /// The block device (or regular file) of each slot.
+    /// The block devices (or regular files) of each slot.
     pub slots: Slots,
     /// The boot loader's side.
     pub boot: Boot,
@@ -96,9 +97,36 @@ pub struct Slots {
     pub a: PathBuf,
     /// Device of slot `b`.
     pub b: PathBuf,
+    /// What else belongs to each slot, by class.
+    pub others: BTreeMap<String, Pair>,
+}
+
+/// The devices of one class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pair {
+    /// Of slot `a`.
+    pub a: PathBuf,
+    /// Of slot `b`.
+    pub b: PathBuf,
+}
+
+impl Pair {
+    /// The device of `slot`.
+    #[must_use]
+    pub fn device(&self, slot: Slot) -> &PathBuf {
+        match slot {
+            Slot::A => &self.a,
+            Slot::B => &self.b,
+        }
+    }
 }
 
 impl Slots {
+    /// All devices.
+    pub fn devices(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.a, &self.b].into_iter().chain(self.others.values().flat_map(|pair| [&pair.a, &pair.b]))
+    }
+
     /// The device of `slot`.
     #[must_use]
     pub fn device(&self, slot: Slot) -> &PathBuf {
@@ -164,6 +192,8 @@ pub struct Install {
     pub check: ImageCheck,
     /// Directory of minisign public keys (`*.pub`).
     pub keys: PathBuf,
+    /// The name by which bundles know this kind of board.
+    pub compatible: Option<String>,
     /// PEM file of the roots to trust for downloads in place of the system's.
     pub ca_file: Option<PathBuf>,
     /// How long an unreachable server is asked again.

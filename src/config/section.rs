@@ -1,11 +1,13 @@
 //! Reads the keys of one section, records what is wrong with them, and what is left over.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::fault::{Fault, Place};
+use crate::install::{ROOT_CLASS, is_class};
+
 use super::files::{SECTIONS, Section, Setting, Value, section_names};
 
 /// A value in force, as `twinboot check-config` shows it.
@@ -261,6 +263,24 @@ pub(super) fn path(value: &Value) -> Result<PathBuf, Wrong> {
     } else {
         Err(wrong(format!("{} is no absolute path", value.to_toml()), "begin it with `/`"))
     }
+}
+
+/// The devices of further images of a slot, by class.
+pub(super) fn images(value: &Value) -> Result<BTreeMap<String, PathBuf>, Wrong> {
+    let Value::Table(entries) = value else {
+        return Err(wrong_kind(
+            value,
+            "`[slot.images]`, and below it a line for each, as in `boot = \"/dev/...\"`",
+        ));
+    };
+    let image = |(class, device): (&String, &Value)| {
+        if class == ROOT_CLASS || !is_class(class) {
+            let hint = "a class has 1 to 32 of a-z, 0-9, `-` and `_`; that of `device` is \"rootfs\"";
+            return Err(wrong(format!("cannot have a `{class}`"), hint));
+        }
+        Ok((class.clone(), path(device)?))
+    };
+    entries.iter().map(image).collect()
 }
 
 /// `true` or `false`.

@@ -94,6 +94,28 @@ fn a_drop_in_wins_key_by_key_in_name_order() {
 }
 
 #[test]
+fn a_slot_may_have_further_images_and_both_have_the_same() {
+    let of = |b: &str| {
+        let text = format!(
+            "[boot]\nscheme = \"rauc\"\n[[slot]]\nname = \"a\"\ndevice = \"/dev/a\"\n[slot.images]\nboot = \"/dev/c\"\n\
+             [[slot]]\nname = \"b\"\ndevice = \"/dev/b\"\n{b}"
+        );
+        Files::new(&text).load()
+    };
+    let loaded = of("images = { boot = \"/dev/d\" }\n").unwrap();
+    let pair = Pair { a: "/dev/c".into(), b: "/dev/d".into() };
+    assert_eq!(loaded.config.slots.others, [("boot".to_owned(), pair)].into());
+    for wrong in [
+        "",
+        "images = \"/dev/d\"\n",
+        "[slot.images]\nboot = \"/dev/a\"\n",
+        "[slot.images]\nrootfs = \"/dev/d\"\n",
+    ] {
+        assert!(of(wrong).is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn every_fault_of_every_file_is_reported_at_once() {
     let files = Files::new(
         r#"[hub]

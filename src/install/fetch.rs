@@ -1,4 +1,4 @@
-//! The bytes at an address, in order, whatever the server does in between.
+//! The bytes at an address, all or a part of them, in order, whatever the server does in between.
 
 use std::io;
 use std::path::PathBuf;
@@ -201,12 +201,15 @@ impl From<FetchError> for Interruption {
     }
 }
 
-/// Where to begin: at the start, or behind what an earlier attempt had taken.
+/// Which bytes: by default all.
 #[derive(Clone, Debug, Default)]
-pub struct Resume {
-    /// Source bytes that are not fetched again.
+pub struct Wanted {
+    /// The first; those before it were taken already, or are not needed.
     pub offset: u64,
-    /// The version that they belong to.
+    /// Where to stop; `None`: at the end of the file. A server that does not give parts gives everything from the
+    /// start on: that is taken as it is.
+    pub end: Option<u64>,
+    /// The version of the file.
     pub validator: Option<Validator>,
 }
 
@@ -216,8 +219,10 @@ pub struct Source {
     way: Way,
     /// For messages: without secrets.
     shown: String,
-    /// Bytes given so far, those of an earlier attempt included.
+    /// Of the next byte in the file.
     offset: u64,
+    /// Where to stop before the end of the file.
+    end: Option<u64>,
     /// What the request announced.
     expected: Option<u64>,
     validator: Option<Validator>,
@@ -272,7 +277,7 @@ impl Source {
     pub async fn open(
         uri: &str,
         expected: Option<u64>,
-        resume: Resume,
+        wanted: Wanted,
         reach: &Reach,
         limits: Limits,
         progress: watch::Sender<Progress>,
@@ -280,7 +285,7 @@ impl Source {
         let shown = display_url(uri);
         let url = Url::parse(uri).map_err(|_| FetchError::Address { url: shown.clone() })?;
         let way = match (url.scheme(), reach) {
-            ("file", _) => open_file(&url, &shown, resume.offset).await?,
+            ("file", _) => open_file(&url, &shown, wanted.offset).await?,
             ("http" | "https", Reach::Relayed(socket)) => Way::Relayed(Relayed::new(socket, uri)),
             ("http" | "https", Reach::Direct(clients)) => Way::Http(Box::new(Http {
                 clients: clients.clone(),
@@ -293,13 +298,14 @@ impl Source {
             _ => return Err(FetchError::Address { url: shown }),
         };
         let joined_unproven =
-            resume.offset > 0 && !resume.validator.as_ref().is_some_and(Validator::is_strong);
+            wanted.offset > 0 && !wanted.validator.as_ref().is_some_and(Validator::is_strong);
         let mut source = Self {
             way,
             shown,
-            offset: resume.offset,
+            offset: wanted.offset,
+            end: wanted.end,
             expected,
-            validator: resume.validator,
+            validator: wanted.validator,
             joined_unproven,
             limits,
             progress,
@@ -320,6 +326,18 @@ impl Source {
     #[must_use]
     pub fn total_bytes(&self) -> Option<u64> {
         self.validator.as_ref().and_then(Validator::total_bytes).or(self.expected)
+    }
+
+    /// Of the next byte in the file.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Whether it stops before the end of the file; it does not where a part was asked for, and everything came.
+    #[must_use]
+    pub fn is_part(&self) -> bool {
+        self.end.is_some()
     }
 
     /// Whether bytes of two answers were joined although nothing proves that they belong together.
@@ -347,7 +365,12 @@ impl Source {
     /// After a resume there may be nothing left to ask for. (What follows the end of a fresh answer is seen
     /// by reading on.)
     fn is_complete(&self) -> bool {
-        self.way.is_closed() && self.offset > 0 && self.total_bytes() == Some(self.offset)
+        self.way.is_closed() && self.offset > 0 && self.last() == Some(self.offset)
+    }
+
+    /// Where the bytes end, as far as that is known.
+    fn last(&self) -> Option<u64> {
+        self.end.or_else(|| self.total_bytes())
     }
 
     async fn first_answer(&mut self) -> Result<(), FetchError> {
@@ -362,6 +385,7 @@ impl Source {
             let metadata = file.metadata().await;
             let length = metadata.map_err(|source| FetchError::File { path: path.clone(), source })?.len();
             self.admit(Validator::of_size(length))?;
+            self.settle_end(true);
         }
         Ok(())
     }
@@ -370,7 +394,7 @@ impl Source {
         while self.way.is_closed() {
             self.connect().await?;
         }
-        let bytes = match &mut self.way {
+        let mut bytes = match &mut self.way {
             Way::File { path, file } => {
                 let mut buffer = BytesMut::with_capacity(FILE_CHUNK_BYTES);
                 let read = file.read_buf(&mut buffer).await;
@@ -383,6 +407,10 @@ impl Source {
                 relayed.chunk(patience, &self.progress).await?.unwrap_or_default()
             }
         };
+        if let Some(end) = self.end {
+            // More may come than was asked for.
+            bytes.truncate(usize::try_from(end.saturating_sub(self.offset)).unwrap_or(usize::MAX));
+        }
         if bytes.is_empty() {
             return Ok(None);
         }
@@ -399,16 +427,14 @@ impl Source {
         {
             return Err(self.size_error(announced, self.offset).into());
         }
-        let (offset, total) = (self.offset, self.total_bytes());
-        self.progress.send_modify(|p| {
-            *p = Progress { phase: Phase::Downloading, bytes: offset, total_bytes: total, ..*p };
-        });
+        self.progress
+            .send_if_modified(|p| std::mem::replace(&mut p.phase, Phase::Downloading) != Phase::Downloading);
         Ok(Some(bytes))
     }
 
     /// The answer ended as its framing said.
     fn end(&self) -> Result<(), FetchError> {
-        match self.total_bytes() {
+        match self.last() {
             Some(announced) if announced != self.offset => Err(self.size_error(announced, self.offset)),
             _ => Ok(()),
         }
@@ -420,18 +446,22 @@ impl Source {
 
     /// Asks for what is missing, and judges the answer by its head. Without an answer to read, ask again.
     async fn connect(&mut self) -> Result<(), Interruption> {
+        let wanted = self.wanted();
         if let Way::Relayed(relayed) = &mut self.way {
             let patience = self.limits.patience_since(self.last_byte_at);
-            let request = relayed.request(self.expected, self.offset, self.validator.clone(), self.limits);
-            let seen = relayed.open(&request, patience, &self.progress).await?;
-            return Ok(self.admit(seen)?);
+            let request = relayed.request(self.expected, wanted, self.limits);
+            let (seen, part) = relayed.open(&request, patience, &self.progress).await?;
+            self.admit(seen)?;
+            self.settle_end(part);
+            return Ok(());
         }
         let Way::Http(http) = &mut self.way else { return Ok(()) };
-        let wants_range = self.offset > 0 && http.ranges;
+        let wants_range = (self.offset > 0 || self.end.is_some()) && http.ranges;
         let client = if http.secure { http.clients.secure().await? } else { &http.clients.plain };
         let mut request = client.get(http.url.clone()).header(ACCEPT_ENCODING, "identity");
         if wants_range {
-            request = request.header(RANGE, format!("bytes={}-", self.offset));
+            let last = self.end.map(|end| end.saturating_sub(1).to_string()).unwrap_or_default();
+            request = request.header(RANGE, format!("bytes={}-{last}", self.offset));
             if let Some(condition) = self.validator.as_ref().and_then(Validator::condition) {
                 request = request.header(IF_RANGE, condition);
             }
@@ -458,6 +488,7 @@ impl Source {
         };
         let partial = answer.status() == StatusCode::PARTIAL_CONTENT;
         self.admit(Validator::of(answer.headers(), total))?;
+        self.settle_end(partial);
         if let Way::Http(http) = &mut self.way {
             http.skip = if partial { 0 } else { self.offset };
             http.body = Some(answer);
@@ -482,6 +513,19 @@ impl Source {
             _ => self.validator = Some(seen),
         }
         Ok(())
+    }
+
+    /// Knows where to stop once a server has answered, with a part or with everything.
+    fn settle_end(&mut self, part: bool) {
+        self.end = match (self.end, self.total_bytes()) {
+            _ if !part && self.offset == 0 => None,
+            (Some(end), Some(total)) => Some(end.min(total)),
+            (end, _) => end,
+        };
+    }
+
+    fn wanted(&self) -> Wanted {
+        Wanted { offset: self.offset, end: self.end, validator: self.validator.clone() }
     }
 
     fn failed(&self, error: reqwest::Error) -> Interruption {

@@ -8,9 +8,11 @@
 //!
 //! Every arrow is a bounded channel and every buffer is used again, so memory does not grow with the image.
 
+mod bundled;
 pub mod checkpoint;
 pub mod decode;
 pub mod fetch;
+mod parts;
 mod relayed;
 pub mod resume;
 pub mod slot;
@@ -29,15 +31,18 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use self::bundled::Refusal;
+pub use self::bundled::{Device, Other, ROOT_CLASS, is_class};
 use self::checkpoint::Key;
 use self::decode::DecodeError;
-use self::fetch::{Clients, FetchError, Reach, Source};
+use self::fetch::{Clients, FetchError, Reach, Source, Wanted};
 use self::resume::Start;
 use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
 use self::verify::{Check, ImageCheck, Rule, SIGNATURE_LIMIT_BYTES, VerifyError};
 use self::write::WriteError;
+use crate::bundle::BundleError;
 use crate::redact::display_url;
-pub use crate::update::report::Phase;
+pub use crate::update::report::{Phase, Progress};
 use crate::update::{Code, Failure, Image, Sha256Digest};
 
 /// What is to be installed.
@@ -49,21 +54,6 @@ pub struct ImageSpec {
     pub check_value: Option<Sha256Digest>,
     /// Size in bytes of what is at `uri`.
     pub size_bytes: Option<u64>,
-}
-
-/// How far an install is; a level, for the report.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// What the installer does now.
-    pub phase: Phase,
-    /// Bytes of the source taken so far, those kept from an earlier attempt included.
-    pub bytes: u64,
-    /// Bytes at the source, where known.
-    pub total_bytes: Option<u64>,
-    /// Bytes that an earlier attempt had already put in place.
-    pub resumed_bytes: u64,
-    /// Bytes written to the slot; blocks that were right already are not among them.
-    pub written_bytes: u64,
 }
 
 /// An install ends with the image in the slot, read back, or with the reason.
@@ -131,8 +121,12 @@ pub struct Job {
     pub target: PathBuf,
     /// The device of the slot that this system runs from; never written.
     pub running: Option<PathBuf>,
+    /// What is installed with it, from a bundle.
+    pub others: Vec<Other>,
     /// Where procfs is mounted.
     pub proc: PathBuf,
+    /// Which bundles it takes.
+    pub device: Device,
     /// What the image must come with.
     pub check: ImageCheck,
     /// Directory of minisign public keys (`*.pub`).
@@ -159,6 +153,22 @@ pub enum InstallError {
     /// Not the image that was meant.
     #[error(transparent)]
     Verify(#[from] VerifyError),
+    /// What is in a bundle.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// Not for this device.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Other bytes than were signed, also when asked for once more.
+    #[error("the chunk at byte {offset} of the bundle has the SHA-256 {actual}, and must have {expected}")]
+    Chunk {
+        /// In the file.
+        offset: u64,
+        /// By the index.
+        expected: Sha256Digest,
+        /// Of what came.
+        actual: Sha256Digest,
+    },
     /// The slot cannot be used.
     #[error(transparent)]
     Slot(#[from] SlotError),
@@ -176,6 +186,9 @@ pub enum InstallError {
         /// Of the slot.
         capacity_bytes: u64,
     },
+    /// Found out by the first bytes.
+    #[error("the image is a bundle")]
+    IsBundle,
     /// As the operator wished, or because the daemon stops.
     #[error("cancelled")]
     Cancelled,
@@ -192,11 +205,16 @@ impl InstallError {
             Self::Fetch(error) => error.code(),
             Self::Decode(error) => error.code(),
             Self::Verify(error) => error.code(),
+            Self::Bundle(BundleError::Digest { .. } | BundleError::Unpack { .. }) | Self::Chunk { .. } => {
+                Code::DigestMismatch
+            }
+            Self::Bundle(_) => Code::BundleInvalid,
+            Self::Refused(refusal) => refusal.code(),
             Self::Slot(error) => error.code(),
             Self::Write(error) => error.code(),
             Self::TooLarge { .. } => Code::ImageTooLarge,
             Self::Cancelled => Code::Cancelled,
-            Self::Interrupted => Code::SlotFailed,
+            Self::Interrupted | Self::IsBundle => Code::SlotFailed,
         }
     }
 
@@ -293,11 +311,25 @@ impl Run<'_> {
             Some(socket) => Reach::Relayed(socket.clone()),
             None => Reach::Direct(Arc::new(Clients::new(self.job.ca_file.clone())?)),
         };
-        let check = Arc::new(self.or_cancelled(self.check(&reach)).await?);
+        if is_named_as_bundle(&self.job.spec.uri)
+            && let Some(image) = self.whole_bundle(&reach).await?
+        {
+            return Ok(image);
+        }
+        let check = match self.or_cancelled(self.check(&reach)).await {
+            // A bundle brings its signatures itself.
+            Err(error @ InstallError::Verify(VerifyError::NoSignature { .. })) => {
+                return self.whole_bundle(&reach).await?.ok_or(error);
+            }
+            check => Arc::new(check?),
+        };
         let (mut resume, mut changes, mut second_chance) = (true, 0, true);
         loop {
             let mut suspect = false;
             match self.attempt(&reach, &check, resume, &mut suspect).await {
+                Err(InstallError::IsBundle) => {
+                    return self.whole_bundle(&reach).await?.ok_or(InstallError::IsBundle);
+                }
                 Err(error) if error.code() == Code::ImageChanged && changes < CHANGES => changes += 1,
                 Err(error) if suspect && second_chance && error.is_about_content() => {
                     tracing::warn!(reason = %one_line(&error), "resumed install failed: starting over");
@@ -307,6 +339,17 @@ impl Run<'_> {
             }
             resume = false;
         }
+    }
+
+    /// As often as another file comes to its address meanwhile. `None`: it is no bundle.
+    async fn whole_bundle(&self, reach: &Reach) -> Result<Option<Image>, InstallError> {
+        for _ in 0..CHANGES {
+            match self.bundle(reach).await {
+                Err(error) if error.code() == Code::ImageChanged => {}
+                result => return result,
+            }
+        }
+        self.bundle(reach).await
     }
 
     /// What the image must satisfy, with the signature fetched where one is needed.
@@ -320,7 +363,7 @@ impl Run<'_> {
         let uri = signature_uri(&job.spec.uri);
         let shown = display_url(&uri);
         let quiet = watch::Sender::new(Progress::default());
-        let opened = Source::open(&uri, None, fetch::Resume::default(), reach, job.limits, quiet).await;
+        let opened = Source::open(&uri, None, Wanted::default(), reach, job.limits, quiet).await;
         let mut source = match opened {
             Err(error) if error.code() == Code::ImageNotFound => {
                 return Err(VerifyError::NoSignature { url: shown }.into());
@@ -352,16 +395,17 @@ impl Run<'_> {
         *suspect = start.source_offset > 0;
         self.progress.send_replace(Progress {
             bytes: start.source_offset,
-            resumed_bytes: start.source_offset,
+            saved_bytes: start.source_offset,
+            kept_bytes: start.image_offset,
             total_bytes: self.job.spec.size_bytes,
             ..Progress::default()
         });
-        let resume = fetch::Resume { offset: start.source_offset, validator: start.validator.clone() };
+        let wanted = Wanted { offset: start.source_offset, end: None, validator: start.validator.clone() };
         let (uri, size) = (&self.job.spec.uri, self.job.spec.size_bytes);
-        let open = Source::open(uri, size, resume, reach, self.job.limits, self.progress.clone());
+        let open = Source::open(uri, size, wanted, reach, self.job.limits, self.progress.clone());
         let mut source = self.or_cancelled(async { Ok(open.await?) }).await?;
         let stages = self.spawn_stages(start, &source, check);
-        let fetched = self.or_cancelled(pump(&mut source, stages.chunks)).await;
+        let fetched = self.or_cancelled(pump(&mut source, stages.chunks, self.progress)).await;
         *suspect |= source.joined_unproven();
         // The stage nearest to the medium knows best; one that was cut off by its neighbour knows nothing.
         let written = joined(stages.writing).await;
@@ -401,12 +445,12 @@ impl Run<'_> {
         });
         let writer = write::Writer {
             device: self.device.clone(),
-            checkpoint: write::Checkpoints {
+            checkpoint: Some(write::Checkpoints {
                 path: self.job.checkpoint.clone(),
                 key: Key::of(&self.job.spec),
                 validator: source.validator(),
                 every: self.job.limits.checkpoint,
-            },
+            }),
             progress: self.progress.clone(),
             cancel: self.cancel.clone(),
         };
@@ -452,9 +496,22 @@ pub enum Feed {
     End,
 }
 
-async fn pump(source: &mut Source, chunks: mpsc::Sender<Feed>) -> Result<(), InstallError> {
+async fn pump(
+    source: &mut Source,
+    chunks: mpsc::Sender<Feed>,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), InstallError> {
     let (mut batch, mut batch_bytes) = (Vec::new(), 0);
     while let Some(bytes) = source.next().await? {
+        let (offset, total) = (source.offset(), source.total_bytes());
+        progress.send_modify(|p| {
+            *p = Progress {
+                bytes: offset,
+                total_bytes: total,
+                fetched_bytes: p.fetched_bytes + bytes.len() as u64,
+                ..*p
+            };
+        });
         batch_bytes += bytes.len();
         batch.push(bytes);
         if batch_bytes >= BATCH_BYTES {
@@ -469,6 +526,11 @@ async fn pump(source: &mut Source, chunks: mpsc::Sender<Feed>) -> Result<(), Ins
 
 async fn joined<T>(stage: JoinHandle<Result<T, InstallError>>) -> Result<T, InstallError> {
     stage.await.unwrap_or(Err(InstallError::Interrupted))
+}
+
+/// Then it is asked for in parts from the first byte on. Whether it is one, its first bytes tell.
+fn is_named_as_bundle(uri: &str) -> bool {
+    uri.split(['?', '#']).next().is_some_and(|path| path.ends_with(".twb"))
 }
 
 /// `.minisig` goes behind the path, before the query that may grant access.

@@ -9,7 +9,7 @@ use tokio::net::UnixStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::fetch::{FetchError, Interruption, Setback};
+use super::fetch::{FetchError, Interruption, Setback, Wanted};
 use super::validator::Validator;
 use super::{Limits, Phase, Progress};
 use crate::network::wire::{self, FetchRequest, Fetched, Opening, Reader, WireError};
@@ -52,20 +52,19 @@ impl Relayed {
     pub(super) fn request(
         &self,
         expected_bytes: Option<u64>,
-        offset: u64,
-        validator: Option<Validator>,
+        Wanted { offset, end, validator }: Wanted,
         limits: Limits,
     ) -> FetchRequest {
-        FetchRequest { uri: self.uri.clone(), expected_bytes, offset, validator, limits }
+        FetchRequest { uri: self.uri.clone(), expected_bytes, offset, end, validator, limits }
     }
 
-    /// Asks, and waits for what the server says about the file.
+    /// Asks, and waits for what the server says about the file, and whether it gives a part alone.
     pub(super) async fn open(
         &mut self,
         request: &FetchRequest,
         patience: Duration,
         progress: &watch::Sender<Progress>,
-    ) -> Result<Validator, Interruption> {
+    ) -> Result<(Validator, bool), Interruption> {
         let asked = async {
             let stream = UnixStream::connect(&self.socket).await?;
             let (reader, mut writer) = wire::split(stream);
@@ -74,7 +73,7 @@ impl Relayed {
         };
         self.connection = Some(asked.await.map_err(away)?);
         match self.answer(patience, progress).await? {
-            (Fetched::Opened(validator), _) => Ok(validator),
+            (Fetched::Opened { validator, part }, _) => Ok((validator, part)),
             _ => Err(away(WireError::OutOfTurn)),
         }
     }

@@ -159,6 +159,21 @@ impl BlockDevice {
         Ok(Self { direct, buffered, capacity_bytes })
     }
 
+    /// Opens `path` only to read it: the slot that this system runs from.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open_to_read(path: &Path) -> Result<Self, SlotError> {
+        let inspect = |source| SlotError::Inspect { path: path.to_owned(), source };
+        let open = |flags: OFlag| {
+            OpenOptions::new().read(true).custom_flags((OFlag::O_CLOEXEC | flags).bits()).open(path)
+        };
+        let mut buffered = open(OFlag::empty()).map_err(inspect)?;
+        let capacity_bytes = buffered.seek(SeekFrom::End(0)).map_err(inspect)?;
+        let direct = open(OFlag::O_DIRECT).ok().filter(direct_reads_work);
+        Ok(Self { direct, buffered, capacity_bytes })
+    }
+
     /// How many of `len` bytes at `address` and `offset` can go past the page cache.
     fn direct_part(&self, address: *const u8, len: usize, offset: u64) -> Option<(&File, usize)> {
         let aligned = address.align_offset(ALIGN_BYTES) == 0 && offset.is_multiple_of(ALIGN_BYTES as u64);

@@ -10,6 +10,7 @@ use super::decode::{DecodeError, Decoder, Format, MAGIC_BYTES, Step};
 use super::resume::Start;
 use super::slot::{BLOCK_BYTES, Block};
 use super::verify::{Chunk, Seen};
+use crate::bundle::MAGIC;
 use crate::update::Sha256Digest;
 
 /// What the decoder makes at a time: small enough to be in the core's cache still when it is summed.
@@ -57,6 +58,15 @@ impl Mark {
 pub enum Filled {
     /// The next part of the image.
     Block(Part),
+    /// The next part of the image, which the slot was found to hold.
+    Kept {
+        /// Offset in the slot; a multiple of [`BLOCK_BYTES`].
+        offset: u64,
+        /// How many bytes.
+        len: usize,
+        /// CRC-32 of them.
+        sum: u32,
+    },
     /// The source was complete, and verified.
     Verified(Sha256Digest),
 }
@@ -161,6 +171,9 @@ impl<'a> Unpacker<'a> {
     }
 
     fn decoder_for(&self, first: &[u8]) -> Result<Decoder, InstallError> {
+        if MAGIC.starts_with(first.get(..MAGIC_BYTES).unwrap_or(first)) {
+            return Err(InstallError::IsBundle);
+        }
         let format = Format::of(first);
         let Room { capacity_bytes, source_bytes, .. } = self.room;
         if format == Format::Raw && source_bytes.is_some_and(|size| size > capacity_bytes) {

@@ -94,6 +94,17 @@ pub enum VerifyError {
     /// Signed, but not these bytes.
     #[error("the signature does not belong to these bytes")]
     BadSignature,
+    /// Another bundle than was meant.
+    #[error(
+        "the bundle's check value is {actual}, and was to be {expected}: a bundle's is the SHA-256 of its manifest, \
+         which `twinbootctl bundle inspect` shows"
+    )]
+    ManifestDigest {
+        /// The check value.
+        expected: Sha256Digest,
+        /// What the manifest gives.
+        actual: Sha256Digest,
+    },
     /// Other bytes than were meant.
     #[error("the image's SHA-256 is {actual}, its check value {expected}")]
     Digest {
@@ -112,8 +123,18 @@ impl VerifyError {
             Self::Unverifiable { .. } | Self::NoKeys { .. } | Self::Keys { .. } | Self::BadKey { .. } => {
                 Code::Unverifiable
             }
-            Self::Digest { .. } => Code::DigestMismatch,
+            Self::Digest { .. } | Self::ManifestDigest { .. } => Code::DigestMismatch,
             _ => Code::SignatureInvalid,
+        }
+    }
+}
+
+impl VerifyError {
+    /// In the words of a bundle.
+    pub(super) fn of_manifest(self) -> Self {
+        match self {
+            Self::Digest { expected, actual } => Self::ManifestDigest { expected, actual },
+            other => other,
         }
     }
 }
@@ -249,6 +270,16 @@ impl Check {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Of all bytes at once; gives their SHA-256.
+    ///
+    /// # Errors
+    /// When they are not those that were meant.
+    pub fn judge(&self, bytes: &[u8]) -> Result<Sha256Digest, VerifyError> {
+        let mut verifier = self.start()?;
+        verifier.update(bytes);
+        verifier.finish()
     }
 
     fn start(&self) -> Result<Verifier<'_>, VerifyError> {

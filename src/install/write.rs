@@ -95,8 +95,8 @@ pub struct SoFar {
 pub struct Writer {
     /// The slot.
     pub device: Arc<dyn SlotDevice>,
-    /// Memory of interrupted attempts.
-    pub checkpoint: Checkpoints,
+    /// Memory of interrupted attempts, where the slot's content is not enough.
+    pub checkpoint: Option<Checkpoints>,
     /// Told what is written.
     pub progress: watch::Sender<Progress>,
     /// Looked at while the slot is read back; before, the source ends early.
@@ -141,9 +141,12 @@ impl Writer {
                     let block = self.take(&mut state, part)?;
                     // All blocks have room in the channel; if nobody wants them, the source has ended.
                     let _ = empty.try_send(block);
-                    if boot_time().saturating_sub(state.saved_at) >= self.checkpoint.every {
-                        self.save(&mut state, CHECKPOINT_BYTES)?;
-                    }
+                    self.save_in_time(&mut state)?;
+                }
+                Ok(Filled::Kept { offset, len, sum }) => {
+                    state.so_far.sums.push(sum);
+                    state.so_far.image_offset = offset + len as u64;
+                    self.progress.send_modify(|p| p.kept_bytes += len as u64);
                 }
                 Ok(Filled::Verified(source_digest)) => return self.complete(state, source_digest),
                 Err(_) => {
@@ -172,6 +175,7 @@ impl Writer {
     fn put(&self, bytes: &[u8], offset: u64, scratch: &mut Block) -> Result<(), WriteError> {
         // An unreadable old block is no reason not to write the new one.
         if self.holds(bytes, offset, scratch).unwrap_or(false) {
+            self.progress.send_modify(|p| p.kept_bytes += bytes.len() as u64);
             return Ok(());
         }
         self.device.write_all_at(bytes, offset).map_err(|source| WriteError::Write { offset, source })?;
@@ -192,8 +196,18 @@ impl Writer {
         Ok(old == bytes)
     }
 
+    fn save_in_time(&self, state: &mut State) -> Result<(), WriteError> {
+        match &self.checkpoint {
+            Some(checkpoint) if boot_time().saturating_sub(state.saved_at) >= checkpoint.every => {
+                self.save(state, CHECKPOINT_BYTES)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Remembers how far it came, if that is `least_bytes` further than before, once those are on the medium.
     fn save(&self, state: &mut State, least_bytes: u64) -> Result<(), WriteError> {
+        let Some(memory) = &self.checkpoint else { return Ok(()) };
         let least_offset = state.saved_offset + least_bytes;
         let Some(reached) = state.reached.take_if(|reached| reached.image_offset >= least_offset) else {
             return Ok(());
@@ -204,15 +218,15 @@ impl Writer {
         let whole = usize::try_from(image_offset / BLOCK_BYTES as u64).unwrap_or(usize::MAX);
         let sums = state.so_far.sums.get(..whole).unwrap_or_default();
         let checkpoint = Checkpoint::new(
-            self.checkpoint.key.clone(),
-            self.checkpoint.validator.clone(),
+            memory.key.clone(),
+            memory.validator.clone(),
             mark.format,
             (mark.source_offset, &mark.source_sha256()),
             (image_offset, prefix_crc32(sums, (mark.sum, rest_bytes))),
         );
-        if let Err(error) = checkpoint.save(&self.checkpoint.path) {
+        if let Err(error) = checkpoint.save(&memory.path) {
             // Without it an interrupted install only has to start over.
-            tracing::warn!(path = %self.checkpoint.path.display(), %error, "cannot save the install checkpoint");
+            tracing::warn!(path = %memory.path.display(), %error, "cannot save the install checkpoint");
         }
         (state.saved_at, state.saved_offset) = (boot_time(), image_offset);
         Ok(())
@@ -220,14 +234,12 @@ impl Writer {
 
     fn complete(&self, mut state: State, source_digest: Sha256Digest) -> Result<Image, InstallError> {
         self.progress.send_modify(|p| p.phase = Phase::Verifying);
-        if boot_time().saturating_sub(state.saved_at) >= self.checkpoint.every {
-            self.save(&mut state, CHECKPOINT_BYTES)?;
-        }
+        self.save_in_time(&mut state)?;
         self.device.sync().map_err(|source| WriteError::Sync { source })?;
         let SoFar { sums, image_offset } = state.so_far;
         drop(state.scratch);
         self.read_back(&sums, image_offset)?;
-        Ok(Image { source_digest, size_bytes: image_offset })
+        Ok(Image { source_digest, size_bytes: image_offset, version: None })
     }
 
     fn read_back(&self, sums: &[u32], size_bytes: u64) -> Result<(), InstallError> {

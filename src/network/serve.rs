@@ -20,12 +20,13 @@ use super::wire::{
 };
 use crate::config;
 use crate::hub::{self, HubEvent, MethodReply, Reported};
-use crate::install::fetch::{Clients, FetchError, Reach, Resume, Source};
+use crate::install::fetch::{Clients, FetchError, Reach, Source, Wanted};
 use crate::install::{Phase, Progress, one_line};
 use crate::system;
 
-/// The agent has one session and one download; while it restarts, the old and the new.
-const CONNECTIONS_MAX: usize = 8;
+/// The agent has one session, and one download of up to a handful of parts at once; while it restarts, the old and
+/// the new.
+const CONNECTIONS_MAX: usize = 16;
 
 /// The agent says what a connection is for as soon as it is there.
 const OPENING_LIMIT: Duration = Duration::from_secs(10);
@@ -158,7 +159,7 @@ impl Network {
     }
 
     async fn hand_over(&self, writer: &mut Writer, request: FetchRequest) -> Result<(), Ended> {
-        let FetchRequest { uri, expected_bytes, offset, validator, limits } = request;
+        let FetchRequest { uri, expected_bytes, offset, end, validator, limits } = request;
         let is_remote =
             |scheme: &&str| uri.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme));
         if !["http://", "https://"].iter().any(is_remote) {
@@ -168,10 +169,11 @@ impl Network {
         let progress = watch::Sender::new(Progress::default());
         let mut phases = progress.subscribe();
         let reach = Reach::Direct(self.clients.clone());
-        let resume = Resume { offset, validator };
-        let opening = Source::open(&uri, expected_bytes, resume, &reach, limits, progress);
+        let wanted = Wanted { offset, end, validator };
+        let opening = Source::open(&uri, expected_bytes, wanted, &reach, limits, progress);
         let mut source = telling(writer, &mut phases, opening).await?;
-        writer.send(&Fetched::Opened(source.validator()), &[]).await?;
+        let opened = Fetched::Opened { validator: source.validator(), part: source.is_part() };
+        writer.send(&opened, &[]).await?;
         while let Some(bytes) = telling(writer, &mut phases, source.next()).await? {
             let chunk = Fetched::Chunk { joined_unproven: source.joined_unproven() };
             for part in bytes.chunks(BODY_MAX_BYTES) {

@@ -104,6 +104,8 @@ pub struct FetchRequest {
     pub expected_bytes: Option<u64>,
     /// Bytes that are not wanted again.
     pub offset: u64,
+    /// Where to stop before the end of the file.
+    pub end: Option<u64>,
     /// The version that they belong to.
     pub validator: Option<Validator>,
     /// The networked part is as patient as the agent.
@@ -115,7 +117,13 @@ pub struct FetchRequest {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Fetched {
     /// First: what the server says about the file.
-    Opened(Validator),
+    #[serde(rename_all = "camelCase")]
+    Opened {
+        /// Of the whole file.
+        validator: Validator,
+        /// It gives the part that was asked for, and not everything.
+        part: bool,
+    },
     /// The server is away, and asked again.
     Waiting,
     /// The next bytes: the frame's body.

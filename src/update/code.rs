@@ -55,6 +55,20 @@ pub enum Code {
     /// Larger than the slot.
     ImageTooLarge,
 
+    // A bundle.
+    /// It is damaged, or of a format that this program does not know.
+    BundleInvalid,
+    /// It brings another version than was asked for.
+    VersionMismatch,
+    /// It is for other boards.
+    BoardIncompatible,
+    /// It needs a newer version of this program.
+    AgentTooOld,
+    /// It needs a newer firmware to come from.
+    PreviousTooOld,
+    /// Its images and the configured slots are not of the same classes.
+    SlotClassMismatch,
+
     // The slot.
     /// Booted, mounted, in use, missing, or not a slot at all.
     SlotUnusable,

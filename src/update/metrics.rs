@@ -6,20 +6,9 @@
 use std::fmt::{Display, Write as _};
 
 use super::record::{Outcome, State};
-use super::report::{Facts, Phase};
+use super::report::{Facts, Phase, Progress};
 use super::step::Environment;
 use super::{Moment, Slot};
-
-/// Bytes of the last install since this process began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Transfer {
-    /// Fetched from the server.
-    pub fetched_bytes: u64,
-    /// Kept from an earlier attempt, and not fetched again.
-    pub saved_bytes: u64,
-    /// Written to the slot; what it held already is not among them.
-    pub written_bytes: u64,
-}
 
 const STATES: [&str; 9] = [
     "idle",
@@ -34,9 +23,9 @@ const STATES: [&str; 9] = [
 ];
 const RESULTS: [&str; 3] = ["succeeded", "failed", "rolled_back"];
 
-/// All metrics; `transfer` where an install has run.
+/// All metrics; `transfer` is the last install's since this process began.
 #[must_use]
-pub fn metrics(facts: &Facts<'_>, hub_connected: bool, transfer: Option<Transfer>) -> String {
+pub fn metrics(facts: &Facts<'_>, hub_connected: bool, transfer: Option<Progress>) -> String {
     let mut text = Text::default();
     let record = facts.record;
     text.family("twinboot_build_info", "The running daemon.");
@@ -62,7 +51,7 @@ pub fn metrics(facts: &Facts<'_>, hub_connected: bool, transfer: Option<Transfer
     text.0
 }
 
-fn running(text: &mut Text, facts: &Facts<'_>, transfer: Option<Transfer>) {
+fn running(text: &mut Text, facts: &Facts<'_>, transfer: Option<Progress>) {
     let attempts = match facts.record.state {
         State::Installing { attempt, .. } => attempt,
         _ => 0,
@@ -73,11 +62,13 @@ fn running(text: &mut Text, facts: &Facts<'_>, transfer: Option<Transfer>) {
         text.family("twinboot_update_size_bytes", "Size of the source of the running install.");
         text.sample(&[], total_bytes);
     }
-    if let Some(Transfer { fetched_bytes, saved_bytes, written_bytes }) = transfer {
+    if let Some(last) = transfer {
         for (name, help, bytes) in [
-            ("twinboot_update_fetched_bytes", "Fetched by the last install since start.", fetched_bytes),
-            ("twinboot_update_saved_bytes", "Of an earlier attempt, not fetched again.", saved_bytes),
-            ("twinboot_update_written_bytes", "Written to the slot, which lacked them.", written_bytes),
+            ("twinboot_update_fetched_bytes", "Fetched by the last install since start.", last.fetched_bytes),
+            ("twinboot_update_saved_bytes", "At the source, and not to be fetched.", last.saved_bytes),
+            ("twinboot_update_copied_bytes", "Copied from the running slot.", last.copied_bytes),
+            ("twinboot_update_kept_bytes", "Held by the slot already.", last.kept_bytes),
+            ("twinboot_update_written_bytes", "Written to the slot, which lacked them.", last.written_bytes),
         ] {
             text.family(name, help);
             text.sample(&[], bytes);

@@ -118,8 +118,11 @@ pub struct Boot {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Image {
-    /// SHA-256 of the bytes at the URI.
+    /// SHA-256 of the bytes at the URI; of a bundle's manifest.
     pub source_digest: Sha256Digest,
-    /// Size of the image in the slot, in bytes.
+    /// Size of the image in the slot, in bytes; of all images of a bundle together.
     pub size_bytes: u64,
+    /// What it says of itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
 }

@@ -362,7 +362,7 @@ mod tests {
         };
         let update = Update { request, target: Slot::B, online_before: true };
         let failure = Failure::new(Code::HealthCheckFailed, "unit `app.service` is failed");
-        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 4096 };
+        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 4096, version: None };
         Record {
             state: State::RollingBack {
                 update,

@@ -7,15 +7,26 @@ use super::record::{Finished, Outcome, Record, State};
 use super::step::Environment;
 use super::{Boot, Failure, Moment, Slot};
 
-/// How far an install is.
+/// How far an install is; a level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// What the installer does now.
     pub phase: Phase,
-    /// Bytes of the source taken so far, those kept from an earlier attempt included.
+    /// Bytes of the source taken so far, those kept from an earlier attempt included; of a bundle, bytes of its
+    /// images that are ready.
     pub bytes: u64,
-    /// Bytes at the source, where known.
+    /// Of how many, where known.
     pub total_bytes: Option<u64>,
+    /// Bytes fetched by this attempt.
+    pub fetched_bytes: u64,
+    /// Bytes at the source that need not be fetched: an earlier attempt did, or a slot holds what they make.
+    pub saved_bytes: u64,
+    /// Bytes copied from the running slot.
+    pub copied_bytes: u64,
+    /// Bytes that the slot held already.
+    pub kept_bytes: u64,
+    /// Bytes written to the slot.
+    pub written_bytes: u64,
 }
 
 impl Progress {
@@ -58,6 +69,14 @@ pub struct Facts<'a> {
     pub fault: Option<&'a Failure>,
 }
 
+impl Facts<'_> {
+    /// An update's word counts more than the system's own.
+    #[must_use]
+    pub fn running_version(&self) -> Option<&str> {
+        self.record.versions.get(self.boot.slot).or(self.running_version)
+    }
+}
+
 /// IoT Hub takes no longer text in a twin.
 pub const TEXT_BYTES_MAX: usize = 4096;
 
@@ -73,7 +92,7 @@ pub fn reported(facts: &Facts<'_>) -> Map<String, Value> {
     reported.insert("startedApplyingImage".into(), json!(time(times.applying)));
     reported.insert("lastFirmwareUpdate".into(), json!(time(times.succeeded)));
     let (status, substatus) = update_status(facts);
-    let running_version = facts.record.versions.get(facts.boot.slot).or(facts.running_version);
+    let running_version = facts.running_version();
     reported.insert(
         "firmware".into(),
         json!({
@@ -88,6 +107,11 @@ pub fn reported(facts: &Facts<'_>) -> Map<String, Value> {
                 "bytes": progress.bytes,
                 "totalBytes": progress.total_bytes,
                 "percent": progress.percent(),
+                "fetchedBytes": progress.fetched_bytes,
+                "savedBytes": progress.saved_bytes,
+                "copiedBytes": progress.copied_bytes,
+                "keptBytes": progress.kept_bytes,
+                "writtenBytes": progress.written_bytes,
             })),
             "error": failure(facts).map(|failure| json!({
                 "code": failure.code, "message": cut(&failure.message),
@@ -273,7 +297,7 @@ mod tests {
 
     fn image() -> Image {
         let digest = Sha256Digest([1; 32]);
-        Image { source_digest: digest, size_bytes: 1 }
+        Image { source_digest: digest, size_bytes: 1, version: None }
     }
 
     fn at(unix_secs: Option<u64>) -> Moment {
@@ -342,9 +366,22 @@ mod tests {
     fn a_running_install_shows_its_progress() {
         let record =
             Record { state: State::Installing { update: update(), attempt: 1 }, ..Record::default() };
-        let progress = Progress { phase: Phase::Verifying, bytes: 10, total_bytes: Some(30) };
+        let progress = Progress {
+            phase: Phase::Verifying,
+            bytes: 10,
+            total_bytes: Some(30),
+            fetched_bytes: 4,
+            saved_bytes: 6,
+            copied_bytes: 5,
+            kept_bytes: 3,
+            written_bytes: 7,
+        };
         let report = report(Slot::A, &record, Some(progress));
-        assert_eq!(report["firmware"]["progress"], json!({"bytes": 10, "totalBytes": 30, "percent": 33}));
+        let shown = json!({
+            "bytes": 10, "totalBytes": 30, "percent": 33, "fetchedBytes": 4, "savedBytes": 6, "copiedBytes": 5,
+            "keptBytes": 3, "writtenBytes": 7,
+        });
+        assert_eq!(report["firmware"]["progress"], shown);
         assert_eq!(report["firmware"]["fwUpdateStatus"], "verifying");
         assert_eq!(report["firmware"]["slots"]["b"], json!({"version": null, "state": "writing"}));
         assert_eq!(report["firmware"]["slots"]["a"], json!({"version": "1.0", "state": "committed"}));

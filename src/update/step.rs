@@ -471,7 +471,9 @@ fn awaiting(record: &Record, id: &UpdateId) -> Option<State> {
 }
 
 fn installed(context: &Context, mut record: Record, id: &UpdateId, result: Result<Image, Failure>) -> Step {
-    let Some(State::Installing { update, .. }) = awaiting(&record, id) else { return unchanged(record, []) };
+    let Some(State::Installing { mut update, .. }) = awaiting(&record, id) else {
+        return unchanged(record, []);
+    };
     let image = match result {
         Ok(image) => image,
         Err(failure) => return give_up(context, record, update, failure),
@@ -479,6 +481,9 @@ fn installed(context: &Context, mut record: Record, id: &UpdateId, result: Resul
     // An image that is known by its signature alone shows its digest only now.
     if let Some(failure) = denial(&record, &image.source_digest.0).filter(|_| !update.request.force) {
         return give_up(context, record, update, failure);
+    }
+    if update.request.version.is_none() {
+        update.request.version.clone_from(&image.version);
     }
     record.versions.set(update.target, update.request.version.clone());
     record.times.downloaded.get_or_insert(context.now);
@@ -783,7 +788,7 @@ mod tests {
             Context { boot: Boot { id, slot }, now, ..context() }
         };
         let update = Update { request: request("one", None), target: Slot::B, online_before: true };
-        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1 };
+        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None };
         let armed = State::Rebooting { update, image, armed_in: BootId(1) };
         let mut record = Record { state: armed, ..Record::default() };
         for (context, expected) in [(at(2, 9), 9), (at(2, 500), 9), (at(3, 12), 12), (at(3, 13), 12)] {
@@ -808,7 +813,7 @@ mod tests {
         let mut record = Record::default();
         for number in 0..40 {
             let source_digest = Sha256Digest([number; 32]);
-            let image = Image { source_digest, size_bytes: 1 };
+            let image = Image { source_digest, size_bytes: 1, version: None };
             let request = request("one", None);
             let update = Update { request, target: Slot::B, online_before: false };
             let failure = Failure::new(Code::BootFailed, "m");

@@ -3,12 +3,16 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_methods, reason = "a test's files need not survive a power cut")]
 
+mod bundles;
 mod catalog;
 mod cloud;
 mod cuts;
 mod hooks;
 mod hostile;
 mod local;
+#[expect(dead_code, reason = "the tests of the installer use the rest")]
+#[path = "../bundle/make.rs"]
+mod make;
 mod metrics;
 mod rig;
 mod service;

@@ -80,7 +80,7 @@ impl Meeting {
 }
 
 /// Both parts, and the device's world.
-async fn split(traits: Traits) -> (World, Meeting, Child) {
+pub async fn split(traits: Traits) -> (World, Meeting, Child) {
     let meeting = Meeting::new();
     let mut world = World::switched_off(traits, "", &meeting.agent()).await;
     let network = meeting.network(world.rig.board.dir());

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand.
 
+mod bundle;
 mod cancel;
 mod completions;
 mod devices;
@@ -88,6 +89,7 @@ enum Subcommands {
     Reboot(reboot::Reboot),
     Rollout(rollout::RolloutCommand),
     Job(job::JobCommand),
+    Bundle(bundle::BundleCommand),
     Completions(completions::Completions),
     Man(man::Man),
 }
@@ -127,6 +129,11 @@ enum CliError {
     NotARollout(NotARollout),
     #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
+    /// A bundle that is not what it should be.
+    #[error("{0}")]
+    Untrusted(String),
+    #[error(transparent)]
+    Bundle(#[from] crate::bundle::Failure),
     #[error("cannot write the output")]
     Output(#[from] io::Error),
 }
@@ -140,7 +147,7 @@ impl CliError {
             Self::NotARollout(_) => Exit::NotFound,
             // `twinbootctl devices | head` has seen enough.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
-            Self::Read { .. } | Self::Output(_) => Exit::Failed,
+            Self::Read { .. } | Self::Untrusted(_) | Self::Bundle(_) | Self::Output(_) => Exit::Failed,
         }
     }
 
@@ -218,6 +225,7 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
     match cli.command {
         Subcommands::Completions(command) => return command.run(),
         Subcommands::Man(command) => return command.run(),
+        Subcommands::Bundle(command) => return command.run(cli.json),
         _ => {}
     }
     let ctl = Ctl { service: cli.settings.service(notice)?, json: cli.json };
@@ -233,7 +241,7 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
             Subcommands::Reboot(command) => command.run(&ctl).await,
             Subcommands::Job(command) => Box::pin(command.run(&ctl)).await,
             Subcommands::Rollout(command) => Box::pin(command.run(&ctl)).await,
-            Subcommands::Completions(_) | Subcommands::Man(_) => Ok(Exit::Done),
+            Subcommands::Bundle(_) | Subcommands::Completions(_) | Subcommands::Man(_) => Ok(Exit::Done),
         }
     })
 }

@@ -16,7 +16,11 @@ struct Board {
 impl Board {
     fn new(mountinfo: &str, cmdline: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let slots = Slots { a: dir.path().join("slot_a"), b: dir.path().join("slot_b") };
+        let slots = Slots {
+            a: dir.path().join("slot_a"),
+            b: dir.path().join("slot_b"),
+            others: std::collections::BTreeMap::new(),
+        };
         let board = Self { dir, slots };
         board.put("slot_a", b"");
         board.put("slot_b", b"");

@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn image() -> Image {
-        Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1 }
+        Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None }
     }
 
     fn asking(gate: Gate) -> Record {

@@ -65,7 +65,7 @@ fn config(hub: config::Hub) -> Config {
         hub: Some(hub),
         network: None,
         state_directory: nowhere(),
-        slots: config::Slots { a: nowhere(), b: nowhere() },
+        slots: config::Slots { a: nowhere(), b: nowhere(), others: std::collections::BTreeMap::new() },
         boot: config::Boot {
             scheme: Scheme::Bootcount,
             environment: nowhere(),
@@ -73,6 +73,7 @@ fn config(hub: config::Hub) -> Config {
             lock_files: Vec::new(),
         },
         install: config::Install {
+            compatible: None,
             check: ImageCheck::Required,
             keys: nowhere(),
             ca_file: None,

@@ -187,7 +187,7 @@ impl Simulated {
         tokio::time::sleep(duration / READ_BACK_SHARE).await;
         let version = update.request.version.clone().unwrap_or_default();
         *self.kept().slot(update.target) = System { version, fate };
-        Ok(Image { source_digest: expected, size_bytes: total_bytes })
+        Ok(Image { source_digest: expected, size_bytes: total_bytes, version: None })
     }
 
     /// The hub reached again, as the daemon itself checks it, and then the application.
@@ -220,6 +220,7 @@ impl Machine for Simulated {
     async fn install(
         &self,
         update: &Update,
+        _running_version: Option<String>,
         progress: &watch::Sender<install::Progress>,
         mut cancelled: watch::Receiver<bool>,
     ) -> install::Outcome {

@@ -78,6 +78,7 @@ pub(super) struct Delivery {
     pub(super) drop_after_bytes: Option<u64>,
     pub(super) stall_after_bytes: Option<u64>,
     pub(super) bytes_per_sec: Option<u64>,
+    pub(super) flip_at: Option<u64>,
     pub(super) sent: Arc<AtomicU64>,
 }
 
@@ -127,11 +128,23 @@ impl Body {
         if let Some(rate) = self.delivery.bytes_per_sec {
             tokio::time::sleep(Duration::from_micros(length.saturating_mul(1_000_000) / rate.max(1))).await;
         }
-        let piece = self.read(length).await?;
+        let mut piece = self.read(length).await?;
+        self.flip(&mut piece);
         let read = u64::try_from(piece.len()).map_err(io::Error::other)?;
         self.done += read;
         self.delivery.sent.fetch_add(read, Ordering::Relaxed);
         Ok(Some(piece))
+    }
+
+    fn flip(&self, piece: &mut Bytes) {
+        let offset = self.delivery.start + self.done;
+        let at = self.delivery.flip_at.and_then(|at| usize::try_from(at.checked_sub(offset)?).ok());
+        let Some(at) = at.filter(|at| *at < piece.len()) else { return };
+        let mut bytes = BytesMut::from(&piece[..]);
+        if let Some(byte) = bytes.get_mut(at) {
+            *byte ^= 1;
+        }
+        *piece = bytes.freeze();
     }
 
     /// At least one byte, at most `length`.

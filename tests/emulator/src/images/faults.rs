@@ -1,5 +1,7 @@
 //! What a server does wrong, per name.
 
+use std::ops::Range;
+
 /// Faults of one name; the default is none. All that are set hold at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
@@ -11,6 +13,8 @@ pub struct Faults {
     pub ignore_range: bool,
     /// Each answer has another ETag, as if the content changed all the time.
     pub etag_changes_each_request: bool,
+    /// A byte arrives as another one.
+    pub flip: Option<FlipFault>,
     /// The `Content-Range` names other bytes than were asked for; the bytes are the right ones.
     pub wrong_content_range: bool,
     /// Answers with a status alone.
@@ -34,6 +38,15 @@ pub struct DropFault {
     pub requests: u32,
 }
 
+/// Answers that hold this byte of the content hold another in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlipFault {
+    /// Of the byte in the content.
+    pub offset: u64,
+    /// How many of the next requests for a part that holds it are answered so.
+    pub requests: u32,
+}
+
 /// An answer that is no content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatusFault {
@@ -54,6 +67,13 @@ pub(super) struct ThisTime {
 }
 
 impl Faults {
+    /// The byte that is wrong in this part, one more time.
+    pub(super) fn flip(&mut self, part: Range<u64>) -> Option<u64> {
+        let flip = self.flip.as_mut().filter(|flip| flip.requests > 0 && part.contains(&flip.offset))?;
+        flip.requests -= 1;
+        Some(flip.offset)
+    }
+
     /// What holds for one more request; those that hold for some requests have one less left.
     pub(super) fn take(&mut self) -> ThisTime {
         let faults = self.clone();

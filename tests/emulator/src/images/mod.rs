@@ -7,6 +7,7 @@ mod range;
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +31,7 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-pub use faults::{DropFault, Faults, StatusFault};
+pub use faults::{DropFault, Faults, FlipFault, StatusFault};
 
 use content::{Content, Delivery, Found};
 use faults::ThisTime;
@@ -215,7 +216,9 @@ async fn answer(request: Request<Incoming>, names: Names) -> Result<Answer, hype
             if this_time.faults.etag_changes_each_request {
                 found.etag = format!("{}-{number}", found.etag);
             }
-            content_answer(&asked, found, &this_time, sent).await
+            let flip =
+                |part: Range<u64>| lock(&names).get_mut(name).and_then(|entry| entry.faults.flip(part));
+            content_answer(&asked, found, &this_time, sent, flip).await
         }
         Err(_) => empty(status(StatusCode::INTERNAL_SERVER_ERROR)),
     }
@@ -226,6 +229,7 @@ async fn content_answer(
     found: Found,
     this_time: &ThisTime,
     sent: Arc<AtomicU64>,
+    flip: impl FnOnce(Range<u64>) -> Option<u64>,
 ) -> Result<Answer, hyper::http::Error> {
     let faults = &this_time.faults;
     let content_end = faults.truncate_to.map_or(found.length, |end| end.min(found.length));
@@ -258,6 +262,7 @@ async fn content_answer(
         drop_after_bytes: this_time.drop_after_bytes,
         stall_after_bytes: faults.stall_after_bytes,
         bytes_per_sec: faults.bytes_per_sec,
+        flip_at: flip(start..start + length),
         sent,
     };
     match found.deliver(delivery).await {

@@ -65,9 +65,10 @@ do_install:append() {
     install -m 0644 ${S}/10-layout.toml ${D}${sysconfdir}/twinboot/config.d/
     install -d ${D}${systemd_system_unitdir}
     for unit in twinboot.service twinboot-network.service twinboot-network.socket twinboot-trial.service \
-        twinboot-trial.timer; do
+        twinboot-trial.timer twinboot-usb@.service; do
         install -m 0644 ${S}/systemd/$unit ${D}${systemd_system_unitdir}/
     done
+    install -D -m 0644 ${S}/systemd/twinboot-usb.rules ${D}${nonarch_base_libdir}/udev/rules.d/80-twinboot-usb.rules
     install -D -m 0644 ${S}/systemd/twinboot.catalog ${D}${nonarch_libdir}/systemd/catalog/twinboot.catalog
     install -D -m 0644 ${S}/systemd/twinboot.tmpfiles ${D}${nonarch_libdir}/tmpfiles.d/twinboot.conf
     install -d -m 0700 ${D}${localstatedir}/lib/twinboot
@@ -82,6 +83,8 @@ do_install:append() {
 FILES:${PN} += "\
     ${systemd_system_unitdir}/twinboot-network.service \
     ${systemd_system_unitdir}/twinboot-trial.service \
+    ${systemd_system_unitdir}/twinboot-usb@.service \
+    ${nonarch_base_libdir}/udev/rules.d \
     ${nonarch_libdir}/systemd/catalog \
     ${nonarch_libdir}/systemd/system.conf.d \
     ${nonarch_libdir}/tmpfiles.d \

@@ -1,0 +1,33 @@
+//! `twinbootctl bundle convert`: from a plain image to a bundle.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::super::{CliError, Exit};
+use super::create::Options;
+
+const EXAMPLES: &str = "\
+Examples:
+  twinbootctl bundle convert root.img.zst --version 2.0 -o 2.0.twb
+  twinbootctl bundle extract 2.0.twb --image rootfs=root.img
+      the other way round";
+
+/// Make a bundle of the plain image that was published until now
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, after_long_help = EXAMPLES)]
+pub(super) struct Convert {
+    /// The image: raw, or in zstd, gzip or xz
+    image: PathBuf,
+    /// Class of slots it is for
+    #[arg(long, value_name = "CLASS", default_value = "rootfs")]
+    class: String,
+    #[command(flatten)]
+    options: Options,
+}
+
+impl Convert {
+    pub fn run(self, json: bool) -> Result<Exit, CliError> {
+        self.options.make(vec![(self.class, self.image)], json)
+    }
+}

@@ -1,0 +1,155 @@
+//! Bundles by the built program: made, signed by the real `minisign`, verified, taken apart, and tampered with.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn run(directory: &Path, arguments: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_twinbootctl"))
+        .current_dir(directory)
+        .args(["--json", "bundle"])
+        .args(arguments.split_whitespace())
+        .env_remove("SOURCE_DATE_EPOCH")
+        .output()
+        .unwrap()
+}
+
+/// What it says as JSON, if it does not fail.
+fn done(directory: &Path, arguments: &str) -> Value {
+    let output = run(directory, arguments);
+    assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
+}
+
+/// Why it fails, with its exit code.
+fn refused(directory: &Path, arguments: &str) -> (i32, String) {
+    let output = run(directory, arguments);
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+fn write(path: &Path, bytes: &[u8]) {
+    let mut file = fs::File::create(path).unwrap();
+    std::io::Write::write_all(&mut file, bytes).unwrap();
+}
+
+/// An old image and a new one, alike: changed, moved, grown.
+fn images(directory: &Path) -> (Vec<u8>, Vec<u8>) {
+    let mut random = fastrand::Rng::with_seed(7);
+    let words: Vec<[u8; 12]> = (0..3000).map(|_| std::array::from_fn(|_| random.u8(..))).collect();
+    let old: Vec<u8> = (0..60_000).flat_map(|_| words[random.usize(..words.len())]).collect();
+    let mut new = [&old[..200_000], &b"moved by this".repeat(100), &old[200_000..]].concat();
+    new.iter_mut().step_by(5000).take(60).for_each(|byte| *byte ^= 1);
+    new.resize(new.len().next_multiple_of(4096) + 40_960, 0);
+    new.extend_from_slice(&old[..50_000]);
+    write(&directory.join("old.img"), &old);
+    write(&directory.join("new.img"), &new);
+    (old, new)
+}
+
+const CREATE: &str = "create --version 2.0 --compatible edison --created 2026-01-01T00:00:00Z --level 5 --image rootfs=new.img";
+
+#[test]
+fn a_release_from_images_to_images() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let (_, new) = images(directory);
+    let made = done(directory, &format!("{CREATE} --base rootfs=old.img@1.0 -o 2.0.twb"));
+    done(directory, &format!("{CREATE} --base rootfs=old.img@1.0 -o again.twb"));
+    let bundle = fs::read(directory.join("2.0.twb")).unwrap();
+    assert!(fs::read(directory.join("again.twb")).unwrap() == bundle, "the same input gives the same bytes");
+
+    let said = done(directory, "inspect 2.0.twb");
+    assert_eq!(said["check_value"], made["check_value"]);
+    assert_eq!(said["manifest"]["patches"][0]["base"]["version"], "1.0");
+    let frames = said["manifest"]["patches"][0]["frames_bytes"].as_u64().unwrap();
+    assert!(frames * 10 < said["manifest"]["pieces_bytes"].as_u64().unwrap(), "patches of {frames} bytes");
+
+    let verified = done(directory, "verify 2.0.twb --base old.img");
+    assert_eq!(verified["patches_left_out"], 0);
+    assert_eq!(verified["images_bytes"], new.len());
+    done(directory, "extract 2.0.twb --image rootfs=out.img --manifest manifest.json");
+    assert!(fs::read(directory.join("out.img")).unwrap() == new);
+}
+
+#[test]
+fn a_bundle_is_signed_here_or_on_another_machine() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    images(directory);
+    done(directory, &format!("{CREATE} -o 2.0.twb"));
+    for name in ["one", "two"] {
+        let key = Command::new("minisign")
+            .current_dir(directory)
+            .args(["-G", "-W", "-p", &format!("{name}.pub"), "-s", &format!("{name}.key")])
+            .stdin(Stdio::null())
+            .output();
+        assert!(key.unwrap().status.success());
+    }
+    let (exit, why) = refused(directory, "verify 2.0.twb --key one.pub");
+    assert_eq!((exit, why.contains("signed by none")), (1, true), "{why}");
+    done(directory, "sign 2.0.twb --key one.key");
+    done(directory, "extract 2.0.twb --manifest manifest.json");
+    let offline = Command::new("minisign")
+        .current_dir(directory)
+        .args(["-S", "-s", "two.key", "-m", "manifest.json", "-x", "two.minisig"])
+        .stdin(Stdio::null())
+        .output();
+    assert!(offline.unwrap().status.success());
+    done(directory, "sign 2.0.twb --signature two.minisig");
+    done(directory, "verify 2.0.twb --key one.pub");
+    done(directory, "verify 2.0.twb --key two.pub");
+    assert_eq!(done(directory, "inspect 2.0.twb")["signatures"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn patches_may_come_in_a_file_of_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    images(directory);
+    done(directory, &format!("{CREATE} -o plain.twb"));
+    done(directory, &format!("{CREATE} --base rootfs=old.img --patches-to 1-2.twb -o 2.0.twb"));
+    let bytes = |name: &str| fs::read(directory.join(name)).unwrap();
+    assert!(bytes("plain.twb") == bytes("2.0.twb"), "a bundle does not know of patches beside it");
+    done(directory, "verify 1-2.twb --bundle 2.0.twb --base old.img");
+    let (exit, why) = refused(directory, "verify 1-2.twb");
+    assert_eq!((exit, why.contains("--bundle")), (2, true), "{why}");
+}
+
+#[test]
+fn what_was_tampered_with_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    images(directory);
+    done(directory, &format!("{CREATE} --base rootfs=old.img -o good.twb"));
+    let good = fs::read(directory.join("good.twb")).unwrap();
+    // One place in each part; the last two in a frame and in a piece.
+    let manifest_bytes = usize::try_from(u32::from_le_bytes(good[12..16].try_into().unwrap())).unwrap();
+    let manifest: Value = serde_json::from_slice(&good[20..20 + manifest_bytes]).unwrap();
+    let length =
+        |pointer: &str| usize::try_from(manifest.pointer(pointer).unwrap().as_u64().unwrap()).unwrap();
+    let index = 20 + manifest_bytes;
+    let table = index + length("/index/size_bytes");
+    let frames = table + length("/patches/0/table/size_bytes");
+    let pieces = frames + length("/patches/0/frames_bytes");
+    for at in [0, 9, 13, 17, 40, index + 100, table + 2, frames + 200, pieces + 500, good.len() - 20] {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        write(&directory.join("bad.twb"), &bad);
+        let (exit, why) = refused(
+            directory,
+            &format!("verify bad.twb --base old.img --check-value {}", {
+                done(directory, "inspect good.twb")["check_value"].as_str().unwrap()
+            }),
+        );
+        assert_eq!(exit, 1, "byte {at}: {why}");
+        assert_eq!(why.lines().count(), 1, "{why}");
+    }
+    for length in [0, 10, 300, index + 3, pieces + 3, good.len() - 1] {
+        write(&directory.join("bad.twb"), &good[..length]);
+        let (exit, why) = refused(directory, "verify bad.twb");
+        assert_eq!(exit, 1, "{length} bytes: {why}");
+    }
+}

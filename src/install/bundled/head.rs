@@ -1,0 +1,141 @@
+//! The beginning of a bundle: read as far as it is needed, and trusted before it is believed.
+
+use bytes::{Bytes, BytesMut};
+
+use super::super::fetch::Source;
+use super::super::parts::Remote;
+use super::super::verify::{Check, Rule, VerifyError};
+use super::super::{InstallError, Job};
+use crate::bundle::{BundleError, HEADER_BYTES, Header, Index, Layout, Manifest, Signatures};
+use crate::redact::display_url;
+use crate::update::Sha256Digest;
+
+/// The header, and with it mostly the manifest. What is too much is of the index.
+const FIRST_BYTES: u64 = 4096;
+
+/// A file that is read from its beginning.
+#[derive(Debug)]
+pub struct Front {
+    /// The version of it that is there.
+    pub remote: Remote,
+    source: Source,
+    /// Came, and was not taken yet.
+    ahead: BytesMut,
+    /// Of `ahead`.
+    offset: u64,
+}
+
+impl Front {
+    /// Asks for the first bytes.
+    ///
+    /// # Errors
+    /// The source.
+    pub async fn open(mut remote: Remote) -> Result<Self, InstallError> {
+        let source = remote.open(0..FIRST_BYTES).await?;
+        remote.validator = Some(source.validator());
+        Ok(Self { remote, source, ahead: BytesMut::new(), offset: 0 })
+    }
+
+    /// Whether the server gives everything, and not the parts that it is asked for.
+    pub fn is_whole(&self) -> bool {
+        !self.source.is_part()
+    }
+
+    /// The next `len` bytes, or less at the end of the file.
+    async fn take(&mut self, len: usize) -> Result<Bytes, InstallError> {
+        while self.ahead.len() < len {
+            if let Some(bytes) = self.remote.next(&mut self.source).await? {
+                self.ahead.extend_from_slice(&bytes);
+                continue;
+            }
+            let (from, end) = (self.offset + self.ahead.len() as u64, self.offset + len as u64);
+            let ended = self.source.total_bytes().is_some_and(|total| from >= total);
+            if self.is_whole() || ended {
+                break;
+            }
+            self.source = self.remote.open(from..end).await?;
+        }
+        let taken = self.ahead.split_to(len.min(self.ahead.len())).freeze();
+        self.offset += taken.len() as u64;
+        Ok(taken)
+    }
+
+    /// What follows, as it comes, and where it is in the file; `None` at the end. Only where all of it comes.
+    pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>, InstallError> {
+        let bytes = match self.ahead.split().freeze() {
+            ahead if ahead.is_empty() => self.remote.next(&mut self.source).await?.unwrap_or_default(),
+            ahead => ahead,
+        };
+        let offset = self.offset;
+        self.offset += bytes.len() as u64;
+        Ok(Some((offset, bytes)).filter(|(_, bytes)| !bytes.is_empty()))
+    }
+}
+
+/// All that stands before the pieces.
+#[derive(Debug)]
+pub struct Head {
+    /// What the bundle brings.
+    pub manifest: Manifest,
+    /// Of the manifest: the bundle's name.
+    pub digest: Sha256Digest,
+    /// Where everything is.
+    pub layout: Layout,
+}
+
+impl Head {
+    /// Reads header, manifest and signatures, and lets `rule` judge them.
+    ///
+    /// # Errors
+    /// The source; no bundle, or one that is not to be trusted.
+    pub async fn read(front: &mut Front, rule: Rule, job: &Job) -> Result<Self, InstallError> {
+        let header = Header::parse(&front.take(HEADER_BYTES).await?)?;
+        let text = front.take(header.manifest_bytes as usize).await?;
+        let signatures = front.take(header.signatures_bytes as usize).await?;
+        let missing = header.body_offset().saturating_sub(front.offset);
+        if missing > 0 {
+            return Err(BundleError::Truncated { part: "manifest", missing_bytes: missing }.into());
+        }
+        let digest = judge(&text, &signatures, rule, job)?;
+        let manifest = Manifest::parse(&text)?;
+        let layout = manifest.layout(header);
+        let total_bytes = front.source.total_bytes().unwrap_or(u64::MAX);
+        if let Some(missing_bytes) = layout.pieces.end.checked_sub(total_bytes).filter(|missing| *missing > 0)
+        {
+            return Err(BundleError::Truncated { part: "chunks", missing_bytes }.into());
+        }
+        Ok(Self { manifest, digest, layout })
+    }
+
+    /// Reads the index, which follows.
+    ///
+    /// # Errors
+    /// The source; another index than the manifest names, or one that makes no sense.
+    pub async fn index(&self, front: &mut Front) -> Result<Index, InstallError> {
+        let bytes = front.take(self.manifest.index.size_bytes as usize).await?;
+        Ok(Index::parse(&bytes, &self.manifest)?)
+    }
+}
+
+/// Nothing of a manifest is believed before this; gives its digest.
+fn judge(text: &[u8], signatures: &[u8], rule: Rule, job: &Job) -> Result<Sha256Digest, InstallError> {
+    let keys = match rule {
+        Rule::Unchecked => return Ok(Check::Unchecked.judge(text)?),
+        Rule::Digest(digest) => {
+            let judged = Check::Digest(digest).judge(text);
+            return judged.map_err(|error| VerifyError::of_manifest(error).into());
+        }
+        Rule::SignedBy(keys) => keys,
+    };
+    let url = display_url(&job.spec.uri);
+    let mut judged = Err(VerifyError::NoSignature { url: url.clone() });
+    for signature in Signatures::parse(signatures)?.texts() {
+        let found = (url.as_str(), job.keys.as_path());
+        judged = Check::by_signature(signature.as_bytes(), keys.clone(), job.spec.check_value, found)
+            .and_then(|check| check.judge(text));
+        if judged.is_ok() {
+            break;
+        }
+    }
+    judged.map_err(|error| VerifyError::of_manifest(error).into())
+}

@@ -1,0 +1,333 @@
+//! From a bundle to verified slots: only what they lack is fetched.
+//!
+//! ```text
+//! head: header, manifest, signatures --trusted, meant for this device--> index
+//! survey: target slot, running slot -> plan
+//! supply --pieces--> assemble --blocks--> write
+//! async              thread               thread
+//! Ranges             unpack, SHA-256      write, sync, read back
+//! ```
+//!
+//! After an interruption the same happens again: what is in the slot by then is kept.
+
+mod assemble;
+mod head;
+mod patch;
+mod plan;
+mod refusal;
+mod supply;
+mod survey;
+
+use std::path::PathBuf;
+use std::sync::{Arc, mpsc as blocking};
+use std::thread;
+
+use tokio::sync::watch;
+
+use self::assemble::{Assembly, Bench};
+use self::head::{Front, Head};
+use self::patch::{Patch, is_base, is_modest};
+use self::plan::Plan;
+use self::supply::{Supply, supply};
+use self::survey::{Copies, Kept, Wanted};
+use super::fetch::Reach;
+use super::parts::{Parts, Remote, requests};
+use super::slot::{Block, BlockDevice, SlotDevice};
+use super::verify::Rule;
+use super::write::{SoFar, Writer};
+use super::{BLOCKS, InstallError, Phase, Progress, Run, joined};
+use crate::bundle::{BundleError, Chunking, Index, PatchTable};
+use crate::update::{Image, Sha256Digest};
+
+pub use refusal::{Device, Refusal};
+
+/// The slot class of the root filesystem, which a plain image is of too.
+pub const ROOT_CLASS: &str = "rootfs";
+
+/// Whether a bundle may name a class so.
+#[must_use]
+pub fn is_class(name: &str) -> bool {
+    let is_legal =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
+    (1..=32).contains(&name.len()) && name.bytes().all(is_legal)
+}
+
+/// What belongs to a slot beside its root filesystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// The slot class.
+    pub class: String,
+    /// Where to.
+    pub target: PathBuf,
+    /// The device of the slot that this system runs from.
+    pub running: PathBuf,
+}
+
+/// Both slots of a class.
+struct Place {
+    target: Arc<dyn SlotDevice>,
+    /// What runs, to copy from it; `None` if it cannot be read.
+    running: Option<Arc<BlockDevice>>,
+}
+
+/// All that the threads work with.
+struct Work {
+    index: Index,
+    chunking: Chunking,
+    context_bytes: u32,
+    pieces_offset: u64,
+    digest: Sha256Digest,
+    sizes: Vec<u64>,
+    /// In the order of the images.
+    places: Vec<Place>,
+    /// For each image, what makes it of what runs.
+    patches: Vec<Option<Patch>>,
+    progress: watch::Sender<Progress>,
+    cancel: watch::Receiver<bool>,
+}
+
+impl Run<'_> {
+    /// Installs the bundle at the job's address. `None`: it is none.
+    pub(super) async fn bundle(&self, reach: &Reach) -> Result<Option<Image>, InstallError> {
+        let job = self.job;
+        self.progress.send_replace(Progress::default());
+        let remote = Remote {
+            uri: job.spec.uri.clone(),
+            expected_bytes: job.spec.size_bytes,
+            validator: None,
+            reach: reach.clone(),
+            limits: job.limits,
+            progress: self.progress.clone(),
+        };
+        let mut front = self.or_cancelled(Front::open(remote)).await?;
+        let rule = Rule::decide(job.spec.check_value, &job.keys, job.check)?;
+        let head = match self.or_cancelled(Head::read(&mut front, rule, job)).await {
+            Err(InstallError::Bundle(BundleError::NotABundle)) => return Ok(None),
+            head => head?,
+        };
+        job.device.admits(&head.manifest, job.version.as_deref())?;
+        let places = self.places(&head).await?;
+        let index = self.or_cancelled(head.index(&mut front)).await?;
+        let patches = self.or_cancelled(patches(&front, &head, &index, &places)).await?;
+        let image = self.assemble(front, head, index, (places, patches)).await?;
+        Ok(Some(image))
+    }
+
+    /// The slots for the images of a bundle, all of which must fit.
+    async fn places(&self, head: &Head) -> Result<Vec<Place>, InstallError> {
+        let images = &head.manifest.images;
+        let classes = self.job.others.iter().map(|other| other.class.as_str()).chain([ROOT_CLASS]);
+        for class in classes {
+            if !images.iter().any(|image| image.class == class) {
+                return Err(Refusal::MissingClass { class: class.to_owned() }.into());
+            }
+        }
+        let mut places = Vec::new();
+        for image in images {
+            let place = self.place(&image.class).await?;
+            let capacity_bytes = place.target.capacity_bytes();
+            if image.size_bytes > capacity_bytes {
+                return Err(InstallError::TooLarge { size_bytes: Some(image.size_bytes), capacity_bytes });
+            }
+            places.push(place);
+        }
+        Ok(places)
+    }
+
+    async fn place(&self, class: &str) -> Result<Place, InstallError> {
+        if class == ROOT_CLASS {
+            return Ok(Place { target: self.device.clone(), running: readable(self.job.running.as_ref()) });
+        }
+        let other = self.job.others.iter().find(|other| other.class == class);
+        let other = other.ok_or_else(|| Refusal::UnknownClass { class: class.to_owned() })?;
+        let (target, running, proc) = (other.target.clone(), other.running.clone(), self.job.proc.clone());
+        let open = move || BlockDevice::open(&target, Some(&running), &proc);
+        let device = tokio::task::spawn_blocking(open).await.map_err(|_| InstallError::Interrupted)??;
+        Ok(Place { target: Arc::new(device), running: readable(Some(&other.running)) })
+    }
+
+    async fn assemble(
+        &self,
+        front: Front,
+        head: Head,
+        index: Index,
+        (places, patches): (Vec<Place>, Vec<Option<Patch>>),
+    ) -> Result<Image, InstallError> {
+        let Head { manifest, digest, layout } = head;
+        let sizes: Vec<u64> = manifest.images.iter().map(|image| image.size_bytes).collect();
+        self.progress.send_modify(|p| p.total_bytes = Some(sizes.iter().sum()));
+        let work = Arc::new(Work {
+            index,
+            chunking: manifest.chunking,
+            context_bytes: manifest.context_bytes,
+            pieces_offset: layout.pieces.start,
+            digest,
+            sizes,
+            places,
+            patches,
+            progress: self.progress.clone(),
+            cancel: self.cancel.clone(),
+        });
+        let surveyor = work.clone();
+        let plans = joined(tokio::task::spawn_blocking(move || surveyor.plans())).await?;
+        let wanted = plans
+            .iter()
+            .zip(work.images())
+            .zip(&work.patches)
+            .flat_map(|((plan, image), patch)| plan.stored(image, work.pieces_offset, patch.as_ref()));
+        let requests = requests(wanted);
+        let to_fetch = requests.iter().map(|part| part.end - part.start).sum();
+        let saved_bytes = manifest.pieces_bytes.saturating_sub(to_fetch);
+        self.progress.send_modify(|p| p.saved_bytes = saved_bytes);
+        let remote = front.remote.clone();
+        let is_whole = front.is_whole();
+        let source = match is_whole && !requests.is_empty() {
+            true => supply::Plan::Whole(Box::new(front)),
+            false => supply::Plan::Parts(Box::new(Parts::new(remote.clone(), requests))),
+        };
+        let (supplier, supply) = supply(is_whole);
+        let assembling = tokio::task::spawn_blocking(move || work.install(&plans, supply));
+        let supplied = self.or_cancelled(supplier.run(source, &remote)).await;
+        // Where one was cut off by the other, the other knows why.
+        match (joined(assembling).await, supplied) {
+            (Err(InstallError::Interrupted), Err(error)) => Err(error),
+            (assembled, _) => Ok(Image { version: Some(manifest.version), ..assembled? }),
+        }
+    }
+}
+
+/// The patches that fit what runs. Without ranges they would come before they are needed: there are none then.
+async fn patches(
+    front: &Front,
+    head: &Head,
+    index: &Index,
+    places: &[Place],
+) -> Result<Vec<Option<Patch>>, InstallError> {
+    let mut patches = Vec::new();
+    for ((image, indexed), place) in head.manifest.images.iter().zip(&index.images).zip(places) {
+        let mut found = None;
+        let known = head.manifest.patches.iter().zip(&head.layout.patches);
+        for (part, range) in known.filter(|(part, _)| part.class == image.class && is_modest(part) && !front.is_whole()) {
+            let Some(running) = place.running.clone() else { break };
+            let base = part.base.clone();
+            let fits = tokio::task::spawn_blocking(move || is_base(running.as_ref(), &base)).await;
+            if fits.unwrap_or_default() {
+                let bytes = front.remote.read(range.table.clone()).await?;
+                let table = PatchTable::parse(&bytes, part, index, indexed)?;
+                found = Some(Patch { table, frames_offset: range.frames.start });
+                break;
+            }
+        }
+        patches.push(found);
+    }
+    Ok(patches)
+}
+
+/// A slot that runs is only read. Where that is impossible, everything comes from elsewhere.
+fn readable(path: Option<&PathBuf>) -> Option<Arc<BlockDevice>> {
+    let path = path?;
+    match BlockDevice::open_to_read(path) {
+        Ok(device) => Some(Arc::new(device)),
+        Err(error) => {
+            tracing::warn!(error = %super::one_line(&error), "cannot copy from the running slot");
+            None
+        }
+    }
+}
+
+impl Work {
+    fn images(&self) -> impl Iterator<Item = Wanted<'_>> {
+        self.index.images.iter().zip(&self.sizes).map(|(image, size_bytes)| Wanted {
+            index: &self.index,
+            entries: self.index.entries.get(image.entries.clone()).unwrap_or_default(),
+            pieces: &image.pieces,
+            size_bytes: *size_bytes,
+        })
+    }
+
+    /// Looks at all slots, both of a class at the same time.
+    fn plans(&self) -> Result<Vec<Plan>, InstallError> {
+        let slots = self.places.iter().zip(&self.patches);
+        self.images()
+            .zip(slots)
+            .map(|(image, (place, patch))| self.plan(image, place, patch.as_ref()))
+            .collect()
+    }
+
+    fn plan(&self, image: Wanted<'_>, place: &Place, patch: Option<&Patch>) -> Result<Plan, InstallError> {
+        let keep = || Kept::find(image, place.target.as_ref(), &self.cancel);
+        let copy = || match (patch, &place.running) {
+            (Some(patch), Some(running)) => {
+                Copies::by_patch(image, &patch.table, running.as_ref(), &self.cancel)
+            }
+            (None, Some(running)) => Copies::find(image, self.chunking, running.as_ref(), &self.cancel),
+            (_, None) => Ok(Copies::default()),
+        };
+        let (kept, copies) = thread::scope(|scope| {
+            let copies = thread::Builder::new().spawn_scoped(scope, copy);
+            let kept = keep();
+            let copies = match copies {
+                Ok(copies) => copies.join().unwrap_or(Err(InstallError::Interrupted)),
+                Err(_) => copy(),
+            };
+            (kept, copies)
+        });
+        Ok(Plan::new(image, kept?, copies?, patch))
+    }
+
+    /// Installs one image after the other.
+    fn install(&self, plans: &[Plan], mut supply: Supply) -> Result<Image, InstallError> {
+        let mut size_bytes = 0;
+        for (number, (image, plan)) in self.images().zip(plans).enumerate() {
+            self.progress.send_modify(|p| p.phase = Phase::Downloading);
+            size_bytes += self.install_one(number, image, plan, &mut supply)?.size_bytes;
+        }
+        Ok(Image { source_digest: self.digest, size_bytes, version: None })
+    }
+
+    fn install_one(
+        &self,
+        number: usize,
+        image: Wanted<'_>,
+        plan: &Plan,
+        supply: &mut Supply,
+    ) -> Result<Image, InstallError> {
+        let place = self.places.get(number).ok_or(InstallError::Interrupted)?;
+        let patch = self.patches.get(number).and_then(Option::as_ref);
+        let (filled_sender, filled) = blocking::sync_channel(BLOCKS);
+        let (empty_sender, empty) = blocking::sync_channel(BLOCKS);
+        let writer = Writer {
+            device: place.target.clone(),
+            checkpoint: None,
+            progress: self.progress.clone(),
+            cancel: self.cancel.clone(),
+        };
+        let bench = Bench {
+            image,
+            plan,
+            pieces_offset: self.pieces_offset,
+            context_bytes: self.context_bytes,
+            target: place.target.as_ref(),
+            running: place.running.as_deref().map(|running| running as &dyn SlotDevice),
+            patch,
+            supply,
+            progress: &self.progress,
+            cancel: &self.cancel,
+        };
+        thread::scope(|scope| {
+            let write = move || writer.run(SoFar::default(), &filled, &empty_sender);
+            let Ok(writing) = thread::Builder::new().spawn_scoped(scope, write) else {
+                return Err(InstallError::Interrupted);
+            };
+            let spare = std::iter::repeat_with(Block::new).take(BLOCKS).collect();
+            let assembled = Assembly::new(bench, spare, &empty, &filled_sender).run(self.digest);
+            // Without it the writer would wait for more.
+            drop(filled_sender);
+            // The stage nearest to the medium knows best.
+            match (writing.join().unwrap_or(Err(InstallError::Interrupted)), assembled) {
+                (Err(InstallError::Interrupted), Err(error)) => Err(error),
+                (written, _) => written,
+            }
+        })
+    }
+}

@@ -1,0 +1,128 @@
+//! Whether a bundle is for this device.
+
+use std::cmp::Ordering;
+
+use crate::bundle::Manifest;
+use crate::update::{Code, version};
+
+/// Why a bundle is not for this device; found out before the first byte is written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Asked for as another version.
+    #[error("the bundle brings version {bundle}, and the request says {asked}")]
+    OtherVersion {
+        /// By the manifest.
+        bundle: String,
+        /// By the request.
+        asked: String,
+    },
+    /// No way back by an old bundle.
+    #[error("the bundle's version {bundle} is not newer than {running}, which runs")]
+    NotNewer {
+        /// By the manifest.
+        bundle: String,
+        /// What runs.
+        running: String,
+    },
+    /// For other hardware.
+    #[error("the bundle is for {boards}, and this device is {}", match ours {
+        Some(ours) => ours.as_str(),
+        None => "none of them as long as `install.compatible` does not say so",
+    })]
+    OtherBoard {
+        /// By the manifest.
+        boards: String,
+        /// By the configuration.
+        ours: Option<String>,
+    },
+    /// It needs something that this program has not.
+    #[error("the bundle needs twinboot {needed}, and this is {ours}: update twinboot first")]
+    OldAgent {
+        /// By the manifest.
+        needed: String,
+        /// This program's.
+        ours: &'static str,
+    },
+    /// An update in between was left out.
+    #[error("the bundle needs version {needed} to come from, and {} runs: install that first", match running {
+        Some(running) => running.as_str(),
+        None => "an unknown one",
+    })]
+    OldPrevious {
+        /// By the manifest.
+        needed: String,
+        /// What runs.
+        running: Option<String>,
+    },
+    /// An image for a slot that there is not.
+    #[error("the bundle has an image of class `{class}`, and the slots have none such: see [slot.images]")]
+    UnknownClass {
+        /// By the manifest.
+        class: String,
+    },
+    /// The slot would hold new and old together.
+    #[error("the bundle has no image of class `{class}`, which the slots have")]
+    MissingClass {
+        /// By the configuration.
+        class: String,
+    },
+}
+
+impl Refusal {
+    /// The code for the twin.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::OtherVersion { .. } => Code::VersionMismatch,
+            Self::NotNewer { .. } => Code::VersionNotNewer,
+            Self::OtherBoard { .. } => Code::BoardIncompatible,
+            Self::OldAgent { .. } => Code::AgentTooOld,
+            Self::OldPrevious { .. } => Code::PreviousTooOld,
+            Self::UnknownClass { .. } | Self::MissingClass { .. } => Code::SlotClassMismatch,
+        }
+    }
+}
+
+/// What of this device decides which bundles it takes.
+#[derive(Clone, Debug, Default)]
+pub struct Device {
+    /// `install.compatible`.
+    pub compatible: Option<String>,
+    /// The version that runs, where known.
+    pub running_version: Option<String>,
+    /// Whether one that is not newer is taken.
+    pub allow_downgrade: bool,
+}
+
+impl Device {
+    /// Whether this device takes a bundle, which was asked for as version `asked`.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn admits(&self, manifest: &Manifest, asked: Option<&str>) -> Result<(), Refusal> {
+        let ours = env!("CARGO_PKG_VERSION");
+        let Self { compatible, running_version, allow_downgrade } = self;
+        let bundle = manifest.version.clone();
+        let is_older = |version: &str, than: &String| version::compare(version, than) == Ordering::Less;
+        if let Some(asked) = asked.filter(|asked| *asked != bundle) {
+            return Err(Refusal::OtherVersion { bundle, asked: asked.to_owned() });
+        }
+        let boards = &manifest.compatible;
+        if !boards.is_empty() && !compatible.as_ref().is_some_and(|ours| boards.contains(ours)) {
+            return Err(Refusal::OtherBoard { boards: boards.join(", "), ours: compatible.clone() });
+        }
+        if let Some(needed) = manifest.min_agent_version.clone().filter(|needed| is_older(ours, needed)) {
+            return Err(Refusal::OldAgent { needed, ours });
+        }
+        let comes_from = |needed: &String| running_version.as_ref().is_some_and(|v| !is_older(v, needed));
+        if let Some(needed) = manifest.min_previous_version.clone().filter(|needed| !comes_from(needed)) {
+            return Err(Refusal::OldPrevious { needed, running: running_version.clone() });
+        }
+        match running_version {
+            Some(running) if !allow_downgrade && !is_older(running, &bundle) => {
+                Err(Refusal::NotNewer { bundle, running: running.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+}

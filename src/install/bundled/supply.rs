@@ -1,0 +1,141 @@
+//! What the network gives to the assembly: the planned parts in order, and single parts on demand.
+
+use std::ops::Range;
+
+use bytes::{Buf as _, Bytes};
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::InstallError;
+use super::super::fetch::FetchError;
+use super::super::parts::{Parts, Remote};
+use super::head::Front;
+
+/// Pieces of up to some 400 KiB that wait to be used.
+const PIECES: usize = 2;
+
+/// Where the planned parts come from.
+#[derive(Debug)]
+pub enum Plan {
+    /// Only those, in the order in which they are needed.
+    Parts(Box<Parts>),
+    /// Everything, in the order of the file.
+    Whole(Box<Front>),
+}
+
+impl Plan {
+    async fn next(&mut self) -> Result<Option<(u64, Bytes)>, InstallError> {
+        match self {
+            Self::Parts(parts) => Ok(parts.next().await?),
+            Self::Whole(front) => front.next().await,
+        }
+    }
+}
+
+/// A part that is asked for although it was not planned.
+#[derive(Debug)]
+struct Demand {
+    part: Range<u64>,
+    answer: oneshot::Sender<Result<Vec<u8>, FetchError>>,
+}
+
+/// The network's end.
+#[derive(Debug)]
+pub struct Supplier {
+    pieces: mpsc::Sender<(u64, Bytes)>,
+    demands: mpsc::Receiver<Demand>,
+}
+
+impl Supplier {
+    /// Fetches until nobody takes anything any more.
+    ///
+    /// # Errors
+    /// The source.
+    pub async fn run(mut self, mut plan: Plan, remote: &Remote) -> Result<(), InstallError> {
+        let mut more = true;
+        loop {
+            tokio::select! {
+                demand = self.demands.recv() => match demand {
+                    // Whoever asked may have been stopped meanwhile.
+                    Some(Demand { part, answer }) => drop(answer.send(remote.read(part).await)),
+                    None => return Ok(()),
+                },
+                room = self.pieces.reserve(), if more => {
+                    let Ok(room) = room else { return Ok(()) };
+                    tokio::select! {
+                        piece = plan.next() => match piece? {
+                            Some(piece) => room.send(piece),
+                            None => more = false,
+                        },
+                        () = self.pieces.closed() => return Ok(()),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The assembly's end; blocks its thread.
+#[derive(Debug)]
+pub struct Supply {
+    pieces: mpsc::Receiver<(u64, Bytes)>,
+    demands: mpsc::Sender<Demand>,
+    /// What is left of the last piece.
+    left: Bytes,
+    /// Of those bytes in the file.
+    offset: u64,
+    /// Everything comes by, planned or not.
+    pub is_whole: bool,
+}
+
+/// Both ends.
+#[must_use]
+pub fn supply(is_whole: bool) -> (Supplier, Supply) {
+    let (piece_sender, pieces) = mpsc::channel(PIECES);
+    let (demand_sender, demands) = mpsc::channel(1);
+    (
+        Supplier { pieces: piece_sender, demands },
+        Supply { pieces, demands: demand_sender, left: Bytes::new(), offset: 0, is_whole },
+    )
+}
+
+impl Supply {
+    /// A planned part, into `out`; parts that came before it are not wanted any more.
+    ///
+    /// # Errors
+    /// [`InstallError::Interrupted`] where nothing more comes: the network's end knows why.
+    pub fn take(&mut self, part: Range<u64>, out: &mut Vec<u8>) -> Result<(), InstallError> {
+        out.clear();
+        let mut next = part.start;
+        while next < part.end {
+            let skipped = next.checked_sub(self.offset).and_then(|skipped| usize::try_from(skipped).ok());
+            match skipped.filter(|skipped| *skipped < self.left.len()) {
+                Some(skipped) => self.advance(skipped),
+                None => {
+                    (self.offset, self.left) =
+                        self.pieces.blocking_recv().ok_or(InstallError::Interrupted)?;
+                    continue;
+                }
+            }
+            let wanted = usize::try_from(part.end - next).unwrap_or(usize::MAX).min(self.left.len());
+            out.extend_from_slice(self.left.split_at(wanted).0);
+            self.advance(wanted);
+            next += wanted as u64;
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, len: usize) {
+        self.left.advance(len);
+        self.offset += len as u64;
+    }
+
+    /// A part that was not planned, or came damaged.
+    ///
+    /// # Errors
+    /// The source.
+    pub fn demand(&mut self, part: Range<u64>) -> Result<Vec<u8>, InstallError> {
+        let (answer, answered) = oneshot::channel();
+        self.demands.blocking_send(Demand { part, answer }).map_err(|_| InstallError::Interrupted)?;
+        Ok(answered.blocking_recv().map_err(|_| InstallError::Interrupted)??)
+    }
+}

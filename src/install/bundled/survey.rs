@@ -1,0 +1,289 @@
+//! What the slots hold of an image already: the target at its place, the running slot anywhere.
+
+use std::ops::Range;
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+
+use super::super::InstallError;
+use super::super::slot::{BLOCK_BYTES, Block, SlotDevice};
+use crate::bundle::{BundleError, Chunker, Chunking, Cut, Entry, Index, PatchTable, Piece, Source};
+
+/// A piece that the running slot does not hold.
+const NOWHERE: u64 = u64::MAX;
+
+/// One image of a bundle.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Of all images.
+    pub index: &'a Index,
+    /// This one's.
+    pub entries: &'a [Entry],
+    /// The numbers of this one's.
+    pub pieces: &'a Range<usize>,
+    /// Of the image.
+    pub size_bytes: u64,
+}
+
+impl<'a> Wanted<'a> {
+    /// By number.
+    pub fn piece(&self, number: u32) -> Result<&'a Piece, InstallError> {
+        self.index.pieces.get(number as usize).ok_or(InstallError::Interrupted)
+    }
+}
+
+/// What the target slot holds where the image wants it.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// For each entry of the image; of zeros only the blocks tell.
+    pub entries: Vec<bool>,
+    /// For each block of [`BLOCK_BYTES`] that is right as it is, its CRC-32.
+    pub blocks: Vec<Option<u32>>,
+}
+
+impl Kept {
+    /// Whether all blocks are right that have bytes of `place`.
+    pub fn all(&self, place: Range<u64>) -> bool {
+        let first = block_of(place.start);
+        let last = block_of(place.end.saturating_sub(1));
+        self.blocks.get(first..=last).is_some_and(|blocks| blocks.iter().all(Option::is_some))
+    }
+
+    /// What was found in the target, which is read once. What cannot be read is not kept.
+    ///
+    /// # Errors
+    /// When the install is cancelled meanwhile.
+    pub fn find(
+        image: Wanted<'_>,
+        target: &dyn SlotDevice,
+        cancel: &watch::Receiver<bool>,
+    ) -> Result<Self, InstallError> {
+        let mut walk = Walk { image, kept: Vec::with_capacity(image.entries.len()), seen: 0, sha256: None };
+        let mut block = Block::new();
+        let mut blocks = Vec::new();
+        let mut offset = 0;
+        while offset < image.size_bytes {
+            if *cancel.borrow() {
+                return Err(InstallError::Cancelled);
+            }
+            let left = usize::try_from(image.size_bytes - offset).unwrap_or(BLOCK_BYTES);
+            let (bytes, _) = block.bytes_mut().split_at_mut(left.min(BLOCK_BYTES));
+            let readable = target.read_exact_at(bytes, offset).is_ok();
+            let entries = walk.pass(bytes, readable)?;
+            blocks.push((entries, crc32fast::hash(bytes)));
+            offset += bytes.len() as u64;
+        }
+        let entries = walk.kept;
+        let is_right = |range: Option<Range<usize>>| {
+            range.and_then(|range| entries.get(range)).is_some_and(|kept| kept.iter().all(|kept| *kept))
+        };
+        let blocks = blocks.into_iter().map(|(range, sum)| is_right(range).then_some(sum)).collect();
+        Ok(Self { entries, blocks })
+    }
+}
+
+/// A way through the entries, block by block.
+struct Walk<'a> {
+    image: Wanted<'a>,
+    /// Those that are passed. Zeros count as kept here: each block has said what it has of them.
+    kept: Vec<bool>,
+    /// Bytes of the present one that are passed.
+    seen: u64,
+    /// Over those; none where they could not be read.
+    sha256: Option<Sha256>,
+}
+
+impl Walk<'_> {
+    /// Passes the next bytes of the slot; gives the entries that have some of them, unless there are zeros among
+    /// those that are none here.
+    fn pass(&mut self, mut bytes: &[u8], readable: bool) -> Result<Option<Range<usize>>, InstallError> {
+        let (first, mut zeros_are_right) = (self.kept.len(), true);
+        let mut last = first;
+        while !bytes.is_empty() {
+            last = self.kept.len();
+            let Some(entry) = self.image.entries.get(last).copied() else { break };
+            let size_bytes = u64::from(self.image.index.size_bytes(entry));
+            let left = usize::try_from(size_bytes - self.seen).unwrap_or(usize::MAX);
+            let (part, rest) = bytes.split_at(left.min(bytes.len()));
+            bytes = rest;
+            match entry {
+                Entry::Zeros(_) => zeros_are_right &= readable && is_zero(part),
+                Entry::Piece(_) => {
+                    if self.seen == 0 {
+                        self.sha256 = Some(Sha256::new());
+                    }
+                    self.sha256 = self.sha256.take().filter(|_| readable).map(|sum| sum.chain_update(part));
+                }
+            }
+            self.seen += part.len() as u64;
+            if self.seen == size_bytes {
+                self.end(entry)?;
+            }
+        }
+        Ok((zeros_are_right && readable).then_some(first..last + 1))
+    }
+
+    fn end(&mut self, entry: Entry) -> Result<(), InstallError> {
+        let kept = match entry {
+            Entry::Zeros(_) => true,
+            Entry::Piece(number) => {
+                let expected = self.image.piece(number)?.sha256.0;
+                self.sha256.take().is_some_and(|sum| *sum.finalize() == expected)
+            }
+        };
+        self.kept.push(kept);
+        self.seen = 0;
+        Ok(())
+    }
+}
+
+/// Where the running slot seemed to hold pieces of the image: a guess, to be read and hashed again.
+#[derive(Debug, Default)]
+pub struct Copies {
+    /// For each piece of the image.
+    places: Vec<u64>,
+}
+
+impl Copies {
+    /// Where a piece of the image is, by its number among them.
+    pub fn place(&self, number: usize) -> Option<u64> {
+        self.places.get(number).copied().filter(|place| *place != NOWHERE)
+    }
+
+    /// Where a patch knows them, and where they are: whoever mounts a file system changes some of it.
+    ///
+    /// # Errors
+    /// When the install is cancelled meanwhile.
+    pub fn by_patch(
+        image: Wanted<'_>,
+        table: &PatchTable,
+        running: &dyn SlotDevice,
+        cancel: &watch::Receiver<bool>,
+    ) -> Result<Self, InstallError> {
+        let pieces = image.index.pieces.get(image.pieces.clone()).unwrap_or_default();
+        let mut bytes = Vec::new();
+        let mut place_of = |(piece, source): (&Piece, &Source)| {
+            if *cancel.borrow() {
+                return Err(InstallError::Cancelled);
+            }
+            let Source::Base(place) = *source else { return Ok(NOWHERE) };
+            bytes.resize(piece.size_bytes as usize, 0);
+            let readable = running.read_exact_at(&mut bytes, place).is_ok();
+            let is_there = readable && *Sha256::digest(&bytes) == piece.sha256.0;
+            Ok(if is_there { place } else { NOWHERE })
+        };
+        let places = pieces.iter().zip(&table.sources).map(&mut place_of).collect::<Result<_, _>>()?;
+        Ok(Self { places })
+    }
+
+    /// Cuts what the running slot holds as the image was cut, and looks for its pieces.
+    ///
+    /// # Errors
+    /// When the install is cancelled meanwhile. A slot that cannot be read on holds no more.
+    pub fn find(
+        image: Wanted<'_>,
+        chunking: Chunking,
+        running: &dyn SlotDevice,
+        cancel: &watch::Receiver<bool>,
+    ) -> Result<Self, InstallError> {
+        let pieces = image.index.pieces.get(image.pieces.clone()).unwrap_or_default();
+        let mut by_digest: Vec<(&[u8; 32], usize)> =
+            pieces.iter().enumerate().map(|(number, piece)| (&piece.sha256.0, number)).collect();
+        by_digest.sort_unstable();
+        let mut places = vec![NOWHERE; pieces.len()];
+        let mut missing = pieces.len();
+        let mut scan = Scan::new(chunking, running, image.size_bytes)?;
+        while missing > 0
+            && let Some((place, chunk)) = scan.next()
+        {
+            if *cancel.borrow() {
+                return Err(InstallError::Cancelled);
+            }
+            let digest: [u8; 32] = Sha256::digest(chunk).into();
+            let found = by_digest.binary_search_by(|(known, _)| (*known).cmp(&digest)).ok();
+            let number = found.and_then(|at| by_digest.get(at)).map(|(_, number)| *number);
+            if let Some(known) = number.and_then(|number| places.get_mut(number))
+                && *known == NOWHERE
+            {
+                *known = place;
+                missing -= 1;
+            }
+        }
+        Ok(Self { places })
+    }
+}
+
+/// The chunks of a slot, zeros left out.
+struct Scan<'a> {
+    chunker: Chunker,
+    slot: &'a dyn SlotDevice,
+    /// Beyond it nothing is looked for.
+    end: u64,
+    block: Block,
+    /// Read, and from `start` on not cut yet.
+    window: Vec<u8>,
+    start: usize,
+    /// Of the window in the slot.
+    offset: u64,
+}
+
+impl<'a> Scan<'a> {
+    fn new(chunking: Chunking, slot: &'a dyn SlotDevice, image_bytes: u64) -> Result<Self, BundleError> {
+        Ok(Self {
+            chunker: Chunker::new(chunking)?,
+            slot,
+            // The image that runs may be larger than the next one, but a slot's empty rest is not worth reading.
+            end: slot.capacity_bytes().min(image_bytes.saturating_mul(2)),
+            block: Block::new(),
+            window: Vec::new(),
+            start: 0,
+            offset: 0,
+        })
+    }
+
+    fn next(&mut self) -> Option<(u64, &[u8])> {
+        let (place, len) = loop {
+            self.fill();
+            let at = self.offset + self.start as u64;
+            let at_end = self.offset + self.window.len() as u64 == self.end;
+            match self.chunker.cut(at, self.window.get(self.start..)?, at_end)? {
+                Cut::Zeros(len) => self.start += len,
+                Cut::Data(len) => break (at, len),
+            }
+        };
+        let from = self.start;
+        self.start += len;
+        Some((place, self.window.get(from..from + len)?))
+    }
+
+    /// Reads on, until there is enough to find a cut.
+    fn fill(&mut self) {
+        let lookahead_bytes = self.chunker.lookahead_bytes();
+        if self.window.len() - self.start >= lookahead_bytes {
+            return;
+        }
+        self.window.drain(..self.start);
+        self.offset += self.start as u64;
+        self.start = 0;
+        while self.window.len() < lookahead_bytes {
+            let at = self.offset + self.window.len() as u64;
+            let len = usize::try_from(self.end - at).map_or(BLOCK_BYTES, |left| left.min(BLOCK_BYTES));
+            let (bytes, _) = self.block.bytes_mut().split_at_mut(len);
+            if len == 0 || self.slot.read_exact_at(bytes, at).is_err() {
+                self.end = at;
+                return;
+            }
+            self.window.extend_from_slice(bytes);
+        }
+    }
+}
+
+/// Which block a byte is in.
+pub fn block_of(offset: u64) -> usize {
+    usize::try_from(offset / BLOCK_BYTES as u64).unwrap_or(usize::MAX)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+}

@@ -1,0 +1,179 @@
+//! Parts of one file at an address: several on their way at once, handed over in order.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::fetch::{FetchError, Reach, Source, Wanted};
+use super::validator::Validator;
+use super::{Limits, Progress};
+use crate::redact::display_url;
+
+/// Requests on their way. While the first one's bytes are written, the next ones' cross the network.
+const IN_FLIGHT: usize = 3;
+
+/// What one request asks for at most: long enough that its way there and back does not matter, short enough that
+/// [`IN_FLIGHT`] of them share the work.
+const REQUEST_BYTES: u64 = 4 << 20;
+
+/// Bytes that are fetched although nobody wants them, to make one request of two: about what a request costs.
+const GAP_BYTES: u64 = 1024;
+
+/// Pieces that wait at the end of each request, of up to some 400 KiB.
+const PIECES: usize = 1;
+
+/// One version of a file.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    /// Where it is.
+    pub uri: String,
+    /// Announced size in bytes.
+    pub expected_bytes: Option<u64>,
+    /// What its server said about it.
+    pub validator: Option<Validator>,
+    /// How its server is reached.
+    pub reach: Reach,
+    /// Limits in time.
+    pub limits: Limits,
+    /// Told what is fetched.
+    pub progress: watch::Sender<Progress>,
+}
+
+impl Remote {
+    /// Asks for a part. A server that gives no parts gives everything from the start on.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn open(&self, part: Range<u64>) -> Result<Source, FetchError> {
+        let wanted = Wanted { offset: part.start, end: Some(part.end), validator: self.validator.clone() };
+        let progress = self.progress.clone();
+        Source::open(&self.uri, self.expected_bytes, wanted, &self.reach, self.limits, progress).await
+    }
+
+    /// The next bytes of `source`, which are counted.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn next(&self, source: &mut Source) -> Result<Option<Bytes>, FetchError> {
+        let bytes = source.next().await?;
+        let len = bytes.as_ref().map_or(0, Bytes::len) as u64;
+        self.progress.send_modify(|p| p.fetched_bytes += len);
+        Ok(bytes)
+    }
+
+    /// All of a small part.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn read(&self, part: Range<u64>) -> Result<Vec<u8>, FetchError> {
+        let mut source = self.open(part.clone()).await?;
+        let mut all = Vec::with_capacity(usize::try_from(part.end - part.start).unwrap_or_default());
+        while let Some(bytes) = self.next(&mut source).await? {
+            all.extend_from_slice(&bytes);
+        }
+        Ok(all)
+    }
+}
+
+/// What is to be asked for, to get all of `wanted` in this order: neighbours together, and no request too large.
+#[must_use]
+pub fn requests(wanted: impl IntoIterator<Item = Range<u64>>) -> VecDeque<Range<u64>> {
+    let mut requests: VecDeque<Range<u64>> = VecDeque::new();
+    for part in wanted {
+        match requests.back_mut() {
+            Some(last)
+                if (last.end..=last.end + GAP_BYTES).contains(&part.start)
+                    && part.end - last.start <= REQUEST_BYTES =>
+            {
+                last.end = part.end;
+            }
+            _ => requests.push_back(part),
+        }
+    }
+    requests
+}
+
+/// Parts that come one after the other.
+#[derive(Debug)]
+pub struct Parts {
+    remote: Remote,
+    /// Not asked for yet.
+    requests: VecDeque<Range<u64>>,
+    under_way: VecDeque<Part>,
+    /// Aborted with this value.
+    tasks: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct Part {
+    left: Range<u64>,
+    pieces: mpsc::Receiver<Result<Bytes, FetchError>>,
+}
+
+impl Parts {
+    /// Nothing is asked for before [`Parts::next`].
+    #[must_use]
+    pub fn new(remote: Remote, requests: VecDeque<Range<u64>>) -> Self {
+        Self { remote, requests, under_way: VecDeque::new(), tasks: JoinSet::new() }
+    }
+
+    /// The next bytes, and where they are in the file; `None` at the end.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>, FetchError> {
+        loop {
+            while self.tasks.try_join_next().is_some() {}
+            while self.under_way.len() < IN_FLIGHT
+                && let Some(request) = self.requests.pop_front()
+            {
+                let (sender, pieces) = mpsc::channel(PIECES);
+                self.tasks.spawn(fetch(self.remote.clone(), request.clone(), sender));
+                self.under_way.push_back(Part { left: request, pieces });
+            }
+            let Some(part) = self.under_way.front_mut() else { return Ok(None) };
+            match part.pieces.recv().await {
+                Some(bytes) => {
+                    let (bytes, offset) = (bytes?, part.left.start);
+                    part.left.start += bytes.len() as u64;
+                    return Ok(Some((offset, bytes)));
+                }
+                None if part.left.is_empty() => drop(self.under_way.pop_front()),
+                None => {
+                    let url = display_url(&self.remote.uri);
+                    return Err(FetchError::Size { url, announced: part.left.end, actual: part.left.start });
+                }
+            }
+        }
+    }
+}
+
+async fn fetch(remote: Remote, part: Range<u64>, pieces: mpsc::Sender<Result<Bytes, FetchError>>) {
+    let mut source = match remote.open(part).await {
+        Ok(source) => source,
+        Err(error) => return drop(pieces.send(Err(error)).await),
+    };
+    while let Some(piece) = remote.next(&mut source).await.transpose() {
+        let failed = piece.is_err();
+        if pieces.send(piece).await.is_err() || failed {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_asked_for_together_and_nothing_large_at_once() {
+        let mib = 1 << 20;
+        let wanted =
+            [0..10, 10..20, 20 + GAP_BYTES..mib, 2 * mib..4 * mib, 4 * mib..5 * mib, 5 * mib..7 * mib];
+        let expected = [0..mib, 2 * mib..5 * mib, 5 * mib..7 * mib];
+        assert_eq!(requests(wanted), expected);
+    }
+}

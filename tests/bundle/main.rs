@@ -1,0 +1,545 @@
+//! Bundles into real files, from a real HTTP server that misbehaves as told.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "what goes wrong here fails the test"
+)]
+
+mod make;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use hub_emulator::images::{DropFault, Faults, FlipFault, ImageServer, StatusFault};
+use make::{digest, made, made_of, made_patched};
+use tempfile::TempDir;
+use tokio::sync::watch;
+use twinboot::bundle::Manifest;
+use twinboot::install::verify::ImageCheck;
+use twinboot::install::{Device, ImageSpec, Job, Limits, Other, Outcome, Progress, install};
+use twinboot::update::{Code, Sha256Digest};
+
+const MIB: usize = 1 << 20;
+const NAME: &str = "b.twb";
+
+/// Noise and what compresses well; zeros and a stretch that repeats.
+fn image(seed: u64, len: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bytes: Vec<u8> = (0..len).map(|i| i.to_le_bytes()[1]).collect();
+    for page in bytes.chunks_mut(6000) {
+        let noise = page.len() / 2;
+        random.fill(&mut page[..noise]);
+    }
+    bytes[len / 2..len / 2 + 700_000].fill(0);
+    bytes.copy_within(10_000..310_000, len - 500_000);
+    bytes
+}
+
+/// An image as the next release might be: most is the same, but elsewhere.
+fn changed(old: &[u8]) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(9);
+    let mut new = old.to_vec();
+    let inserted: Vec<u8> = (0..5000).map(|_| random.u8(..)).collect();
+    new.splice(100_000..100_000, inserted);
+    new[2 * MIB..2 * MIB + 50_000].fill_with(|| random.u8(..));
+    new.truncate(old.len());
+    new
+}
+
+/// A server, and a directory with a slot file that holds an old system.
+struct Bench {
+    directory: TempDir,
+    server: ImageServer,
+}
+
+impl Bench {
+    async fn new(slot_bytes: usize, bundle: &[u8]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("keys")).unwrap();
+        fs::write(directory.path().join("slot"), vec![0xee; slot_bytes]).unwrap();
+        let server = ImageServer::start(None).await.unwrap();
+        server.put(NAME, bundle.to_vec());
+        Self { directory, server }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn job(&self, manifest: &[u8]) -> Job {
+        Job {
+            spec: ImageSpec {
+                uri: self.server.url(NAME),
+                check_value: Some(digest(manifest)),
+                size_bytes: None,
+            },
+            target: self.path("slot"),
+            running: Some(self.path("running")).filter(|path| path.exists()),
+            others: Vec::new(),
+            proc: "/proc".into(),
+            device: Device::default(),
+            check: ImageCheck::Required,
+            version: None,
+            network: None,
+            keys: self.path("keys"),
+            ca_file: None,
+            checkpoint: self.path("checkpoint.json"),
+            limits: Limits {
+                retry: Duration::from_secs(20),
+                stall: Duration::from_millis(1000),
+                first_pause: Duration::from_millis(1),
+                longest_pause: Duration::from_millis(10),
+                checkpoint: Duration::ZERO,
+            },
+        }
+    }
+
+    fn sent(&self) -> u64 {
+        self.server.bytes_sent(NAME)
+    }
+
+    fn assert_holds(&self, image: &[u8]) {
+        let slot = fs::read(self.path("slot")).unwrap();
+        assert!(slot[..image.len()] == *image, "the slot holds the image");
+        assert!(slot[image.len()..].iter().all(|byte| *byte == 0xee), "what follows the image is untouched");
+    }
+
+    /// Whether each block is as it was or as it should be.
+    fn assert_nothing_else(&self, image: &[u8]) {
+        let slot = fs::read(self.path("slot")).unwrap();
+        for (block, wanted) in slot.chunks(MIB).zip(image.chunks(MIB)) {
+            let block = &block[..wanted.len()];
+            assert!(block == wanted || block.iter().all(|byte| *byte == 0xee), "a byte that nobody signed");
+        }
+    }
+
+    fn assert_untouched(&self) {
+        assert!(fs::read(self.path("slot")).unwrap().iter().all(|byte| *byte == 0xee), "nothing was written");
+    }
+}
+
+/// Runs to the end, with what the progress said last.
+async fn run(job: &Job) -> (Outcome, Progress) {
+    let progress = watch::Sender::new(Progress::default());
+    let (_keep, cancel) = watch::channel(false);
+    let outcome = install(job, &progress, cancel).await;
+    let last = *progress.borrow();
+    (outcome, last)
+}
+
+async fn code_of(job: &Job) -> Code {
+    run(job).await.0.unwrap_err().code
+}
+
+/// Runs until a level of the progress is reached, then lets `act` do something.
+async fn run_and(
+    job: &Job,
+    reached: impl Fn(&Progress) -> bool,
+    act: impl FnOnce(&watch::Sender<bool>),
+) -> Outcome {
+    let progress = watch::Sender::new(Progress::default());
+    let mut seen = progress.subscribe();
+    let (cancel, cancelled) = watch::channel(false);
+    let watcher = async {
+        seen.wait_for(|now| reached(now)).await.unwrap();
+        act(&cancel);
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        outcome = install(job, &progress, cancelled) => outcome,
+        () = watcher => panic!("the watcher never ends"),
+    }
+}
+
+// ---------------------------------------------------------------------------------------------- what is fetched
+
+#[tokio::test]
+async fn an_empty_slot_gets_everything_in_few_requests_and_the_same_again_costs_nothing() {
+    let image = image(1, 5 * MIB + 1234);
+    let made = made(&image, |_| {});
+    let bench = Bench::new(7 * MIB + 512, &made.bytes).await;
+    let job = bench.job(&made.manifest);
+    let (outcome, progress) = run(&job).await;
+    let installed = outcome.unwrap();
+    assert_eq!((installed.size_bytes, installed.version.as_deref()), (image.len() as u64, Some("2.0")));
+    assert_eq!(installed.source_digest, digest(&made.manifest));
+    bench.assert_holds(&image);
+    let slack = 4096;
+    assert!(bench.sent() <= made.bytes.len() as u64 + slack, "each byte once");
+    assert!(progress.fetched_bytes <= made.bytes.len() as u64 + slack, "{progress:?}");
+    assert_eq!(progress.written_bytes, image.len() as u64);
+    assert_eq!((progress.bytes, progress.total_bytes), (image.len() as u64, Some(image.len() as u64)));
+    assert!(bench.server.requests(NAME) <= 4, "{:?}", bench.server.ranges(NAME));
+
+    let before = bench.sent();
+    let (outcome, progress) = run(&job).await;
+    outcome.unwrap();
+    bench.assert_holds(&image);
+    assert!(bench.sent() - before <= (made.pieces_offset as u64).max(4096), "manifest and index alone");
+    assert_eq!((progress.written_bytes, progress.kept_bytes), (0, image.len() as u64));
+    assert_eq!(progress.saved_bytes, (made.bytes.len() - made.pieces_offset) as u64);
+}
+
+#[tokio::test]
+async fn what_the_running_slot_holds_is_copied_and_what_the_target_holds_is_kept() {
+    let old = image(2, 5 * MIB);
+    let new = changed(&old);
+    let made = made(&new, |_| {});
+    let bench = Bench::new(6 * MIB, &made.bytes).await;
+    fs::write(bench.path("running"), &old).unwrap();
+    let mut target = vec![0xee; 6 * MIB];
+    target[3 * MIB + 17..5 * MIB].copy_from_slice(&new[3 * MIB + 17..]);
+    fs::write(bench.path("slot"), target).unwrap();
+    let (outcome, progress) = run(&bench.job(&made.manifest)).await;
+    outcome.unwrap();
+    bench.assert_holds(&new);
+    let fetched = bench.sent() - made.pieces_offset as u64;
+    assert!(fetched < 200_000, "5 KB and 50 KB are new, and their chunks: {fetched}");
+    assert!(progress.copied_bytes > 2 * MIB as u64, "{progress:?}");
+    assert_eq!((progress.kept_bytes, progress.written_bytes), (MIB as u64, 4 * MIB as u64), "{progress:?}");
+
+    // A slot that lies: what was copied is fetched instead.
+    fs::write(bench.path("slot"), vec![0xee; 6 * MIB]).unwrap();
+    let mut lies = old.clone();
+    let seen = std::cell::Cell::new(false);
+    let running = bench.path("running");
+    lies[3 * MIB..4 * MIB].fill(1);
+    let job = bench.job(&made.manifest);
+    let outcome = run_and(
+        &job,
+        |p| p.written_bytes > 0 && !seen.replace(true),
+        |_| fs::write(&running, &lies).unwrap(),
+    );
+    outcome.await.unwrap();
+    bench.assert_holds(&new);
+}
+
+#[tokio::test]
+async fn a_patch_of_what_runs_is_used_and_only_then() {
+    let old = image(14, 4 * MIB);
+    let mut new = changed(&old);
+    for at in (0..4 * MIB).step_by(400_000) {
+        new[at + 1000] ^= 0xff;
+    }
+    let made = made_patched(&old, &new);
+    let bench = Bench::new(5 * MIB, &made.bytes).await;
+    let job = || bench.job(&made.manifest);
+    let without = async |running: Vec<u8>| {
+        fs::write(bench.path("running"), running).unwrap();
+        fs::write(bench.path("slot"), vec![0xee; 5 * MIB]).unwrap();
+        let before = bench.sent();
+        run(&job()).await.0.unwrap();
+        bench.assert_holds(&new);
+        bench.sent() - before
+    };
+    let all = without(vec![1; 4 * MIB]).await;
+    let patched = without(old.clone()).await;
+    let chunks_alone = {
+        // Half of its samples are gone: it is another image, though much of it is the same.
+        let mut other = old.clone();
+        (0..4).for_each(|i| other[i * 300_000] ^= 1);
+        without(other).await
+    };
+    assert!(patched < chunks_alone && chunks_alone < all, "{patched} {chunks_alone} {all}");
+    // A base that was mounted, and is not quite what it was: what a frame makes of it shows, and is fetched.
+    let mut mounted = old.clone();
+    mounted[300_000..300_100].fill(7);
+    for at in (0..4 * MIB).step_by(400_000) {
+        mounted[at + 5000] ^= 0xff;
+    }
+    without(mounted).await;
+    // Resumed: what is there is kept, also in the middle of a frame.
+    let mut target = vec![0xee; 5 * MIB];
+    target[..MIB + 100].copy_from_slice(&new[..MIB + 100]);
+    fs::write(bench.path("running"), &old).unwrap();
+    fs::write(bench.path("slot"), target).unwrap();
+    run(&job()).await.0.unwrap();
+    bench.assert_holds(&new);
+    // Without ranges the chunks must do.
+    bench.server.set_faults(NAME, Faults { ignore_range: true, ..Faults::default() });
+    without(old.clone()).await;
+}
+
+#[tokio::test]
+async fn a_resume_at_half_way_fetches_the_other_half() {
+    let image = image(3, 12 * MIB);
+    let made = made(&image, |_| {});
+    let bench = Bench::new(12 * MIB, &made.bytes).await;
+    bench.server.set_faults(NAME, Faults { bytes_per_sec: Some(20_000_000), ..Faults::default() });
+    let job = bench.job(&made.manifest);
+    let outcome =
+        run_and(&job, |p| p.written_bytes >= 6 * MIB as u64, |cancel| assert!(!cancel.send_replace(true)));
+    assert_eq!(outcome.await.unwrap_err().code, Code::Cancelled);
+    bench.assert_nothing_else(&image);
+    let before = bench.sent();
+    let (outcome, progress) = run(&job).await;
+    outcome.unwrap();
+    bench.assert_holds(&image);
+    let again = bench.sent() - before;
+    assert!(again <= made.bytes.len() as u64 * 51 / 100, "{again} of {}", made.bytes.len());
+    assert!(progress.kept_bytes >= 6 * MIB as u64, "{progress:?}");
+}
+
+// ------------------------------------------------------------------------------------------------ the server
+
+#[tokio::test]
+async fn a_server_without_ranges_is_read_through_once() {
+    let old = image(4, 6 * MIB);
+    let new = changed(&old);
+    let made = made(&new, |_| {});
+    let bench = Bench::new(6 * MIB, &made.bytes).await;
+    fs::write(bench.path("running"), &old).unwrap();
+    bench.server.set_faults(NAME, Faults { ignore_range: true, ..Faults::default() });
+    let (outcome, progress) = run(&bench.job(&made.manifest)).await;
+    outcome.unwrap();
+    bench.assert_holds(&new);
+    assert_eq!(bench.server.requests(NAME), 1);
+    assert!(bench.sent() <= made.bytes.len() as u64 && progress.copied_bytes > 0, "{progress:?}");
+}
+
+#[tokio::test]
+async fn a_bundle_by_any_other_name_is_one() {
+    let image = image(5, 3 * MIB);
+    let made = made(&image, |_| {});
+    let bench = Bench::new(4 * MIB, &made.bytes).await;
+    bench.server.put("release.img", made.bytes.clone());
+    let mut job = bench.job(&made.manifest);
+    job.spec.uri = bench.server.url("release.img");
+    run(&job).await.0.unwrap();
+    bench.assert_holds(&image);
+    let file = bench.path("local.twb");
+    fs::write(&file, &made.bytes).unwrap();
+    fs::write(bench.path("slot"), vec![0xee; 4 * MIB]).unwrap();
+    job.spec.uri = format!("file://{}", file.display());
+    run(&job).await.0.unwrap();
+    bench.assert_holds(&image);
+    // And an image that is called one is not.
+    bench.server.put("image.twb", image.clone());
+    fs::write(bench.path("slot"), vec![0xee; 4 * MIB]).unwrap();
+    job.spec.uri = bench.server.url("image.twb");
+    job.spec.check_value = Some(digest(&image));
+    run(&job).await.0.unwrap();
+    bench.assert_holds(&image);
+}
+
+#[tokio::test]
+async fn a_damaged_chunk_is_fetched_once_more_and_no_oftener() {
+    let image = image(6, 4 * MIB);
+    let made = made(&image, |_| {});
+    let bench = Bench::new(4 * MIB, &made.bytes).await;
+    let flip = |requests| {
+        let offset = made.pieces_offset as u64 + 1_500_000;
+        Faults { flip: Some(FlipFault { offset, requests }), ..Faults::default() }
+    };
+    bench.server.set_faults(NAME, flip(2));
+    assert_eq!(code_of(&bench.job(&made.manifest)).await, Code::DigestMismatch);
+    bench.assert_nothing_else(&image);
+    fs::write(bench.path("slot"), vec![0xee; 4 * MIB]).unwrap();
+    bench.server.set_faults(NAME, flip(1));
+    run(&bench.job(&made.manifest)).await.0.unwrap();
+    bench.assert_holds(&image);
+}
+
+#[tokio::test]
+async fn dropped_connections_are_made_again_and_other_faults_end_it() {
+    let image = image(7, 4 * MIB);
+    let made = made(&image, |_| {});
+    let bench = Bench::new(4 * MIB, &made.bytes).await;
+    let job = bench.job(&made.manifest);
+    let drops = DropFault { after_bytes: 200_000, requests: 6 };
+    let rows = [
+        (Faults { drop: Some(drops), ..Faults::default() }, None),
+        (Faults { wrong_content_range: true, ..Faults::default() }, None),
+        (Faults { etag_changes_each_request: true, ..Faults::default() }, Some(Code::ImageChanged)),
+        (
+            Faults { truncate_to: Some(made.bytes.len() as u64 - 100), ..Faults::default() },
+            Some(Code::BundleInvalid),
+        ),
+        (Faults { truncate_to: Some(100), ..Faults::default() }, Some(Code::BundleInvalid)),
+    ];
+    for (faults, code) in rows {
+        fs::write(bench.path("slot"), vec![0xee; 4 * MIB]).unwrap();
+        bench.server.set_faults(NAME, faults.clone());
+        let outcome = run(&job).await.0;
+        assert_eq!(outcome.as_ref().err().map(|failure| failure.code), code, "{faults:?} {outcome:?}");
+        bench.assert_nothing_else(&image);
+    }
+}
+
+#[tokio::test]
+async fn an_expired_link_is_told_and_a_new_one_goes_on() {
+    let image = image(8, 16 * MIB);
+    let made = made(&image, |_| {});
+    let bench = Bench::new(16 * MIB, &made.bytes).await;
+    bench.server.put("new.twb", made.bytes.clone());
+    let drop = Some(DropFault { after_bytes: 1_500_000, requests: 1000 });
+    bench.server.set_faults(NAME, Faults { drop, bytes_per_sec: Some(20_000_000), ..Faults::default() });
+    let mut job = bench.job(&made.manifest);
+    let expired = StatusFault { code: 403, retry_after_secs: None, requests: 1000 };
+    let outcome = run_and(
+        &job,
+        |p| p.written_bytes > 0,
+        |_| bench.server.set_faults(NAME, Faults { status: Some(expired), ..Faults::default() }),
+    );
+    assert_eq!(outcome.await.unwrap_err().code, Code::ImageForbidden);
+    job.spec.uri = bench.server.url("new.twb?sig=2");
+    let (outcome, progress) = run(&job).await;
+    outcome.unwrap();
+    bench.assert_holds(&image);
+    assert!(progress.kept_bytes > 0 && progress.saved_bytes > 0, "{progress:?}");
+}
+
+// ------------------------------------------------------------------------------------------------ what is refused
+
+#[tokio::test]
+async fn a_bundle_for_another_device_is_refused_before_the_first_byte() {
+    let image = image(9, 2 * MIB);
+    type Edit = fn(&mut Manifest);
+    let rows: [(Edit, Code); 5] = [
+        (|m| m.compatible = vec!["acme-1".into(), "acme-3".into()], Code::BoardIncompatible),
+        (|m| m.min_agent_version = Some("9999.0".into()), Code::AgentTooOld),
+        (|m| m.min_previous_version = Some("1.5".into()), Code::PreviousTooOld),
+        (|m| m.version = "1.4".into(), Code::VersionMismatch),
+        (|m| m.images[0].class = "boot".into(), Code::SlotClassMismatch),
+    ];
+    for (edit, code) in rows {
+        let made = made(&image, edit);
+        let bench = Bench::new(3 * MIB, &made.bytes).await;
+        let mut job = bench.job(&made.manifest);
+        job.version = Some("2.0".into());
+        job.device.compatible = Some("acme-2".into());
+        job.device.running_version = Some("1.4".into());
+        assert_eq!(code_of(&job).await, code);
+        bench.assert_untouched();
+        assert!(bench.sent() <= 4096);
+    }
+    let made = made(&image, |m| m.compatible = vec!["acme-2".into()]);
+    let bench = Bench::new(3 * MIB, &made.bytes).await;
+    let mut job = bench.job(&made.manifest);
+    job.device.compatible = Some("acme-2".into());
+    job.device.running_version = Some("2.0".into());
+    assert_eq!(code_of(&job).await, Code::VersionNotNewer);
+    bench.assert_untouched();
+    job.device.allow_downgrade = true;
+    run(&job).await.0.unwrap();
+    bench.assert_holds(&image);
+}
+
+#[tokio::test]
+async fn images_of_several_classes_are_installed_together_or_not_at_all() {
+    let (root, boot) = (image(12, 3 * MIB), image(13, 2 * MIB));
+    let both = made_of(&[("boot", &boot), ("rootfs", &root)], |_| Vec::new(), |_| {});
+    let bench = Bench::new(4 * MIB, &both.bytes).await;
+    fs::write(bench.path("boot_a"), &boot[..MIB]).unwrap();
+    fs::write(bench.path("boot_b"), vec![0xee; 2 * MIB]).unwrap();
+    let mut job = bench.job(&both.manifest);
+    assert_eq!(code_of(&job).await, Code::SlotClassMismatch, "no such slot");
+    let other = |class: &str| Other {
+        class: class.to_owned(),
+        target: bench.path("boot_b"),
+        running: bench.path("boot_a"),
+    };
+    job.others = vec![other("boot"), other("kernel")];
+    assert_eq!(code_of(&job).await, Code::SlotClassMismatch, "no such image");
+    job.others = vec![other("boot")];
+    job.others[0].running = bench.path("boot_b");
+    assert_eq!(code_of(&job).await, Code::SlotUnusable, "what runs is not written");
+    bench.assert_untouched();
+    job.others = vec![other("boot")];
+    let (outcome, progress) = run(&job).await;
+    assert_eq!(outcome.unwrap().size_bytes, 5 * MIB as u64);
+    bench.assert_holds(&root);
+    assert!(fs::read(bench.path("boot_b")).unwrap() == boot);
+    assert!(progress.copied_bytes > 500_000, "{progress:?}");
+    let before = bench.sent();
+    assert_eq!(run(&job).await.1.kept_bytes, 5 * MIB as u64);
+    assert!(bench.sent() - before <= (both.pieces_offset as u64).max(4096));
+}
+
+#[tokio::test]
+async fn only_a_signature_or_a_check_value_makes_a_bundle_trusted() {
+    let image = image(10, 2 * MIB);
+    let keys = tempfile::tempdir().unwrap();
+    let path = |name: &str| keys.path().join(name).to_str().unwrap().to_owned();
+    let minisign = |arguments: &[&str]| {
+        assert!(Command::new("minisign").args(arguments).output().unwrap().status.success());
+    };
+    for key in ["ours", "theirs"] {
+        minisign(&["-G", "-W", "-p", &path(&format!("{key}.pub")), "-s", &path(&format!("{key}.key"))]);
+    }
+    let sign = |key: &str, manifest: &[u8]| {
+        fs::write(path("manifest"), manifest).unwrap();
+        let key = path(&format!("{key}.key"));
+        minisign(&["-S", "-W", "-s", &key, "-x", &path("sig"), "-m", &path("manifest")]);
+        fs::read(path("sig")).unwrap()
+    };
+    let both = |manifest: &[u8]| [sign("theirs", manifest), sign("ours", manifest)].concat();
+    let signed = made_of(&[("rootfs", &image)], both, |_| {});
+    let foreign = made_of(&[("rootfs", &image)], |manifest| sign("theirs", manifest), |_| {});
+    let bare = made(&image, |_| {});
+    let forged = made_of(&[("rootfs", &image)], |_| sign("ours", b"another"), |_| {});
+    for (made, check, check_value, code) in [
+        (&signed, ImageCheck::Signature, None, None),
+        (&signed, ImageCheck::Required, None, None),
+        (&signed, ImageCheck::Signature, Some(Sha256Digest([1; 32])), Some(Code::DigestMismatch)),
+        (&signed, ImageCheck::Required, Some(Sha256Digest([1; 32])), Some(Code::DigestMismatch)),
+        (&foreign, ImageCheck::Required, None, Some(Code::SignatureInvalid)),
+        (&forged, ImageCheck::Required, None, Some(Code::SignatureInvalid)),
+        (&bare, ImageCheck::Optional, None, Some(Code::SignatureInvalid)),
+        (&bare, ImageCheck::Signature, Some(digest(&bare.manifest)), Some(Code::SignatureInvalid)),
+        (&bare, ImageCheck::Required, Some(digest(&bare.manifest)), None),
+    ] {
+        let bench = Bench::new(3 * MIB, &made.bytes).await;
+        fs::copy(path("ours.pub"), bench.path("keys/ours.pub")).unwrap();
+        let mut job = bench.job(&made.manifest);
+        job.check = check;
+        job.spec.check_value = check_value;
+        let outcome = run(&job).await.0;
+        assert_eq!(outcome.as_ref().err().map(|failure| failure.code), code, "{outcome:?}");
+        if code.is_some() {
+            bench.assert_untouched();
+        } else {
+            bench.assert_holds(&image);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bundle_with_wrong_bytes_anywhere_writes_nothing_that_is_not_in_its_index() {
+    let image = image(11, 2 * MIB);
+    let made = made(&image, |_| {});
+    let bench = Bench::new(3 * MIB, &made.bytes).await;
+    let mut job = bench.job(&made.manifest);
+    let mut random = fastrand::Rng::with_seed(5);
+    for trusted in [false, true] {
+        // Who takes anything has only the parser to protect him.
+        if trusted {
+            job.spec.check_value = Some(digest(&made.manifest));
+        } else {
+            job.spec.check_value = None;
+            job.check = ImageCheck::Optional;
+        }
+        for round in 0..60 {
+            let mut hostile = made.bytes.clone();
+            let area = if round % 2 == 0 { made.pieces_offset } else { hostile.len() };
+            for _ in 0..random.usize(1..4) {
+                let at = random.usize(0..area);
+                hostile[at] = random.u8(..);
+            }
+            if round % 5 == 0 {
+                hostile.truncate(random.usize(0..hostile.len()));
+            }
+            bench.server.put(NAME, hostile);
+            // A first byte that is another makes it a raw image, which an unchecked install takes.
+            let outcome = run(&job).await.0;
+            if outcome.is_err() || trusted {
+                bench.assert_nothing_else(&image);
+            }
+            fs::write(bench.path("slot"), vec![0xee; 3 * MIB]).unwrap();
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Bundles: by the cloud in two processes, and from a file with images of two classes.
+
+use std::fs;
+
+use hub_emulator::board::{Slot, Traits, board_image};
+use serde_json::json;
+
+use crate::cloud::sha256;
+use crate::make::{made, made_of};
+use crate::rig::{Choice, IMAGE_BYTES, Rig};
+use crate::split::split;
+
+const BUNDLE: &str = "2.0.twb";
+
+#[tokio::test]
+async fn a_bundle_is_fetched_in_parts_by_the_networked_part() {
+    let (world, _meeting, _network) = split(Traits::default()).await;
+    let bundle = made(&board_image("2.0", Traits::default(), IMAGE_BYTES, 7), |manifest| {
+        manifest.compatible = vec!["acme-1".to_owned()];
+    });
+    world.images.put(BUNDLE, bundle.bytes.clone());
+    let payload = json!({
+        "fwPackageUri": world.images.url(BUNDLE),
+        "fwPackageCheckValue": sha256(&bundle.manifest),
+    });
+    let (status, answer) = world.call("firmwareUpdate", payload.clone()).await;
+    assert_eq!(status, 200, "{answer}");
+    let reported = world.wait_status("failed").await;
+    assert_eq!(reported["firmware"]["error"]["code"], "BoardIncompatible");
+    assert!(world.images.bytes_sent(BUNDLE) <= 4096, "the head is enough to know");
+
+    let drop_in = world.rig.board.dir().join("config.d/60-board.toml");
+    fs::write(drop_in, "[install]\ncompatible = \"acme-1\"\n").unwrap();
+    let mut world = world;
+    world.rig.board.cut().await;
+    world.rig.board.power_on().await.unwrap();
+    world.rig.wait(|status| status["hubConnected"] == true).await;
+    let (status, answer) = world.call("firmwareUpdate", payload.clone()).await;
+    assert_eq!(status, 200, "{answer}");
+    let reported = world.wait_status("completed").await;
+    assert_eq!(reported["firmware"]["currentFwVersion"], "2.0", "it says so itself");
+    assert_eq!(world.rig.board.booted(), Some(Slot::B));
+    let sent = world.images.bytes_sent(BUNDLE);
+    assert!(sent <= bundle.bytes.len() as u64 + 3 * 4096, "{sent} of {}", bundle.bytes.len());
+    let history = world.hub.history(crate::cloud::DEVICE);
+    let told = history.iter().any(|patch| patch["firmware"]["progress"]["fetchedBytes"].is_u64());
+    assert!(told, "{history:#?}");
+    let (_, answer) = world.call("firmwareUpdate", payload).await;
+    assert_eq!(answer["Response"], "Firmware update already completed");
+}
+
+#[tokio::test]
+async fn two_classes_are_switched_together() {
+    let boot = tempfile::tempdir().unwrap();
+    let path = |name: &str| boot.path().join(name);
+    for name in ["a", "b"] {
+        fs::write(path(name), vec![0xee; 1 << 20]).unwrap();
+    }
+    let images = |slot: &str| {
+        format!("[[slot]]\nname = \"{slot}\"\nimages = {{ boot = \"{}\" }}\n", path(slot).display())
+    };
+    let extra_config = &[images("a"), images("b")].concat();
+    let rig = Rig::running(Choice { extra_config, ..Choice::default() }).await;
+    let kernel: Vec<u8> = (0..900_000_u32).flat_map(u32::to_le_bytes).take(1 << 20).collect();
+    let root = board_image("2.0", Traits::default(), IMAGE_BYTES, 7);
+    let bundle = made_of(&[("rootfs", &root), ("boot", &kernel)], |_| Vec::new(), |_| {});
+    let file = path("release.twb");
+    fs::write(&file, &bundle.bytes).unwrap();
+
+    let refused = rig.twinboot(&["install", file.to_str().unwrap(), "--signed"]).await;
+    assert_eq!(refused.status.code(), Some(1), "nobody signed it");
+    let started = rig.twinboot(&["install", file.to_str().unwrap(), "--no-wait"]).await;
+    assert!(started.status.success(), "{}", String::from_utf8_lossy(&started.stderr));
+    let report = rig.outcome().await;
+    assert_eq!(report["firmwareStatus"], "completed", "{report:#}");
+    assert_eq!(report["firmware"]["currentFwVersion"], "2.0");
+    assert_eq!(rig.board.booted(), Some(Slot::B));
+    assert!(fs::read(path("b")).unwrap() == kernel);
+    assert!(fs::read(path("a")).unwrap().iter().all(|byte| *byte == 0xee), "what runs is untouched");
+    let again = rig.twinboot(&["install", file.to_str().unwrap(), "--update-id", "again"]).await;
+    assert_eq!(again.status.code(), Some(1), "the file itself tells its version, which runs");
+}
