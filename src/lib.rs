@@ -18,10 +18,12 @@
 //! People's own [`hooks`] are asked before 6 and before 7, and hear of 10. [`trial`] marks what 7 arms, so that
 //! systemd alone can end it.
 //! [`bundle`] is the file that 6 likes best: fetched in parts, each verified before it is written.
+//! [`doctor`] looks whether all of it is wired right, with the agent or without it.
 //! [`network`] lets a process of its own do what needs the network, where the machine has two.
 //!
 //! [`agent`] is the loop that walks it. Arrows run one way:
-//! `main -> cli -> agent -> {hub, install, boot, store, trial, health, hooks, diagnostics, system} -> update`.
+//! `main -> cli -> agent -> {hub, install, boot, store, trial, health, hooks, diagnostics, doctor, system} ->
+//! update`.
 
 pub mod agent;
 pub mod boot;

@@ -68,15 +68,19 @@ pub struct Finding {
 
 impl Finding {
     fn ok(check: &'static str, evidence: impl Into<String>) -> Self {
-        Self { check, level: Level::Ok, evidence: evidence.into(), advice: String::new(), repair: None }
+        Self::new(check, Level::Ok, evidence.into(), String::new())
     }
 
     fn warning(check: &'static str, evidence: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { level: Level::Warning, advice: advice.into(), ..Self::ok(check, evidence) }
+        Self::new(check, Level::Warning, evidence.into(), advice.into())
     }
 
     fn fault(check: &'static str, evidence: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { level: Level::Fault, ..Self::warning(check, evidence, advice) }
+        Self::new(check, Level::Fault, evidence.into(), advice.into())
+    }
+
+    fn new(check: &'static str, level: Level, evidence: String, advice: String) -> Self {
+        Self { check, level, evidence, advice, repair: None }
     }
 
     fn repaired_by(self, repair: Repair) -> Self {

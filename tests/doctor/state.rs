@@ -63,6 +63,14 @@ fn a_state_directory_where_no_state_is_safe() {
         assert_eq!(found["state.place"].0, level, "{upper}: {found:#?}");
     }
 
+    // Where the state would be safe, its absence says that no trial is on; elsewhere it says nothing.
+    board.variables("upgrade_available=1\n");
+    disk.holds_environment(&board, [0x10_0000, 0x14_0000]);
+    for (device, level) in [(&slot, "ok"), (&data, "warning")] {
+        let found = on(&format!("mount {device} $dir/state"));
+        assert_eq!(found["environment.trial"].0, level, "{device}: {found:#?}");
+    }
+
     let found = on(&format!("mount -o ro {data} $dir/state"));
     assert!(found["state.room"].1.contains("read-only"), "{found:#?}");
     let found = on("mount -t tmpfs -o size=1M tmpfs $dir/state");
