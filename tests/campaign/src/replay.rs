@@ -68,13 +68,17 @@ pub fn judge(
     sandbox: Option<&Sandbox>,
 ) -> io::Result<Tally> {
     let points = recordings.iter().map(|recording| unsettled(&recording.log)).sum::<usize>().max(1);
-    let each = plan.states.div_ceil(points);
+    // Some points have few different states; the next ones make up for them, but for the last.
+    let each = (plan.states + plan.states / 20).div_ceil(points);
     let mut tally = Tally::default();
-    let mut first = 0;
+    let (mut first, mut due) = (0, 0);
     for recording in recordings {
         let mut point = Point::new(site, recording.story);
         for entry in recording.log.iter().map(Some).chain([None]) {
-            point.judge(first, each, plan, sandbox, &mut tally)?;
+            if !point.pending.is_empty() {
+                due += each;
+            }
+            point.judge(first, each.max(due.saturating_sub(tally.states)), plan, sandbox, &mut tally)?;
             first += THROWS;
             if let Some(entry) = entry {
                 point.pass(entry);
@@ -126,18 +130,18 @@ impl<'run> Point<'run> {
         }
     }
 
-    /// So many (`each`) different states of this point, where there are so many.
+    /// So many (`count`) different states of this point, where there are so many.
     fn judge(
         &mut self,
         first: usize,
-        each: usize,
+        count: usize,
         plan: &Plan,
         sandbox: Option<&Sandbox>,
         tally: &mut Tally,
     ) -> io::Result<()> {
         let pending = self.pending.clone();
         let mut seen = HashSet::new();
-        for number in first..first + 4 * each {
+        for number in first..first + 4 * count {
             if plan.only.is_some_and(|only| only != number) {
                 continue;
             }
@@ -153,7 +157,7 @@ impl<'run> Point<'run> {
             if let Err(fault) = self.judge_state(&pieces, plan, sandbox, tally)? {
                 tally.faults.push((number, format!("{}: {fault}", self.story.name())));
             }
-            if pending.is_empty() || seen.len() == each {
+            if pending.is_empty() || seen.len() == count {
                 break;
             }
         }
