@@ -16,7 +16,7 @@ use crate::fuse::Mounted;
 pub const TICK: Duration = Duration::from_millis(2);
 
 /// Generous for a loaded machine; what takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A disk with its devices. Dropped, they are gone, and what was only in their caches is lost.
 pub struct Attached {

@@ -12,6 +12,8 @@ use fuser::{
     Request, WriteFlags,
 };
 
+use nix::mount::{MntFlags, umount2};
+
 use crate::disk::{Disk, Medium, Verdict};
 
 /// Nothing changes its name or size.
@@ -30,7 +32,7 @@ pub struct Mounted {
     directory: PathBuf,
     held: Held,
     disk: Arc<Disk>,
-    session: Option<BackgroundSession>,
+    _session: BackgroundSession,
 }
 
 impl Mounted {
@@ -38,7 +40,7 @@ impl Mounted {
         let held = Held::default();
         let server = Server { disk: disk.clone(), held: held.clone() };
         let session = fuser::spawn_mount(server, directory, &Config::default())?;
-        Ok(Self { directory: directory.to_owned(), held, disk: disk.clone(), session: Some(session) })
+        Ok(Self { directory: directory.to_owned(), held, disk: disk.clone(), _session: session })
     }
 
     pub fn file(&self, medium: Medium) -> PathBuf {
@@ -60,10 +62,9 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         self.bury();
-        if let Some(session) = self.session.take() {
-            // Fails where a loop device still holds a file; then the end of this process unmounts it.
-            let _ = session.umount_and_join();
-        }
+        // A loop device may be held a little longer by whoever looks at it just now: without a name, the files go
+        // when it goes.
+        let _ = umount2(&self.directory, MntFlags::MNT_DETACH);
     }
 }
 

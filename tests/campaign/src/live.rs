@@ -27,10 +27,10 @@ pub fn live(site: &Site, number: usize, seed: u64, events: impl Fn(Story) -> usi
     let mut rng = Rng::with_seed(seed.wrapping_mul(1_000_003).wrapping_add(number as u64));
     let story = Story::ALL[number % Story::ALL.len()];
     let planned = [1, 1, 2, 3][rng.usize(0..4)];
-    let mut machine =
-        Machine::new(site, story, &format!("life-{number}")).map_err(|error| error.to_string())?;
+    let mut machine = Machine::new(site, story, &format!("life-{number}"))
+        .map_err(|error| format!("cannot make life {number}: {error}"))?;
     let mut life = Life { story, cuts: 0, moments: Vec::new(), resumed: 0, fault: None };
-    let mut media = site.factory.clone();
+    let mut media = site.factory(story);
     loop {
         // After the first cut, less is left to do.
         let within = if life.cuts == 0 { events(story) } else { events(story) * 2 / 3 };
@@ -55,7 +55,7 @@ pub fn live(site: &Site, number: usize, seed: u64, events: impl Fn(Story) -> usi
     }
     life.fault = life.fault.map(|fault| format!("{fault}\nthe daemon's last words:\n{}", machine.log_tail()));
     life.resumed = machine.resumed;
-    machine.remove().map_err(|error| error.to_string())?;
+    machine.remove().map_err(|error| format!("cannot remove life {number}: {error}"))?;
     Ok(life)
 }
 

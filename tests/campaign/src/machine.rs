@@ -36,7 +36,7 @@ const UPDATE_LIMIT: Duration = Duration::from_secs(120);
 const CALL_LIMIT: Duration = Duration::from_secs(3);
 
 /// systemd's own is longer; the daemon needs a fraction of it.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a machine did that it must not do, or that cannot be examined.
 pub type Fault = String;
@@ -125,7 +125,7 @@ impl<'site> Machine<'site> {
              [state]\ndirectory = {}\n\
              [boot]\nscheme = \"bootcount\"\nenvironment = {}\nlock_files = [{}, {}]\n\
              [install]\nkeys = {}\nca_file = {ca}\n\
-             [health]\ndeadline = \"30s\"\nscripts = {}\n\
+             [health]\ndeadline = \"5m\"\nscripts = {}\n\
              [hooks]\ndirectory = {}\n\
              [system]\nreboot_command = [{}]\nclock_check_command = [\"echo\", \"yes\"]\nproc = {}\n\
              control_socket = {}\nos_release = {}\n",
@@ -152,55 +152,48 @@ impl<'site> Machine<'site> {
     /// Runs until the power goes, or the update is over.
     pub fn power(&mut self, disk: &Arc<Disk>, rng: &mut Rng) -> Result<End, Fault> {
         let until = Instant::now() + UPDATE_LIMIT;
-        loop {
+        for _ in self.resets..RESETS_MAX {
             self.resets += 1;
-            if self.resets > RESETS_MAX {
-                return Err(format!("no end after {RESETS_MAX} boots"));
-            }
             let Some(slot) = self.boot_loader(disk)? else { return Ok(End::Cut) };
-            let media = disk.now();
-            let Some(image) = self.site.content(self.story, media.of(slot.medium())) else {
-                return Err(format!("slot {} boots, and holds no whole image", slot.letter()));
-            };
-            if !image.traits.boots {
-                continue;
-            }
-            let attached =
-                Attached::new(disk, &self.directory).map_err(|error| format!("attach: {error}"))?;
-            let Some(attached) = attached else { return Ok(End::Cut) };
-            let io = |error: io::Error| format!("cannot run the machine: {error}");
-            let fifo = self.system(slot, image.version, image.traits.healthy, rng).map_err(io)?;
-            let kept = Kept::read(&self.path("data/twinboot"));
-            let asked = self.site.server.ranges(&self.image_name).len();
-            let mut daemon = Daemon::start(&self.site.daemon, &self.directory).map_err(io)?;
-            let end = self.follow(disk, &mut daemon, fifo, until);
-            if !matches!(end, Ok(Some(End::Cut) | None)) {
-                disk.cut();
-            }
-            if disk.is_cut() {
-                // What runs in memory alone may go on until the machine notices.
-                sleep(Duration::from_millis(rng.u64(0..20)));
-                daemon.signal(Signal::SIGKILL);
-                attached.bury();
-                daemon.wait(STOP_LIMIT).map_err(io)?;
-            } else {
-                daemon.signal(Signal::SIGTERM);
-                while !daemon.is_gone().map_err(io)? {
-                    if disk.is_cut() {
-                        daemon.signal(Signal::SIGKILL);
-                        attached.bury();
-                    }
-                    sleep(TICK);
-                }
-            }
-            let stays_on = !disk.is_cut() && attached.shut_down().map_err(io)?;
-            self.check_fetched(&kept?, asked)?;
-            match end? {
-                Some(end) => return Ok(end),
-                None if !stays_on => return Ok(End::Cut),
-                None => {}
+            if let Some(end) = self.run(slot, disk, until, rng)? {
+                return Ok(end);
             }
         }
+        Err(format!("no end after {RESETS_MAX} boots"))
+    }
+
+    /// Until the power goes, the update is over, or (`None`) the machine is reset.
+    fn run(
+        &mut self,
+        slot: Slot,
+        disk: &Arc<Disk>,
+        until: Instant,
+        rng: &mut Rng,
+    ) -> Result<Option<End>, Fault> {
+        let io = |error: io::Error| format!("cannot run the machine: {error}");
+        let media = disk.now();
+        let Some(image) = self.site.content(self.story, media.of(slot.medium())) else {
+            return Err(format!("slot {} boots, and holds no whole image", slot.letter()));
+        };
+        if !image.traits.boots {
+            return Ok(None);
+        }
+        let Some(attached) = Attached::new(disk, &self.directory).map_err(io)? else {
+            return Ok(Some(End::Cut));
+        };
+        let fifo = self.system(slot, image.version, image.traits.healthy, rng).map_err(io)?;
+        let kept = Kept::read(&self.path("data/twinboot"));
+        let asked = self.site.server.ranges(&self.image_name).len();
+        let mut daemon = Daemon::start(&self.site.daemon, &self.directory).map_err(io)?;
+        let end = self.follow(disk, &mut daemon, fifo, until);
+        if !matches!(end, Ok(Some(End::Cut) | None)) {
+            disk.cut();
+        }
+        // What runs in memory alone may go on until the machine notices.
+        let grace = Duration::from_millis(rng.u64(0..20));
+        let stays_on = halt(disk, attached, &mut daemon, grace).map_err(io)?;
+        self.check_fetched(&kept?, asked)?;
+        Ok(end?.or((!stays_on).then_some(End::Cut)))
     }
 
     /// From reset to the choice of a slot. `None`: the power went.
@@ -355,6 +348,27 @@ impl<'site> Machine<'site> {
     }
 }
 
+/// Stops what runs, as a shutdown does, or as a power cut does after `grace`. Whether the power stayed.
+fn halt(disk: &Disk, attached: Attached, daemon: &mut Daemon, grace: Duration) -> io::Result<bool> {
+    if disk.is_cut() {
+        sleep(grace);
+    } else {
+        daemon.signal(Signal::SIGTERM);
+    }
+    let until = Instant::now() + STOP_LIMIT;
+    while !daemon.is_gone()? {
+        if disk.is_cut() {
+            daemon.signal(Signal::SIGKILL);
+            attached.bury();
+        }
+        if Instant::now() > until {
+            return Err(io::Error::other("the daemon does not stop"));
+        }
+        sleep(TICK);
+    }
+    Ok(!disk.is_cut() && attached.shut_down()?)
+}
+
 /// The daemon's process and those that it started.
 struct Daemon(Child);
 
@@ -383,17 +397,6 @@ impl Daemon {
     fn is_gone(&mut self) -> io::Result<bool> {
         Ok(self.0.try_wait()?.is_some())
     }
-
-    fn wait(&mut self, limit: Duration) -> io::Result<()> {
-        let until = Instant::now() + limit;
-        while !self.is_gone()? {
-            if Instant::now() > until {
-                return Err(io::Error::other("the daemon outlives SIGKILL"));
-            }
-            sleep(TICK);
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Daemon {
@@ -407,7 +410,7 @@ impl Drop for Daemon {
 pub fn record(site: &Site, story: Story) -> Result<Vec<Entry>, Fault> {
     let device = format!("whole-{}", story.name());
     let mut machine = Machine::new(site, story, &device).map_err(|error| error.to_string())?;
-    let disk = Disk::new(site.factory.clone(), usize::MAX, true);
+    let disk = Disk::new(site.factory(story), usize::MAX, true);
     match machine.power(&disk, &mut Rng::with_seed(1)) {
         Ok(End::Over) if machine.twin["firmwareStatus"] == story.ends() => Ok(disk.take_log()),
         Ok(_) => Err(format!("{device} ended otherwise: {}", machine.twin)),

@@ -1,10 +1,11 @@
 //! Crash states of recorded runs: at every prefix of the log, what a power cut could leave of it.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::Ordering;
 
 use fastrand::Rng;
 use twinboot::update::{Outcome, State};
@@ -55,22 +56,30 @@ struct Point<'run> {
     is_whole: [Option<bool>; 2],
 }
 
-/// Judges crash states of all recordings, spread over every point of them.
+/// A state's number is that of its point in all logs, times this, and that of the throw of dice that made it.
+const THROWS: usize = 1_000_000;
+
+/// Judges different crash states of all recordings, spread over every point at which something is not flushed. Where
+/// everything is, there is one.
 pub fn judge(
     site: &Site,
     recordings: &[Recording],
     plan: &Plan,
     sandbox: Option<&Sandbox>,
 ) -> io::Result<Tally> {
-    let points: usize = recordings.iter().map(|recording| recording.log.len() + 1).sum();
-    let each = plan.states.div_ceil(points);
+    let points = recordings.iter().map(|recording| unsettled(&recording.log)).sum::<usize>().max(1);
+    // Some points have few different states; the next ones make up for them, but for the last.
+    let each = (plan.states + plan.states / 20).div_ceil(points);
     let mut tally = Tally::default();
-    let mut first = 0;
+    let (mut first, mut due) = (0, 0);
     for recording in recordings {
         let mut point = Point::new(site, recording.story);
         for entry in recording.log.iter().map(Some).chain([None]) {
-            point.judge(first..first + each, plan, sandbox, &mut tally)?;
-            first += each;
+            if !point.pending.is_empty() {
+                due += each;
+            }
+            point.judge(first, each.max(due.saturating_sub(tally.states)), plan, sandbox, &mut tally)?;
+            first += THROWS;
             if let Some(entry) = entry {
                 point.pass(entry);
             }
@@ -79,12 +88,26 @@ pub fn judge(
     Ok(tally)
 }
 
+/// At how many points something is not flushed.
+fn unsettled(log: &[Entry]) -> usize {
+    let mut pending: Vec<Medium> = Vec::new();
+    let is_unsettled = |entry: &&Entry| {
+        match entry {
+            Entry::Write(write) => pending.push(write.medium),
+            Entry::Flush(medium) => pending.retain(|other| other != medium),
+            Entry::Note(_) => {}
+        }
+        !pending.is_empty()
+    };
+    log.iter().filter(is_unsettled).count()
+}
+
 impl<'run> Point<'run> {
     fn new(site: &'run Site, story: Story) -> Self {
         Self {
             site,
             story,
-            safe: site.factory.clone(),
+            safe: site.factory(story),
             pending: Vec::new(),
             accepted: false,
             fell_back: false,
@@ -107,35 +130,62 @@ impl<'run> Point<'run> {
         }
     }
 
+    /// So many (`count`) different states of this point, where there are so many.
     fn judge(
         &mut self,
-        numbers: Range<usize>,
+        first: usize,
+        count: usize,
         plan: &Plan,
         sandbox: Option<&Sandbox>,
         tally: &mut Tally,
     ) -> io::Result<()> {
         let pending = self.pending.clone();
-        for number in numbers.filter(|number| plan.only.is_none_or(|only| only == *number)) {
+        let mut seen = HashSet::new();
+        for number in first..first + 4 * count {
+            if plan.only.is_some_and(|only| only != number) {
+                continue;
+            }
+            if self.site.is_interrupted.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             let mut rng = Rng::with_seed(plan.seed.wrapping_mul(1_000_003).wrapping_add(number as u64));
             let pieces = survivors(&pending, &mut rng);
-            tally.states += 1;
-            let mut judged = self.boots(&pieces);
-            if judged.is_ok() && (number % plan.mount_every == 0 || plan.only.is_some()) {
-                tally.mounted += 1;
-                judged = self.agrees(&pieces)?;
+            let places = pieces.iter().map(|(medium, offset, data)| (*medium as u8, *offset, data.len()));
+            if !seen.insert(places.collect::<Vec<_>>()) {
+                continue;
             }
-            if let Some(sandbox) = sandbox
-                && judged.is_ok()
-                && number % plan.uboot_every == 0
-            {
-                tally.by_uboot += 1;
-                judged = sandbox.agrees(&self.medium(Medium::Environment, &pieces))?;
-            }
-            if let Err(fault) = judged {
+            if let Err(fault) = self.judge_state(&pieces, plan, sandbox, tally)? {
                 tally.faults.push((number, format!("{}: {fault}", self.story.name())));
+            }
+            if pending.is_empty() || seen.len() == count {
+                break;
             }
         }
         Ok(())
+    }
+
+    fn judge_state(
+        &mut self,
+        pieces: &[Piece<'_>],
+        plan: &Plan,
+        sandbox: Option<&Sandbox>,
+        tally: &mut Tally,
+    ) -> io::Result<Result<(), Fault>> {
+        let number = tally.states;
+        tally.states += 1;
+        let mut judged = self.boots(pieces);
+        if judged.is_ok() && (number.is_multiple_of(plan.mount_every) || plan.only.is_some()) {
+            tally.mounted += 1;
+            judged = self.agrees(pieces)?;
+        }
+        if let Some(sandbox) = sandbox
+            && judged.is_ok()
+            && number.is_multiple_of(plan.uboot_every)
+        {
+            tally.by_uboot += 1;
+            judged = sandbox.agrees(&self.medium(Medium::Environment, pieces))?;
+        }
+        Ok(judged)
     }
 
     /// What a medium holds in this state.
@@ -152,7 +202,7 @@ impl<'run> Point<'run> {
         let mut medium = self.medium(Medium::Environment, pieces);
         let first = Environment::load(&medium);
         if let Some(status) = &self.ended {
-            let named = if status == "completed" { Slot::B } else { Slot::A };
+            let named = if status == "completed" { self.story.target() } else { self.story.origin() };
             if first.is_trial() || first.slot() != named {
                 return Err(format!("the twin says {status}, the environment {first}"));
             }
@@ -191,7 +241,7 @@ impl<'run> Point<'run> {
             Err(fault) => return Ok(Err(fault)),
         };
         let environment = Environment::load(&self.medium(Medium::Environment, pieces));
-        let target = self.medium(Medium::SlotB, pieces);
+        let target = self.medium(self.story.target().medium(), pieces);
         Ok(self.contradiction(&kept, &environment, &target).map_or(Ok(()), |fault| {
             Err(format!("in state {}, {fault}; the environment has {environment}", kept.phase()))
         }))
@@ -202,6 +252,7 @@ impl<'run> Point<'run> {
         let image = self.site.image(self.story);
         let is_in = environment.slot();
         let proven = kept.image_bytes() as usize;
+        let (old, new) = (self.story.origin(), self.story.target());
         let committed = |slot| !armed && is_in == slot;
         if self.accepted && !kept.knows_update() {
             return Some("an update that was answered with 200 is not known");
@@ -218,12 +269,12 @@ impl<'run> Point<'run> {
         if matches!(state, State::Rebooting { .. }) && !armed && !self.fell_back {
             return Some("no trial is armed, and the boot loader gave none up");
         }
-        if matches!(state, State::Trial { .. }) && !armed && !self.fell_back && is_in == Slot::A {
+        if matches!(state, State::Trial { .. }) && !armed && !self.fell_back && is_in == old {
             return Some("the trial is lost");
         }
         match kept.outcome() {
-            Some(Outcome::Succeeded) if !committed(Slot::B) => Some("the new slot is not committed"),
-            Some(Outcome::RolledBack(_)) if !committed(Slot::A) => Some("the old slot is not in force"),
+            Some(Outcome::Succeeded) if !committed(new) => Some("the new slot is not committed"),
+            Some(Outcome::RolledBack(_)) if !committed(old) => Some("the old slot is not in force"),
             Some(Outcome::Failed(_)) => Some("the update failed"),
             _ => None,
         }

@@ -25,7 +25,8 @@ pub struct Site {
     pub hub: Hub,
     pub server: ImageServer,
     pub daemon: PathBuf,
-    pub factory: Media,
+    /// An empty file system.
+    data: Vec<u8>,
     factory_image: Image,
     images: Vec<Image>,
     pub directory: TempDir,
@@ -43,22 +44,29 @@ impl Site {
         })?;
         let is_interrupted = Arc::default();
         runtime.spawn(watch_signals(Arc::clone(&is_interrupted)));
-        let directory = tempfile::Builder::new().prefix("twinboot-cuts-").tempdir()?;
+        // In memory: the flushes of thousands of crashed file systems would wear out, and wait for, a real disk.
+        let directory = tempfile::Builder::new().prefix("twinboot-cuts-").tempdir_in("/dev/shm")?;
         let factory_image = Image::factory();
-        let mut slot_a = factory_image.content.clone();
-        slot_a.resize(SLOT_BYTES, 0);
         let data = data(&directory.path().join("data.img"))?;
         Ok(Self {
             runtime,
             hub,
             server,
             daemon: daemon.canonicalize()?,
-            factory: Media([uboot::factory(), slot_a, vec![0; SLOT_BYTES], data]),
+            data,
             factory_image,
             images: Story::ALL.map(Image::of).into(),
             directory,
             is_interrupted,
         })
+    }
+
+    /// The disk that a story begins with.
+    pub fn factory(&self, story: Story) -> Media {
+        let environment = uboot::factory(story.origin());
+        let mut media = Media([environment, vec![0; SLOT_BYTES], vec![0; SLOT_BYTES], self.data.clone()]);
+        media.put(story.origin().medium(), 0, &self.factory_image.content);
+        media
     }
 
     pub fn image(&self, story: Story) -> &Image {

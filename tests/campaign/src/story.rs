@@ -3,6 +3,8 @@
 use hub_emulator::board::{Traits, board_image};
 use ring::digest::{SHA256, digest};
 
+use crate::uboot::Slot;
+
 /// Not a multiple of a page: the last bytes take another way to the slot than all others.
 const IMAGE_BYTES: usize = (7 << 20) + 4096 * 3 + 1000;
 
@@ -22,7 +24,7 @@ pub enum Story {
     Good,
     /// The daemon is stopped in the middle of the download, and started again.
     Restarted,
-    /// A good image, in several zstd frames.
+    /// A good image, in several zstd frames, from slot b to slot a.
     Compressed,
     /// It boots, and fails its health check.
     Sick,
@@ -49,6 +51,16 @@ impl Story {
             Self::Good | Self::Restarted | Self::Compressed => "completed",
             Self::Sick | Self::Panics => "rolledBack",
         }
+    }
+
+    /// The slot that it starts from.
+    pub fn origin(self) -> Slot {
+        if self == Self::Compressed { Slot::B } else { Slot::A }
+    }
+
+    /// The slot that the image goes to.
+    pub fn target(self) -> Slot {
+        if self == Self::Compressed { Slot::A } else { Slot::B }
     }
 
     pub fn traits(self) -> Traits {

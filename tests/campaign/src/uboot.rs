@@ -137,7 +137,7 @@ impl Environment {
 }
 
 /// A medium as the factory leaves it: the tree's own variables, in both copies.
-pub fn factory() -> Vec<u8> {
+pub fn factory(slot: Slot) -> Vec<u8> {
     let text = include_str!("../../../config/u-boot/twinboot.env");
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     // As a board has it, but for the sandbox build, which runs in a directory of the script.
@@ -147,6 +147,7 @@ pub fn factory() -> Vec<u8> {
         .filter_map(|line| line.split_once('='))
         .chain([bootcmd])
         .chain(console)
+        .chain([("boot_slot", slot.letter())])
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     let mut medium = vec![0; SIZE_BYTES];
