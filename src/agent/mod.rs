@@ -618,7 +618,9 @@ impl<M: Machine> Agent<M> {
     async fn read_environment(&mut self) {
         let environment = self.machine.environment().await;
         if environment != self.environment {
-            if let Environment::Unusable(why) = &environment {
+            // Between a roll back and its reboot the environment is right to name the other slot.
+            let leaves = matches!(self.record.state, State::RollingBack { .. });
+            if let (Environment::Unusable(why), false) = (&environment, leaves) {
                 warn!("no update is taken: {why}");
             }
             self.environment = environment;
@@ -707,6 +709,7 @@ impl<M: Machine> Agent<M> {
             State::Installing { attempt, .. } => tell(message_id::ACCEPTED, &format!("attempt {attempt}")),
             State::Rebooting { .. } => tell(message_id::ACTIVATED, &format!("slot {slot} boots next")),
             State::Trial { .. } => tell(message_id::TRIAL, &format!("slot {slot} runs on trial")),
+            State::RollingBack { .. } if matches!(before, State::RollingBack { .. }) => {}
             State::RollingBack { failure, .. } => {
                 warn!(UPDATE_ID = id, "update {id}: giving up slot {slot}: {failure}");
             }

@@ -78,7 +78,7 @@ class Images:
 
     def __init__(self):
         images = self
-        self.files, self.asked, self.sent_bytes, self.rate = {}, [], 0, None
+        self.files, self.asked, self.rate = {}, [], None
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -127,7 +127,6 @@ class Images:
                 chunk = file.read(min(1 << 16, end - position))
                 out.write(chunk)
                 position += len(chunk)
-                self.sent_bytes += len(chunk)
                 if self.rate:
                     time.sleep(len(chunk) / self.rate)
 

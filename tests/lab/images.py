@@ -5,12 +5,8 @@ import os
 import subprocess
 import tempfile
 
-PANIC = """[Unit]
-After=basic.target
-[Service]
-Type=oneshot
-ExecStart=/bin/sh -c 'sleep 2; echo c >/proc/sysrq-trigger'
-"""
+# Of a service that starts when systemd is up, and before the daemon.
+PANIC = "[Service]\nExecStartPre=+/bin/sh -c 'echo c >/proc/sysrq-trigger'\n"
 WRONG_NETWORK = "[Match]\nType=ether\n[Network]\nAddress=192.168.77.7/24\nLinkLocalAddressing=no\n"
 DYING_INIT = "#!/bin/sh\necho 'this init dies'\nexit 1\n"
 # The root is writable in memory, over the slot.
@@ -32,7 +28,7 @@ FRAME_BYTES = 8 << 20
 VARIANTS = {
     "good": {},
     "init-dies": {"/usr/sbin/init": (DYING_INIT, 0o755)},
-    "kernel-panics": {"/etc/systemd/system/basic.target.wants/panic.service": (PANIC, 0o644)},
+    "kernel-panics": {"/etc/systemd/system/dbus.service.d/panic.conf": (PANIC, 0o644)},
     "overlay": {"/usr/sbin/init": (OVERLAY_INIT, 0o755)},
     "no-daemon": {"/usr/bin/twinboot": None},
     "no-network": {"/etc/systemd/network/eth.network": (WRONG_NETWORK, 0o644)},
@@ -66,7 +62,7 @@ def _make(rootfs, changes, version, truncated, work, path):
     commands = []
     for number, (name, change) in enumerate(changes.items()):
         directory = os.path.dirname(name)
-        commands += [f"mkdir {directory}"] if directory.endswith(".wants") else []
+        commands += [f"mkdir {directory}"] if directory.endswith(".d") else []
         commands += [f"rm {name}"]
         if change:
             text, mode = change
