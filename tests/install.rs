@@ -42,7 +42,7 @@ impl Request {
     /// Where `Range: bytes=START-` begins.
     fn start(&self) -> usize {
         let range = self.header("range").unwrap_or("bytes=0-");
-        range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap()
+        range.trim_start_matches("bytes=").split('-').next().unwrap().parse().unwrap()
     }
 }
 

@@ -319,7 +319,9 @@ impl Run<'_> {
         let check = match self.or_cancelled(self.check(&reach)).await {
             // A bundle brings its signatures itself.
             Err(error @ InstallError::Verify(VerifyError::NoSignature { .. })) => {
-                return self.whole_bundle(&reach).await?.ok_or(error);
+                let is_bundle = self.or_cancelled(async { Ok(self.is_bundle(&reach).await) }).await?;
+                let image = if is_bundle { self.whole_bundle(&reach).await? } else { None };
+                return image.ok_or(error);
             }
             check => Arc::new(check?),
         };

@@ -21,7 +21,8 @@ fn frame(head: &Value, body: &[u8]) -> Vec<u8> {
 
 /// What an image server's answer of `total_bytes` becomes, with these bytes.
 fn answer(total_bytes: usize, bytes: &[u8]) -> Vec<u8> {
-    let opened = json!({"opened": {"etag": "\"1\"", "lastModified": null, "totalBytes": total_bytes}});
+    let validator = json!({"etag": "\"1\"", "lastModified": null, "totalBytes": total_bytes});
+    let opened = json!({"opened": {"validator": validator, "part": false}});
     let chunks =
         bytes.chunks(100_000).map(|bytes| frame(&json!({"chunk": {"joinedUnproven": false}}), bytes));
     [frame(&opened, &[]), chunks.collect::<Vec<_>>().concat(), frame(&json!("end"), &[])].concat()

@@ -6,7 +6,7 @@ use super::super::fetch::Source;
 use super::super::parts::Remote;
 use super::super::verify::{Check, Rule, VerifyError};
 use super::super::{InstallError, Job};
-use crate::bundle::{BundleError, HEADER_BYTES, Header, Index, Layout, Manifest, Signatures};
+use crate::bundle::{BundleError, HEADER_BYTES, Header, Index, Layout, MAGIC, Manifest, Signatures};
 use crate::redact::display_url;
 use crate::update::Sha256Digest;
 
@@ -39,6 +39,11 @@ impl Front {
     /// Whether the server gives everything, and not the parts that it is asked for.
     pub fn is_whole(&self) -> bool {
         !self.source.is_part()
+    }
+
+    /// Whether it begins as a bundle does.
+    pub async fn has_magic(&mut self) -> bool {
+        self.take(MAGIC.len()).await.is_ok_and(|bytes| *bytes == MAGIC)
     }
 
     /// The next `len` bytes, or less at the end of the file.

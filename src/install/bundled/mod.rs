@@ -91,15 +91,7 @@ impl Run<'_> {
     pub(super) async fn bundle(&self, reach: &Reach) -> Result<Option<Image>, InstallError> {
         let job = self.job;
         self.progress.send_replace(Progress::default());
-        let remote = Remote {
-            uri: job.spec.uri.clone(),
-            expected_bytes: job.spec.size_bytes,
-            validator: None,
-            reach: reach.clone(),
-            limits: job.limits,
-            progress: self.progress.clone(),
-        };
-        let mut front = self.or_cancelled(Front::open(remote)).await?;
+        let mut front = self.or_cancelled(Front::open(self.remote(reach))).await?;
         let rule = Rule::decide(job.spec.check_value, &job.keys, job.check)?;
         let head = match self.or_cancelled(Head::read(&mut front, rule, job)).await {
             Err(InstallError::Bundle(BundleError::NotABundle)) => return Ok(None),
@@ -111,6 +103,27 @@ impl Run<'_> {
         let patches = self.or_cancelled(patches(&front, &head, &index, &places)).await?;
         let image = self.assemble(front, head, index, (places, patches)).await?;
         Ok(Some(image))
+    }
+
+    /// Whether a bundle is at the job's address, as far as its server says so at once.
+    pub(super) async fn is_bundle(&self, reach: &Reach) -> bool {
+        let mut remote = self.remote(reach);
+        remote.limits.retry = remote.limits.retry.min(remote.limits.stall);
+        match Front::open(remote).await {
+            Ok(mut front) => front.has_magic().await,
+            Err(_) => false,
+        }
+    }
+
+    fn remote(&self, reach: &Reach) -> Remote {
+        Remote {
+            uri: self.job.spec.uri.clone(),
+            expected_bytes: self.job.spec.size_bytes,
+            validator: None,
+            reach: reach.clone(),
+            limits: self.job.limits,
+            progress: self.progress.clone(),
+        }
     }
 
     /// The slots for the images of a bundle, all of which must fit.
@@ -207,7 +220,9 @@ async fn patches(
     for ((image, indexed), place) in head.manifest.images.iter().zip(&index.images).zip(places) {
         let mut found = None;
         let known = head.manifest.patches.iter().zip(&head.layout.patches);
-        for (part, range) in known.filter(|(part, _)| part.class == image.class && is_modest(part) && !front.is_whole()) {
+        for (part, range) in
+            known.filter(|(part, _)| part.class == image.class && is_modest(part) && !front.is_whole())
+        {
             let Some(running) = place.running.clone() else { break };
             let base = part.base.clone();
             let fits = tokio::task::spawn_blocking(move || is_base(running.as_ref(), &base)).await;
