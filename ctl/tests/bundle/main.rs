@@ -125,6 +125,7 @@ fn what_was_tampered_with_is_refused() {
     images(directory);
     done(directory, &format!("{CREATE} --base rootfs=old.img -o good.twb"));
     let good = fs::read(directory.join("good.twb")).unwrap();
+    let check = done(directory, "inspect good.twb")["check_value"].as_str().unwrap().to_owned();
     // One place in each part; the last two in a frame and in a piece.
     let manifest_bytes = usize::try_from(u32::from_le_bytes(good[12..16].try_into().unwrap())).unwrap();
     let manifest: Value = serde_json::from_slice(&good[20..20 + manifest_bytes]).unwrap();
@@ -138,12 +139,7 @@ fn what_was_tampered_with_is_refused() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         write(&directory.join("bad.twb"), &bad);
-        let (exit, why) = refused(
-            directory,
-            &format!("verify bad.twb --base old.img --check-value {}", {
-                done(directory, "inspect good.twb")["check_value"].as_str().unwrap()
-            }),
-        );
+        let (exit, why) = refused(directory, &format!("verify bad.twb --base old.img --check-value {check}"));
         assert_eq!(exit, 1, "byte {at}: {why}");
         assert_eq!(why.lines().count(), 1, "{why}");
     }
