@@ -245,6 +245,11 @@ async fn a_patch_of_what_runs_is_used_and_only_then() {
         without(other).await
     };
     assert!(patched < chunks_alone && chunks_alone < all, "{patched} {chunks_alone} {all}");
+    // The same again wants no patch, not even its table.
+    fs::write(bench.path("running"), &old).unwrap();
+    let before = bench.server.requests(NAME);
+    run(&job()).await.0.unwrap();
+    assert_eq!(bench.server.requests(NAME) - before, 2, "manifest and index alone");
     // A base that was mounted, and is not quite what it was: what a frame makes of it shows, and is fetched.
     let mut mounted = old.clone();
     mounted[300_000..300_100].fill(7);

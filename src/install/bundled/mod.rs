@@ -29,7 +29,7 @@ use self::head::{Front, Head};
 use self::patch::{Patch, is_base, is_modest};
 use self::plan::Plan;
 use self::supply::{Supply, supply};
-use self::survey::{Copies, Kept, Wanted};
+use self::survey::{Copies, Kept, Wanted, seems_complete};
 use super::fetch::Reach;
 use super::parts::{Parts, Remote, requests};
 use super::slot::{Block, BlockDevice, SlotDevice};
@@ -72,7 +72,7 @@ struct Place {
 
 /// All that the threads work with.
 struct Work {
-    index: Index,
+    index: Arc<Index>,
     chunking: Chunking,
     context_bytes: u32,
     pieces_offset: u64,
@@ -99,7 +99,7 @@ impl Run<'_> {
         };
         job.device.admits(&head.manifest, job.version.as_deref())?;
         let places = self.places(&head).await?;
-        let index = self.or_cancelled(head.index(&mut front)).await?;
+        let index = Arc::new(self.or_cancelled(head.index(&mut front)).await?);
         let patches = self.or_cancelled(patches(&front, &head, &index, &places)).await?;
         let image = self.assemble(front, head, index, (places, patches)).await?;
         Ok(Some(image))
@@ -163,7 +163,7 @@ impl Run<'_> {
         &self,
         front: Front,
         head: Head,
-        index: Index,
+        index: Arc<Index>,
         (places, patches): (Vec<Place>, Vec<Option<Patch>>),
     ) -> Result<Image, InstallError> {
         let Head { manifest, digest, layout } = head;
@@ -213,7 +213,7 @@ impl Run<'_> {
 async fn patches(
     front: &Front,
     head: &Head,
-    index: &Index,
+    index: &Arc<Index>,
     places: &[Place],
 ) -> Result<Vec<Option<Patch>>, InstallError> {
     let mut patches = Vec::new();
@@ -224,8 +224,13 @@ async fn patches(
             known.filter(|(part, _)| part.class == image.class && is_modest(part) && !front.is_whole())
         {
             let Some(running) = place.running.clone() else { break };
-            let base = part.base.clone();
-            let fits = tokio::task::spawn_blocking(move || is_base(running.as_ref(), &base)).await;
+            let (base, target, shared) = (part.base.clone(), place.target.clone(), index.clone());
+            let (ours, size_bytes) = (indexed.clone(), image.size_bytes);
+            let look = move || {
+                let wanted = Wanted::new(&shared, &ours, size_bytes);
+                is_base(running.as_ref(), &base) && !seems_complete(wanted, target.as_ref())
+            };
+            let fits = tokio::task::spawn_blocking(look).await;
             if fits.unwrap_or_default() {
                 let bytes = front.remote.read(range.table.clone()).await?;
                 let table = PatchTable::parse(&bytes, part, index, indexed)?;
@@ -252,12 +257,8 @@ fn readable(path: Option<&PathBuf>) -> Option<Arc<BlockDevice>> {
 
 impl Work {
     fn images(&self) -> impl Iterator<Item = Wanted<'_>> {
-        self.index.images.iter().zip(&self.sizes).map(|(image, size_bytes)| Wanted {
-            index: &self.index,
-            entries: self.index.entries.get(image.entries.clone()).unwrap_or_default(),
-            pieces: &image.pieces,
-            size_bytes: *size_bytes,
-        })
+        let images = self.index.images.iter().zip(&self.sizes);
+        images.map(|(image, size_bytes)| Wanted::new(&self.index, image, *size_bytes))
     }
 
     /// Looks at all slots, both of a class at the same time.

@@ -7,7 +7,9 @@ use tokio::sync::watch;
 
 use super::super::InstallError;
 use super::super::slot::{BLOCK_BYTES, Block, SlotDevice};
-use crate::bundle::{BundleError, Chunker, Chunking, Cut, Entry, Index, PatchTable, Piece, Source};
+use crate::bundle::{
+    BundleError, Chunker, Chunking, Cut, Entry, ImageIndex, Index, PatchTable, Piece, Source,
+};
 
 /// A piece that the running slot does not hold.
 const NOWHERE: u64 = u64::MAX;
@@ -26,10 +28,39 @@ pub struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
+    /// Of this many bytes.
+    pub fn new(index: &'a Index, image: &'a ImageIndex, size_bytes: u64) -> Self {
+        let entries = index.entries.get(image.entries.clone()).unwrap_or_default();
+        Self { index, entries, pieces: &image.pieces, size_bytes }
+    }
+
     /// By number.
     pub fn piece(&self, number: u32) -> Result<&'a Piece, InstallError> {
         self.index.pieces.get(number as usize).ok_or(InstallError::Interrupted)
     }
+}
+
+/// Places of the target that tell whether a patch is worth its table.
+const PROBES: usize = 16;
+
+/// Whether the target slot seems to hold the whole image already, by a few of its pieces.
+pub fn seems_complete(image: Wanted<'_>, target: &dyn SlotDevice) -> bool {
+    let step = image.entries.len().div_ceil(PROBES).max(1);
+    let (mut place, mut probes, mut bytes) = (0, 0, Vec::new());
+    for (number, entry) in image.entries.iter().enumerate() {
+        let size_bytes = image.index.size_bytes(*entry);
+        if let (Entry::Piece(piece), true) = (*entry, number % step == step - 1) {
+            bytes.resize(size_bytes as usize, 0);
+            let readable = target.read_exact_at(&mut bytes, place).is_ok();
+            let is_right = |piece: &Piece| readable && *Sha256::digest(&bytes) == piece.sha256.0;
+            if !image.piece(piece).is_ok_and(is_right) {
+                return false;
+            }
+            probes += 1;
+        }
+        place += u64::from(size_bytes);
+    }
+    probes > 0
 }
 
 /// What the target slot holds where the image wants it.
