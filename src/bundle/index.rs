@@ -68,8 +68,11 @@ impl Index {
             return Err(BundleError::Digest { part: PART, actual, expected: manifest.index.sha256 });
         }
         let mut reader = Reader::new(PART, bytes);
-        let (mut index, mut stored_offset) =
-            (Self { entries: Vec::new(), pieces: Vec::new(), images: Vec::new() }, 0);
+        // Room for all at once: growing would hold them twice.
+        let chunks = manifest.images.iter().map(|image| image.chunks as usize).sum::<usize>().min(CHUNKS_MAX);
+        let (entries, pieces) = (Vec::with_capacity(chunks), Vec::with_capacity(chunks));
+        let mut index = Self { entries, pieces, images: Vec::new() };
+        let mut stored_offset = 0;
         for image in &manifest.images {
             let (first_entry, first_piece) = (index.entries.len(), index.pieces.len());
             let mut size_bytes = 0_u64;

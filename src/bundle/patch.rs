@@ -82,7 +82,6 @@ impl PatchTable {
             return Err(BundleError::Digest { part: PART, actual, expected: patch.table.sha256 });
         }
         let mut reader = Reader::new(PART, bytes);
-        let mut table = Self { sources: Vec::new(), frames: Vec::new(), extents: Vec::new() };
         let sizes: Vec<u32> = index
             .pieces
             .get(image.pieces.clone())
@@ -90,6 +89,8 @@ impl PatchTable {
             .iter()
             .map(|piece| piece.size_bytes)
             .collect();
+        let sources = Vec::with_capacity(sizes.len());
+        let mut table = Self { sources, frames: Vec::new(), extents: Vec::new() };
         table.read_sources(&mut reader, &sizes, patch)?;
         table.read_frames(&mut reader, &sizes, image, patch)?;
         reader.finish()?;

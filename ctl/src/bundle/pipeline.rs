@@ -61,11 +61,18 @@ mod tests {
     fn results_come_in_order_and_the_first_failure_ends_all() {
         let mut taken = Vec::new();
         let squares = |number: usize| Ok(number * number);
-        in_order(1000, squares, |square| Ok(taken.push(square))).unwrap();
+        let mut keep = |square| {
+            taken.push(square);
+            Ok(())
+        };
+        in_order(1000, squares, &mut keep).unwrap();
         assert_eq!(taken, (0..1000).map(|number| number * number).collect::<Vec<_>>());
         let fails = |number| if number == 500 { Err(Failure::Thread) } else { Ok(number) };
         let mut seen = 0;
-        let failed = in_order(100_000, fails, |_| Ok(seen += 1));
+        let failed = in_order(100_000, fails, |_| {
+            seen += 1;
+            Ok(())
+        });
         assert!(matches!(failed, Err(Failure::Thread)));
         assert_eq!(seen, 500);
     }

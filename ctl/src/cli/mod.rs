@@ -55,6 +55,8 @@ const EXAMPLES: &str = r#"Examples:
       follow what somebody else began
   twinbootctl rollout --help
       fleets, ring by ring
+  twinbootctl bundle --help
+      small downloads: make and sign what devices fetch
 
 Files:
   ~/.config/twinbootctl/config.toml   connection_string_file = "/path" and ca_file = "/path"; both optional"#;

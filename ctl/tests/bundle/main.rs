@@ -75,6 +75,27 @@ fn a_release_from_images_to_images() {
 }
 
 #[test]
+fn a_bundle_may_bring_several_images_and_take_them_compressed() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let (old, new) = images(directory);
+    write(&directory.join("boot.img"), &old[..100_001]);
+    assert!(Command::new("gzip").current_dir(directory).arg("boot.img").status().unwrap().success());
+    let images = "--image boot=boot.img.gz --base boot=new.img --base rootfs=old.img@1.0";
+    done(directory, &format!("{CREATE} {images} -o 2.0.twb"));
+    let verified = done(directory, "verify 2.0.twb --base old.img --base new.img");
+    assert_eq!(
+        (&verified["patches_left_out"], &verified["images_bytes"]),
+        (&0.into(), &(new.len() + 100_001).into())
+    );
+    done(directory, "extract 2.0.twb --image boot=boot.out --image rootfs=root.out");
+    assert!(fs::read(directory.join("boot.out")).unwrap() == old[..100_001]);
+    assert!(fs::read(directory.join("root.out")).unwrap() == new);
+    let (exit, why) = refused(directory, &format!("{CREATE} --base boot=old.img -o bad.twb"));
+    assert_eq!((exit, why.contains("no --image of class `boot`")), (2, true), "{why}");
+}
+
+#[test]
 fn a_bundle_is_signed_here_or_on_another_machine() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
@@ -125,6 +146,7 @@ fn what_was_tampered_with_is_refused() {
     images(directory);
     done(directory, &format!("{CREATE} --base rootfs=old.img -o good.twb"));
     let good = fs::read(directory.join("good.twb")).unwrap();
+    let check = done(directory, "inspect good.twb")["check_value"].as_str().unwrap().to_owned();
     // One place in each part; the last two in a frame and in a piece.
     let manifest_bytes = usize::try_from(u32::from_le_bytes(good[12..16].try_into().unwrap())).unwrap();
     let manifest: Value = serde_json::from_slice(&good[20..20 + manifest_bytes]).unwrap();
@@ -138,12 +160,7 @@ fn what_was_tampered_with_is_refused() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         write(&directory.join("bad.twb"), &bad);
-        let (exit, why) = refused(
-            directory,
-            &format!("verify bad.twb --base old.img --check-value {}", {
-                done(directory, "inspect good.twb")["check_value"].as_str().unwrap()
-            }),
-        );
+        let (exit, why) = refused(directory, &format!("verify bad.twb --base old.img --check-value {check}"));
         assert_eq!(exit, 1, "byte {at}: {why}");
         assert_eq!(why.lines().count(), 1, "{why}");
     }
