@@ -14,6 +14,7 @@ pub mod topic;
 pub mod twin;
 pub mod upload;
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -88,6 +89,9 @@ pub struct Pace {
     pub first_refused_pause: Duration,
     /// A disabled device asks once an hour, and is back within one when it is enabled again.
     pub longest_refused_pause: Duration,
+    /// During a pause the wall clock is looked at so often: once it is set, a token or a certificate that was
+    /// refused for its date is good, and a trial may not have an hour to wait.
+    pub clock_look: Duration,
     /// A session this long makes the next pause short again: longer than the longest pause of a
     /// second client with our id, so that the two never make each other's pauses short.
     pub stable_after: Duration,
@@ -118,6 +122,7 @@ impl Default for Pace {
             shortest_pause: Duration::from_secs(1),
             first_refused_pause: Duration::from_secs(60),
             longest_refused_pause: Duration::from_secs(3600),
+            clock_look: Duration::from_secs(5),
             stable_after: Duration::from_secs(6 * 60),
             token_life: Duration::from_secs(3600),
             connect_limit: Duration::from_secs(30),
@@ -172,7 +177,13 @@ pub async fn run_at(
             told = Some(reason);
         }
         debug!(?pause, "the next attempt");
-        if !wait(pause, &mut outbox, &mut reported).await {
+        let over = async {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = clock_set(unix_now, pace.clock_look) => debug!("the clock was set: trying again at once"),
+            }
+        };
+        if !wait(over, &mut outbox, &mut reported).await {
             return;
         }
     }
@@ -187,9 +198,27 @@ fn tell(outbox: &mut Outbox, reason: &str, pause: Duration) {
     outbox.push(HubEvent::Disconnected { reason: reason.to_owned() });
 }
 
-/// Waits for `pause` and hands events over meanwhile. `false`: no more reports will come.
-async fn wait(pause: Duration, outbox: &mut Outbox, reported: &mut watch::Receiver<Reported>) -> bool {
-    let until = Instant::now() + pause;
+/// Ends once the wall clock is set to another time than it would have come to by itself.
+async fn clock_set(unix_now: fn() -> u64, look: Duration) {
+    /// Less does not matter to a token that is good for an hour.
+    const JUMP_SECS: u64 = 60;
+    let (at_first, since) = (unix_now(), Instant::now());
+    loop {
+        tokio::time::sleep(look).await;
+        let expected = at_first.saturating_add(since.elapsed().as_secs());
+        if unix_now().abs_diff(expected) > JUMP_SECS {
+            return;
+        }
+    }
+}
+
+/// Waits until `over` and hands events over meanwhile. `false`: no more reports will come.
+async fn wait(
+    over: impl Future<Output = ()>,
+    outbox: &mut Outbox,
+    reported: &mut watch::Receiver<Reported>,
+) -> bool {
+    let mut over = pin!(over);
     loop {
         tokio::select! {
             changed = reported.changed() => {
@@ -198,7 +227,7 @@ async fn wait(pause: Duration, outbox: &mut Outbox, reported: &mut watch::Receiv
                 }
             }
             () = outbox.deliver() => {}
-            () = tokio::time::sleep_until(until) => return true,
+            () = &mut over => return true,
         }
     }
 }

@@ -10,6 +10,7 @@
 
 mod peer;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -408,6 +409,28 @@ async fn a_refused_device_says_so_once_and_asks_again() {
     let _connection = peer.session(&empty_twin()).await;
     let reason = device.disconnected().await;
     assert!(reason.contains("CONNACK 5"), "{reason}");
+    device.connected().await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_waited_out_once_the_clock_is_set() {
+    static SET: AtomicBool = AtomicBool::new(false);
+    let clock = || if SET.load(Ordering::Relaxed) { unix_now() } else { unix_now() - 86_400 };
+    let hour = Duration::from_secs(3600);
+    let pace = Pace {
+        first_refused_pause: hour,
+        shortest_pause: hour / 2,
+        clock_look: Duration::from_millis(5),
+        ..quick()
+    };
+    let peer = peer().await;
+    let mut device = Device::start(pace, config(&peer), clock);
+    let mut connection = peer.accept().await;
+    connection.connect().await;
+    connection.answer_connect(ConnectReturnCode::NotAuthorized).await;
+    device.disconnected().await;
+    SET.store(true, Ordering::Relaxed);
+    let _connection = peer.session(&empty_twin()).await;
     device.connected().await;
 }
 
