@@ -105,6 +105,7 @@ def daemon(series, work, compiled):
     units = {unit.name for unit in (TREE / "systemd").iterdir() if unit.suffix in (".service", ".socket", ".timer")}
     units |= set(d.getVar("SYSTEMD_SERVICE:twinboot").split())
     files = {"usr/bin/twinboot", "usr/lib/tmpfiles.d/twinboot.conf", "usr/lib/systemd/catalog/twinboot.catalog"}
+    files.add("usr/lib/udev/rules.d/80-twinboot-usb.rules")
     files |= {f"etc/twinboot/{name}" for name in ("config.toml", "config.d/10-layout.toml")}
     assert installed == files | {f"usr/lib/systemd/system/{unit}" for unit in units}, installed
     # On a read-only root nobody makes them later.
