@@ -142,14 +142,17 @@ class Clock:
         self.socket.bind(("127.0.0.1", 123))
         self.answering = threading.Event()
         self.answering.set()
-        threading.Thread(target=self.serve, daemon=True).start()
+        self.closing = threading.Event()
+        self.socket.settimeout(0.2)
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
 
     def serve(self):
-        while True:
+        while not self.closing.is_set():
             try:
                 request, address = self.socket.recvfrom(512)
-            except OSError:
-                return
+            except TimeoutError:
+                continue
             if len(request) < 48 or not self.answering.is_set():
                 continue
             now = int((time.time() + NTP_EPOCH) * 2**32).to_bytes(8, "big")
@@ -157,4 +160,7 @@ class Clock:
             self.socket.sendto(header + now + request[40:48] + now + now, address)
 
     def close(self):
+        # A socket that is being read from keeps its port.
+        self.closing.set()
+        self.thread.join()
         self.socket.close()
