@@ -12,18 +12,17 @@
     reason = "what goes wrong here ends the measurement"
 )]
 
+mod daemon;
+
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hub_emulator::images::ImageServer;
 use nix::sys::resource::{UsageWho, getrusage};
-use tokio::sync::watch;
 use twinboot::bundle::{HEADER_BYTES, Header, Manifest};
-use twinboot::install::verify::ImageCheck;
-use twinboot::install::{Device, ImageSpec, Job, Limits, Progress, install};
 
 const NAME: &str = "update.twb";
 const MIB: f64 = (1 << 20) as f64;
@@ -42,35 +41,10 @@ fn main() {
     }
 }
 
-/// As the daemon does it; prints peak memory in KiB, bytes fetched, bytes written.
+/// Prints peak memory in KiB, bytes fetched, bytes written.
 fn install_once(uri: &str, check_value: &str, target: &str, running: &str) {
-    let job = Job {
-        spec: ImageSpec {
-            uri: uri.to_owned(),
-            check_value: Some(check_value.parse().unwrap()),
-            size_bytes: None,
-        },
-        version: None,
-        target: target.into(),
-        running: Some(running.into()),
-        others: Vec::new(),
-        proc: "/proc".into(),
-        device: Device::default(),
-        check: ImageCheck::Required,
-        keys: "/nonexistent".into(),
-        ca_file: None,
-        network: None,
-        checkpoint: format!("/dev/shm/twinboot-bench-{}.json", std::process::id()).into(),
-        limits: Limits::new(Duration::from_secs(10)),
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let progress = watch::Sender::new(Progress::default());
-    let (_keep, cancel) = watch::channel(false);
-    runtime.block_on(install(&job, &progress, cancel)).unwrap();
-    let Progress { fetched_bytes, written_bytes, .. } = *progress.borrow();
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    println!("{} {fetched_bytes} {written_bytes}", peak.trim().trim_end_matches(" kB"));
+    let (progress, peak_kib) = daemon::install_once(uri, check_value, target, Some(running));
+    println!("{peak_kib} {} {}", progress.fetched_bytes, progress.written_bytes);
 }
 
 /// A slot: a file in memory behind a loop device.

@@ -11,6 +11,8 @@
     reason = "what goes wrong here ends the measurement"
 )]
 
+mod daemon;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -21,11 +23,8 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
 use twinboot::install::decode::{Decoder, Format};
 use twinboot::install::slot::{Block, BlockDevice, SlotDevice};
-use twinboot::install::verify::ImageCheck;
-use twinboot::install::{Device, ImageSpec, Job, Limits, Progress, install};
 
 const IMAGE_BYTES: usize = 512 << 20;
 const BLOCK_BYTES: usize = 1 << 20;
@@ -74,35 +73,11 @@ fn serve(directory: &Path) {
     }
 }
 
-/// As the daemon does it; prints the peak of resident memory in KiB.
+/// Prints the peak of resident memory in KiB.
 fn install_once(uri: &str, check_value: &str, target: &str) {
-    let job = Job {
-        spec: ImageSpec {
-            uri: uri.to_owned(),
-            check_value: Some(check_value.parse().unwrap()),
-            size_bytes: None,
-        },
-        target: target.into(),
-        running: None,
-        others: Vec::new(),
-        proc: "/proc".into(),
-        device: Device::default(),
-        check: ImageCheck::Required,
-        version: None,
-        network: None,
-        keys: "/nonexistent".into(),
-        ca_file: None,
-        checkpoint: format!("/dev/shm/twinboot-bench-{}.json", std::process::id()).into(),
-        limits: Limits::new(Duration::from_secs(10)),
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let progress = watch::Sender::new(Progress::default());
-    let (_keep, cancel) = watch::channel(false);
-    runtime.block_on(install(&job, &progress, cancel)).unwrap();
-    assert!(progress.borrow().written_bytes == IMAGE_BYTES as u64, "every block was written");
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    println!("{}", peak.trim().trim_end_matches(" kB"));
+    let (progress, peak_kib) = daemon::install_once(uri, check_value, target, None);
+    assert!(progress.written_bytes == IMAGE_BYTES as u64, "every block was written");
+    println!("{peak_kib}");
 }
 
 // ------------------------------------------------------------------------------------------ the comparison
