@@ -239,7 +239,7 @@ impl Writer {
         let SoFar { sums, image_offset } = state.so_far;
         drop(state.scratch);
         self.read_back(&sums, image_offset)?;
-        Ok(Image { source_digest, size_bytes: image_offset, version: None })
+        Ok(Image { source_digest, size_bytes: image_offset, version: None, keys: None })
     }
 
     fn read_back(&self, sums: &[u32], size_bytes: u64) -> Result<(), InstallError> {
