@@ -10,6 +10,7 @@
 mod keys;
 mod make;
 mod refused;
+mod safe;
 
 use std::fs;
 use std::path::PathBuf;

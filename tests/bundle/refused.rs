@@ -1,13 +1,15 @@
 //! What an attacker between the release engineer and the device might try, by name. Each has its code, and none
 //! writes a byte that nobody signed.
 
+use hub_emulator::images::{DropFault, Faults};
+use tokio::sync::watch;
 use twinboot::bundle::Manifest;
 use twinboot::install::Job;
 use twinboot::install::verify::ImageCheck;
 use twinboot::update::Code;
 
-use crate::keys::Safe;
 use crate::make::{Made, made_of};
+use crate::safe::Safe;
 use crate::{Bench, MIB, NAME, code_of, image, run, run_and};
 
 /// A device that runs 2.0 and takes what the old key has signed.
@@ -97,20 +99,24 @@ async fn a_signature_over_something_else() {
 #[tokio::test]
 async fn an_image_that_changes_between_check_and_use() {
     let safe = Safe::new();
-    let bytes = image(36, 8 * MIB);
+    let bytes = image(36, 16 * MIB);
     let edit = |manifest: &mut Manifest| manifest.version = "3.0".into();
     let made = made_of(&[("rootfs", &bytes)], |manifest| safe.signature("old", manifest), edit);
     // The same head, and other chunks behind it.
     let mut swapped = made.bytes.clone();
     swapped[made.pieces_offset..].fill(0x5a);
-    let bench = Bench::new(9 * MIB, &made.bytes).await;
+    let bench = Bench::new(17 * MIB, &made.bytes).await;
     std::fs::copy(safe.path("old.pub"), bench.path("keys/old.pub")).unwrap();
     let mut job = bench.job(&made.manifest);
     (job.check, job.spec.check_value) = (ImageCheck::Signature, None);
-    let slow = hub_emulator::images::Faults { bytes_per_sec: Some(4_000_000), ..Default::default() };
-    bench.server.set_faults(NAME, slow);
-    let outcome =
-        run_and(&job, |progress| progress.written_bytes > 0, |_| bench.server.put(NAME, swapped)).await;
+    // What is still missing when it changes is asked for once more.
+    let drop = Some(DropFault { after_bytes: 1_000_000, requests: 1000 });
+    bench.server.set_faults(NAME, Faults { drop, bytes_per_sec: Some(20_000_000), ..Faults::default() });
+    let swap = |_: &watch::Sender<bool>| {
+        bench.server.put(NAME, swapped);
+        bench.server.set_faults(NAME, Faults::default());
+    };
+    let outcome = run_and(&job, |progress| progress.written_bytes > 0, swap).await;
     let code = outcome.unwrap_err().code;
     assert!(matches!(code, Code::DigestMismatch | Code::ImageChanged), "{code}");
     bench.assert_nothing_else(&bytes);

@@ -16,6 +16,8 @@ mod local;
 mod make;
 mod metrics;
 mod rig;
+#[path = "../bundle/safe.rs"]
+mod safe;
 mod secrets;
 mod service;
 mod split;

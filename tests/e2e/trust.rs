@@ -5,58 +5,29 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use hub_emulator::board::{Slot, Traits, board_image};
-use tempfile::TempDir;
 use twinboot::bundle::Manifest;
-use twinboot::update::KeyList;
 
 use crate::make::made_of;
 use crate::rig::{Choice, IMAGE_BYTES, Rig};
-
-/// Secret keys of a release engineer's.
-struct Safe(TempDir);
+use crate::safe::Safe;
 
 impl Safe {
-    fn new() -> Self {
-        let safe = Self(tempfile::tempdir().unwrap());
-        for name in ["old", "new"] {
-            let (public, secret) = (safe.path(&format!("{name}.pub")), safe.path(&format!("{name}.key")));
-            minisign(&["-G", "-W", "-p", &public, "-s", &secret]);
-        }
-        safe
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    fn sign(&self, name: &str, manifest: &[u8]) -> Vec<u8> {
-        fs::write(self.path("manifest"), manifest).unwrap();
-        let (key, signature) = (self.path(&format!("{name}.key")), self.path("sig"));
-        minisign(&["-S", "-W", "-s", &key, "-x", &signature, "-m", &self.path("manifest")]);
-        fs::read(signature).unwrap()
-    }
-
     /// A file with a bundle of this version, signed by these; perhaps with the new key alone as list 1.
     fn release(&self, version: &str, traits: Traits, signers: &[&str], rotates: bool) -> PathBuf {
         let image = board_image(version, traits, IMAGE_BYTES, 7);
-        let sign =
-            |manifest: &[u8]| signers.iter().flat_map(|name| self.sign(name, manifest)).collect::<Vec<u8>>();
+        let sign = |manifest: &[u8]| {
+            signers.iter().flat_map(|name| self.signature(name, manifest)).collect::<Vec<u8>>()
+        };
         let edit = |manifest: &mut Manifest| {
             manifest.version = version.to_owned();
             if rotates {
-                let text = fs::read_to_string(self.path("new.pub")).unwrap();
-                let key = text.lines().nth(1).unwrap().to_owned();
-                manifest.keys = Some(KeyList { serial: 1, trusted: [("new".to_owned(), key)].into() });
+                manifest.keys = Some(self.list(1, &["new"]));
             }
         };
         let path = PathBuf::from(self.path(&format!("{version}.twb")));
         fs::write(&path, made_of(&[("rootfs", &image)], sign, edit).bytes).unwrap();
         path
     }
-}
-
-fn minisign(arguments: &[&str]) {
-    assert!(Command::new("minisign").args(arguments).output().unwrap().status.success());
 }
 
 /// Installs it, and gives status and code of the end.
