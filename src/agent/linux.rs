@@ -18,7 +18,7 @@ use crate::diagnostics::{self, Sources};
 use crate::doctor::{self, Patient};
 use crate::health;
 use crate::hooks;
-use crate::install::{self, Device, ImageSpec, Job, Other};
+use crate::install::{self, Device, ImageSpec, Job, Other, Past};
 use crate::store::{StateStore, StoreError};
 use crate::system::{self, message_id};
 use crate::trial::{Mark, MarkError};
@@ -203,7 +203,7 @@ impl Linux {
         error!("the machine does not reboot; leaving it to the watchdog");
     }
 
-    fn job(&self, update: &Update, running_version: Option<String>) -> Job {
+    fn job(&self, update: &Update, past: Past) -> Job {
         let (request, config) = (&update.request, &self.config.install);
         Job {
             spec: ImageSpec {
@@ -228,7 +228,7 @@ impl Linux {
             proc: self.config.system.proc.clone(),
             device: Device {
                 compatible: config.compatible.clone(),
-                running_version,
+                past,
                 allow_downgrade: config.allow_downgrade || request.force,
             },
             check: config.check,
@@ -262,13 +262,13 @@ impl Machine for Linux {
     async fn install(
         &self,
         update: &Update,
-        running_version: Option<String>,
+        past: Past,
         progress: &watch::Sender<install::Progress>,
         cancelled: watch::Receiver<bool>,
     ) -> install::Outcome {
         let target = update.target;
         match self.on_environment(move |boot| boot.disable(target)).await {
-            Ok(_) => install::install(&self.job(update, running_version), progress, cancelled).await,
+            Ok(_) => install::install(&self.job(update, past), progress, cancelled).await,
             Err(reason) => Err(Failure::new(Code::EnvironmentUnusable, reason)),
         }
     }

@@ -20,11 +20,12 @@ pub trait Machine: Clone + Send + Sync + 'static {
     /// What the boot loader's variables say about the running slot.
     fn environment(&self) -> impl Future<Output = Environment> + Send;
 
-    /// Marks the target unbootable, and puts the image there; `running_version` is what runs, where known. Once `cancelled`, its outcome does not matter.
+    /// Marks the target unbootable, and puts the image there, unless the `past` forbids it. Once `cancelled`, its
+    /// outcome does not matter.
     fn install(
         &self,
         update: &Update,
-        running_version: Option<String>,
+        past: install::Past,
         progress: &watch::Sender<install::Progress>,
         cancelled: watch::Receiver<bool>,
     ) -> impl Future<Output = install::Outcome> + Send;

@@ -22,6 +22,7 @@ use crate::boot::booted::BootedError;
 use crate::config::Config;
 use crate::control::{self, Status};
 use crate::hub::{self, HubEvent, MethodCall, MethodReply};
+use crate::install::Past;
 use crate::install::verify::ImageCheck;
 use crate::store::StoreError;
 use crate::system::{self, message_id};
@@ -584,7 +585,7 @@ impl<M: Machine> Agent<M> {
         let earlier = self.installing.take();
         let id = update.request.id.clone();
         let (machine, progress) = (self.machine.clone(), self.progress.clone());
-        let running_version = self.facts().running_version().map(str::to_owned);
+        let past = self.past(&update);
         self.progress.send_replace(Progress::default());
         self.shown = Shown::default();
         let task = tokio::spawn(async move {
@@ -593,13 +594,19 @@ impl<M: Machine> Agent<M> {
                 earlier.cancel.send_replace(true);
                 let _ = earlier.task.await;
             }
-            let result = machine.install(&update, running_version, &progress, cancelled.clone()).await;
+            let result = machine.install(&update, past, &progress, cancelled.clone()).await;
             if !*cancelled.borrow() {
                 let event = Event::Installed(update.request.id, result);
                 let _ = done.send(Completion { job: Some(job), event }).await;
             }
         });
         self.installing = Some(Installing { id, cancel, task, progressed: false, downloaded: false });
+    }
+
+    /// An operator at the device may insist on what was rolled back.
+    fn past(&self, update: &Update) -> Past {
+        let denied = if update.request.force { Vec::new() } else { self.record.denied.clone() };
+        Past { running_version: self.facts().running_version().map(str::to_owned), denied }
     }
 
     /// Until it happens. A machine that gives up is left to the watchdog.

@@ -33,7 +33,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use self::bundled::Refusal;
-pub use self::bundled::{Device, Other, ROOT_CLASS, is_class};
+pub use self::bundled::{Device, Other, Past, ROOT_CLASS, is_class};
 use self::checkpoint::Key;
 use self::decode::DecodeError;
 use self::fetch::{Clients, FetchError, Reach, Source, Wanted};

@@ -220,7 +220,7 @@ impl Machine for Simulated {
     async fn install(
         &self,
         update: &Update,
-        _running_version: Option<String>,
+        _past: install::Past,
         progress: &watch::Sender<install::Progress>,
         mut cancelled: watch::Receiver<bool>,
     ) -> install::Outcome {
