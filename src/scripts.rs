@@ -9,11 +9,13 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::Pid;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, Command};
 
+use crate::ownership::{self, OwnershipError};
+use crate::redact::redacted;
 use crate::system;
 
 /// Why a script has no answer.
@@ -28,10 +30,12 @@ pub enum ScriptError {
         source: io::Error,
     },
     /// What root runs must be root's to change.
-    #[error("{} may be changed by others than root: use `chown root` and `chmod go-w` on it", path.display())]
+    #[error("{} is not run", name(path))]
     Untrusted {
         /// The directory or the script.
         path: PathBuf,
+        /// Who could change it.
+        source: OwnershipError,
     },
     /// It did not start.
     #[error("cannot run {}", path.display())]
@@ -93,13 +97,13 @@ pub fn executables(directory: &Path) -> Result<Vec<PathBuf>, ScriptError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(failed)?,
     };
-    check_trusted(directory, &std::fs::metadata(directory).map_err(failed)?)?;
+    check_trusted(directory)?;
     let mut scripts = Vec::new();
     for entry in entries {
         let path = entry.map_err(failed)?.path();
         let metadata = std::fs::metadata(&path).map_err(failed)?;
         if metadata.is_file() && metadata.mode() & 0o111 != 0 {
-            check_trusted(&path, &metadata)?;
+            check_trusted(&path)?;
             scripts.push(path);
         }
     }
@@ -107,14 +111,8 @@ pub fn executables(directory: &Path) -> Result<Vec<PathBuf>, ScriptError> {
     Ok(scripts)
 }
 
-/// Root's, or in a test the tester's.
-fn check_trusted(path: &Path, metadata: &std::fs::Metadata) -> Result<(), ScriptError> {
-    let owner = Uid::from_raw(metadata.uid());
-    if metadata.mode() & 0o022 == 0 && (owner.is_root() || owner == Uid::effective()) {
-        Ok(())
-    } else {
-        Err(ScriptError::Untrusted { path: path.to_owned() })
-    }
+fn check_trusted(path: &Path) -> Result<(), ScriptError> {
+    ownership::check(path).map_err(|source| ScriptError::Untrusted { path: path.to_owned(), source })
 }
 
 /// Its name in a sentence.
@@ -230,9 +228,9 @@ async fn read_on(output: &mut Receiver, tail: &mut Vec<u8>) {
     }
 }
 
-/// As much of the last line as fits into a sentence.
+/// As much of the last line as fits into a sentence, which goes into the journal and the twin.
 fn last_line(text: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(text);
+    let text = redacted(&String::from_utf8_lossy(text));
     let line = text.lines().rfind(|line| !line.trim().is_empty())?;
     Some(line.trim().chars().take(SAID_CHARACTERS_MAX).collect())
 }
@@ -293,10 +291,10 @@ mod tests {
         let first = script(directory.path(), "10-a", "", 0o500);
         script(directory.path(), "README", "", 0o644);
         assert_eq!(list(directory.path()).await.unwrap(), [first, second]);
-        let open = script(directory.path(), "30-c", "", 0o775);
+        let open = script(directory.path(), "30-c", "", 0o777);
         let refused = list(directory.path()).await.unwrap_err();
-        assert!(matches!(&refused, ScriptError::Untrusted { path } if *path == open), "{refused}");
-        assert!(refused.to_string().contains("chmod go-w"), "{refused}");
+        assert!(matches!(&refused, ScriptError::Untrusted { path, .. } if *path == open), "{refused}");
+        assert!(crate::install::one_line(&refused).contains("chmod go-w"), "{refused}");
     }
 
     #[tokio::test]

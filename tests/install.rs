@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use twinboot::install::slot::{BlockDevice, SlotDevice};
-use twinboot::install::verify::ImageCheck;
+use twinboot::install::verify::{ImageCheck, Trust};
 use twinboot::install::{Device, ImageSpec, Job, Limits, Outcome, Progress, install, install_to};
 use twinboot::update::{Code, Sha256Digest};
 
@@ -238,7 +238,7 @@ impl Bench {
             check: ImageCheck::Required,
             version: None,
             network: None,
-            keys: self.path("keys"),
+            trust: Trust { directory: self.path("keys"), list: None },
             ca_file: None,
             checkpoint: self.path("checkpoint.json"),
             limits: Limits {

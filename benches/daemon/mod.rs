@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use twinboot::install::verify::ImageCheck;
+use twinboot::install::verify::{ImageCheck, Trust};
 use twinboot::install::{Device, ImageSpec, Job, Limits, Progress, install};
 
 /// Gives what the progress said last, and the peak of resident memory in KiB.
@@ -24,7 +24,7 @@ pub fn install_once(uri: &str, check_value: &str, target: &str, running: Option<
         check: ImageCheck::Required,
         version: None,
         network: None,
-        keys: "/nonexistent".into(),
+        trust: Trust { directory: "/nonexistent".into(), list: None },
         ca_file: None,
         checkpoint: format!("/dev/shm/twinboot-bench-{}.json", std::process::id()).into(),
         limits: Limits::new(Duration::from_secs(10)),

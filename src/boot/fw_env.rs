@@ -8,7 +8,6 @@ mod inspect;
 mod lock;
 mod medium;
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +17,7 @@ pub use self::inspect::{CopyFound, Inspection};
 use self::medium::Region;
 use super::env::{ByteOrder, CopyIndex, Environment, FlagScheme, GoodCopy, Layout, PatchError, select};
 use super::{BootEnv, EnvPatch, Variables, Written};
+use crate::ownership;
 
 /// A `fw_env.config` is some lines; the limit bounds memory where a wrong path is configured.
 const MAX_CONFIG_BYTES: u64 = 64 << 10;
@@ -312,7 +312,7 @@ impl UbootEnv {
 
 fn read_config(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(MAX_CONFIG_BYTES + 1).read_to_string(&mut text)?;
+    ownership::open(path)?.take(MAX_CONFIG_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_CONFIG_BYTES {
         return Err(io::ErrorKind::FileTooLarge.into());
     }

@@ -241,6 +241,11 @@ impl<'a> Seen<'a> {
         }
     }
 
+    /// The state, where there is one that is believed.
+    fn record(&self) -> Option<&Record> {
+        self.record.as_ref().ok()?.as_ref()?.as_ref().ok()
+    }
+
     /// Whether the state file says that no update is under way, or is missing as at the factory: but not because its
     /// partition is not mounted.
     fn is_at_rest(&self) -> bool {

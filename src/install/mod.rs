@@ -39,7 +39,7 @@ use self::decode::DecodeError;
 use self::fetch::{Clients, FetchError, Reach, Source, Wanted};
 use self::resume::Start;
 use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
-use self::verify::{Check, ImageCheck, Rule, SIGNATURE_LIMIT_BYTES, VerifyError};
+use self::verify::{Check, ImageCheck, Rule, SIGNATURE_LIMIT_BYTES, Trust, VerifyError};
 use self::write::WriteError;
 use crate::bundle::BundleError;
 use crate::redact::display_url;
@@ -130,8 +130,8 @@ pub struct Job {
     pub device: Device,
     /// What the image must come with.
     pub check: ImageCheck,
-    /// Directory of minisign public keys (`*.pub`).
-    pub keys: PathBuf,
+    /// Who may sign it.
+    pub trust: Trust,
     /// PEM file of the roots to trust in place of the system's.
     pub ca_file: Option<PathBuf>,
     /// Where the networked part listens; `None`: servers are asked from here.
@@ -209,6 +209,7 @@ impl InstallError {
             Self::Bundle(BundleError::Digest { .. } | BundleError::Unpack { .. }) | Self::Chunk { .. } => {
                 Code::DigestMismatch
             }
+            Self::Bundle(BundleError::NotASignature { .. }) => Code::SignatureInvalid,
             Self::Bundle(_) => Code::BundleInvalid,
             Self::Refused(refusal) => refusal.code(),
             Self::Slot(error) => error.code(),
@@ -358,7 +359,7 @@ impl Run<'_> {
     /// What the image must satisfy, with the signature fetched where one is needed.
     async fn check(&self, reach: &Reach) -> Result<Check, InstallError> {
         let job = self.job;
-        let keys = match Rule::decide(job.spec.check_value, &job.keys, job.check)? {
+        let keys = match Rule::decide(job.spec.check_value, &job.trust, job.check)? {
             Rule::Digest(digest) => return Ok(Check::Digest(digest)),
             Rule::Unchecked => return Ok(Check::Unchecked),
             Rule::SignedBy(keys) => keys,
@@ -380,7 +381,7 @@ impl Run<'_> {
                 return Err(VerifyError::NotASignature { url: shown }.into());
             }
         }
-        let check = Check::by_signature(&text, keys, job.spec.check_value, (&shown, &job.keys))?;
+        let check = Check::by_signature(&text, keys, job.spec.check_value, (&shown, &job.trust))?;
         check.admits_version(job.version.as_deref())?;
         Ok(check)
     }

@@ -178,7 +178,7 @@ impl Writer {
                 Ok(Filled::Verified(source_digest)) => {
                     self.complete(&mut state, &hand_on)?;
                     let size_bytes = state.so_far.image_offset;
-                    return Ok(Image { source_digest, size_bytes, version: None });
+                    return Ok(Image { source_digest, size_bytes, version: None, keys: None });
                 }
                 Err(_) => {
                     // The last chance: whatever is new is worth it.

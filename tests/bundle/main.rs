@@ -7,7 +7,9 @@
     reason = "what goes wrong here fails the test"
 )]
 
+mod keys;
 mod make;
+mod refused;
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,7 +21,7 @@ use make::{digest, made, made_of, made_patched};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use twinboot::bundle::Manifest;
-use twinboot::install::verify::ImageCheck;
+use twinboot::install::verify::{ImageCheck, Trust};
 use twinboot::install::{Device, ImageSpec, Job, Limits, Other, Outcome, Progress, install};
 use twinboot::update::record::Denied;
 use twinboot::update::{Code, Failure, Sha256Digest};
@@ -86,7 +88,7 @@ impl Bench {
             check: ImageCheck::Required,
             version: None,
             network: None,
-            keys: self.path("keys"),
+            trust: Trust { directory: self.path("keys"), list: None },
             ca_file: None,
             checkpoint: self.path("checkpoint.json"),
             limits: Limits {

@@ -8,7 +8,7 @@ use twinboot::bundle::{
     BundleError, Chunker, Chunking, Context, Cut, Entry, Header, Image, Index, IndexBuilder, Manifest, Part,
     PatchFile, PatchPart, Signatures, pack,
 };
-use twinboot::update::Sha256Digest;
+use twinboot::update::{KeyList, Sha256Digest};
 
 use super::base::BaseImage;
 use super::file::BundleFile;
@@ -31,6 +31,7 @@ pub struct Recipe {
     pub created: String,
     pub min_agent_version: Option<String>,
     pub min_previous_version: Option<String>,
+    pub keys: Option<KeyList>,
     /// zstd's.
     pub level: i32,
     /// None: the smallest that keeps the index within its bounds.
@@ -80,6 +81,7 @@ impl Maker {
         manifest.compatible.clone_from(&self.recipe.compatible);
         manifest.min_agent_version.clone_from(&self.recipe.min_agent_version);
         manifest.min_previous_version.clone_from(&self.recipe.min_previous_version);
+        manifest.keys.clone_from(&self.recipe.keys);
         manifest.images.clone_from(&plan.images);
         (manifest.context_bytes, manifest.pieces_bytes) = (self.recipe.context_bytes, pieces_bytes);
         let parts = || patches.iter().map(|patch| patch.part.clone()).collect::<Vec<PatchPart>>();

@@ -1,14 +1,15 @@
 //! The beginning of a bundle: read as far as it is needed, and trusted before it is believed.
 
 use bytes::{Bytes, BytesMut};
+use minisign_verify::PublicKey;
 
 use super::super::fetch::Source;
 use super::super::parts::Remote;
-use super::super::verify::{Check, Rule, VerifyError};
+use super::super::verify::{self, Check, Rule, VerifyError};
 use super::super::{InstallError, Job};
 use crate::bundle::{BundleError, HEADER_BYTES, Header, Index, Layout, MAGIC, Manifest, Signatures};
 use crate::redact::display_url;
-use crate::update::Sha256Digest;
+use crate::update::{KeyList, Sha256Digest};
 
 /// The header, and with it mostly the manifest. What is too much is of the index.
 const FIRST_BYTES: u64 = 4096;
@@ -86,6 +87,8 @@ pub struct Head {
     pub digest: Sha256Digest,
     /// Where everything is.
     pub layout: Layout,
+    /// Whose signatures are to count once this is committed.
+    pub keys: Option<KeyList>,
 }
 
 impl Head {
@@ -103,13 +106,14 @@ impl Head {
         }
         let digest = judge(&text, &signatures, rule, job)?;
         let manifest = Manifest::parse(&text)?;
+        let keys = key_list(&manifest, &text, &signatures, job)?;
         let layout = manifest.layout(header);
         let total_bytes = front.source.total_bytes().unwrap_or(u64::MAX);
         if let Some(missing_bytes) = layout.pieces.end.checked_sub(total_bytes).filter(|missing| *missing > 0)
         {
             return Err(BundleError::Truncated { part: "chunks", missing_bytes }.into());
         }
-        Ok(Self { manifest, digest, layout })
+        Ok(Self { manifest, digest, layout, keys })
     }
 
     /// Reads the index, which follows.
@@ -132,15 +136,52 @@ fn judge(text: &[u8], signatures: &[u8], rule: Rule, job: &Job) -> Result<Sha256
         }
         Rule::SignedBy(keys) => keys,
     };
+    Ok(signed_by(keys, text, &Signatures::parse(signatures)?, job)?)
+}
+
+/// The list of keys that the bundle brings, if it is newer than the one in force. It must be signed by a key that
+/// counts, whatever the images are verified by; and by one that is to count, since a list whose keys nobody has would
+/// be the last.
+fn key_list(
+    manifest: &Manifest,
+    text: &[u8],
+    signatures: &[u8],
+    job: &Job,
+) -> Result<Option<KeyList>, InstallError> {
+    let Some(list) = &manifest.keys else { return Ok(None) };
+    match &job.trust.list {
+        Some(ours) if ours == list || list.serial < ours.serial => return Ok(None),
+        Some(ours) if list.serial == ours.serial => {
+            return Err(VerifyError::OtherKeys { serial: list.serial }.into());
+        }
+        _ => {}
+    }
+    let signatures = Signatures::parse(signatures)?;
+    for (keys, listed) in [(job.trust.keys()?, false), (verify::listed(list)?, true)] {
+        signed_by(keys, text, &signatures, job).map_err(|error| {
+            let source = Box::new(error);
+            VerifyError::KeysNotSigned { serial: list.serial, listed, source }
+        })?;
+    }
+    Ok(Some(list.clone()))
+}
+
+/// Whether one of the signatures is by one of the keys; gives the digest of what they sign.
+fn signed_by(
+    keys: Vec<PublicKey>,
+    text: &[u8],
+    signatures: &Signatures,
+    job: &Job,
+) -> Result<Sha256Digest, VerifyError> {
     let url = display_url(&job.spec.uri);
     let mut judged = Err(VerifyError::NoSignature { url: url.clone() });
-    for signature in Signatures::parse(signatures)?.texts() {
-        let found = (url.as_str(), job.keys.as_path());
+    for signature in signatures.texts() {
+        let found = (url.as_str(), &job.trust);
         judged = Check::by_signature(signature.as_bytes(), keys.clone(), job.spec.check_value, found)
             .and_then(|check| check.judge(text));
         if judged.is_ok() {
             break;
         }
     }
-    judged.map_err(|error| VerifyError::of_manifest(error).into())
+    judged.map_err(VerifyError::of_manifest)
 }

@@ -92,7 +92,7 @@ impl Run<'_> {
         let job = self.job;
         self.progress.send_replace(Progress::default());
         let mut front = self.or_cancelled(Front::open(self.remote(reach))).await?;
-        let rule = Rule::decide(job.spec.check_value, &job.keys, job.check)?;
+        let rule = Rule::decide(job.spec.check_value, &job.trust, job.check)?;
         let head = match self.or_cancelled(Head::read(&mut front, rule, job)).await {
             Err(InstallError::Bundle(BundleError::NotABundle)) => return Ok(None),
             head => head?,
@@ -166,7 +166,7 @@ impl Run<'_> {
         index: Arc<Index>,
         (places, patches): (Vec<Place>, Vec<Option<Patch>>),
     ) -> Result<Image, InstallError> {
-        let Head { manifest, digest, layout } = head;
+        let Head { manifest, digest, layout, keys } = head;
         let sizes: Vec<u64> = manifest.images.iter().map(|image| image.size_bytes).collect();
         self.progress.send_modify(|p| p.total_bytes = Some(sizes.iter().sum()));
         let work = Arc::new(Work {
@@ -204,7 +204,7 @@ impl Run<'_> {
         // Where one was cut off by the other, the other knows why.
         match (joined(assembling).await, supplied) {
             (Err(InstallError::Interrupted), Err(error)) => Err(error),
-            (assembled, _) => Ok(Image { version: Some(manifest.version), ..assembled? }),
+            (assembled, _) => Ok(Image { version: Some(manifest.version), keys, ..assembled? }),
         }
     }
 }
@@ -298,7 +298,7 @@ impl Work {
             self.progress.send_modify(|p| p.phase = Phase::Downloading);
             size_bytes += self.install_one(number, image, plan, &mut supply)?.size_bytes;
         }
-        Ok(Image { source_digest: self.digest, size_bytes, version: None })
+        Ok(Image { source_digest: self.digest, size_bytes, version: None, keys: None })
     }
 
     fn install_one(

@@ -25,6 +25,14 @@ pub enum Refusal {
         /// What runs.
         running: String,
     },
+    /// No way back by the slot that runs, either.
+    #[error("the bundle's version {bundle} is older than {least}, which was committed on this device")]
+    BelowMinimum {
+        /// By the manifest.
+        bundle: String,
+        /// What was committed last.
+        least: String,
+    },
     /// For other hardware.
     #[error("the bundle is for {boards}, and this device is {}", match ours {
         Some(ours) => ours.as_str(),
@@ -79,6 +87,7 @@ impl Refusal {
         match self {
             Self::OtherVersion { .. } => Code::VersionMismatch,
             Self::NotNewer { .. } => Code::VersionNotNewer,
+            Self::BelowMinimum { .. } => Code::VersionBelowMinimum,
             Self::OtherBoard { .. } => Code::BoardIncompatible,
             Self::OldAgent { .. } => Code::AgentTooOld,
             Self::RolledBackBefore(failure) => failure.code,
@@ -95,7 +104,7 @@ pub struct Device {
     pub compatible: Option<String>,
     /// What it has been through.
     pub past: Past,
-    /// Whether one that is not newer is taken.
+    /// Whether one that is older, or the same, is taken.
     pub allow_downgrade: bool,
 }
 
@@ -104,6 +113,8 @@ pub struct Device {
 pub struct Past {
     /// The version that runs, where known.
     pub running_version: Option<String>,
+    /// The version that was committed last, where known.
+    pub min_version: Option<String>,
     /// What is not taken again.
     pub denied: Vec<Denied>,
 }
@@ -120,7 +131,7 @@ impl Device {
         asked: Option<&str>,
     ) -> Result<(), Refusal> {
         let ours = env!("CARGO_PKG_VERSION");
-        let Self { compatible, past: Past { running_version, denied }, allow_downgrade } = self;
+        let Self { compatible, past: Past { running_version, min_version, denied }, allow_downgrade } = self;
         if let Some(failure) = Denied::refusal(denied, digest) {
             return Err(Refusal::RolledBackBefore(failure));
         }
@@ -140,11 +151,15 @@ impl Device {
         if let Some(needed) = manifest.min_previous_version.clone().filter(|needed| !comes_from(needed)) {
             return Err(Refusal::OldPrevious { needed, running: running_version.clone() });
         }
-        match running_version {
-            Some(running) if !allow_downgrade && !is_older(running, &bundle) => {
-                Err(Refusal::NotNewer { bundle, running: running.clone() })
-            }
-            _ => Ok(()),
+        if *allow_downgrade {
+            return Ok(());
+        }
+        if let Some(running) = running_version.clone().filter(|running| !is_older(running, &bundle)) {
+            return Err(Refusal::NotNewer { bundle, running });
+        }
+        match min_version.clone().filter(|least| is_older(&bundle, least)) {
+            Some(least) => Err(Refusal::BelowMinimum { bundle, least }),
+            None => Ok(()),
         }
     }
 }

@@ -72,6 +72,7 @@ fn describe(manifest: &Manifest, lines: &mut Vec<(&'static str, String)>) {
     {
         lines.extend(version.iter().map(|version| (name, version.clone())));
     }
+    lines.extend(manifest.keys.iter().map(|list| ("trusts", list.to_string())));
     for image in &manifest.images {
         let (class, size, chunks) = (&image.class, BinaryBytes(image.size_bytes), image.chunks);
         lines.push(("image", format!("{class}: {size} in {chunks} chunks, SHA-256 {}", image.sha256)));
