@@ -4,6 +4,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
@@ -130,23 +132,39 @@ pub enum Surroundings {
 }
 
 impl Surroundings {
-    /// Only the bus leads out of this process's service; a machine without one runs its scripts inside.
-    fn command(self, script: &Path, environment: &[(&str, String)], limit: Duration) -> Command {
-        if self == Self::Ours || !Path::new(SYSTEM_BUS).exists() {
+    /// What runs it, and the service that it runs in. Only the bus leads out of this process's service; a machine
+    /// without one runs its scripts inside.
+    fn command(
+        self,
+        script: &Path,
+        environment: &[(&str, String)],
+        limit: Duration,
+    ) -> (Command, Option<String>) {
+        let has_bus = Path::new(SYSTEM_BUS).exists();
+        if self == Self::Service && !has_bus {
+            tracing::warn!("no D-Bus: {} runs in the daemon's own sandbox", script.display());
+        }
+        if self == Self::Ours || !has_bus {
             let mut command = Command::new(script);
             command.envs(environment.iter().map(|(name, value)| (name, value)));
-            return command;
+            return (command, None);
         }
+        // One that this program's last process left may still be ending.
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let unit = format!("twinboot-script-{}-{number}.service", std::process::id());
         let mut command = Command::new("systemd-run");
-        command.args(["--quiet", "--wait", "--pipe", "--collect", "--service-type=exec"]);
+        command.args(["--quiet", "--wait", "--pipe", "--collect", "--service-type=exec", "--unit", &unit]);
         // It ends with us, however we end, and with its limit.
         command.args(["--property=BindsTo=twinboot.service", "--property=TimeoutStopSec=1"]);
         command.arg(format!("--property=RuntimeMaxSec={}ms", limit.as_millis()));
         command.args(environment.iter().map(|(name, value)| format!("--setenv={name}={value}")));
         command.arg("--").arg(script);
-        command
+        (command, Some(unit))
     }
 }
+
+/// Services of scripts so far.
+static STARTED: AtomicU32 = AtomicU32::new(1);
 
 /// Of the D-Bus specification, "Well-known Message Bus Instances", under /run as Linux has it today.
 const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
@@ -163,8 +181,9 @@ pub async fn run(
     limit: Duration,
 ) -> Result<Ended, ScriptError> {
     let failed = |source| ScriptError::Start { path: script.to_owned(), source };
-    let (child, output) = start(surroundings.command(script, environment, limit)).map_err(failed)?;
-    let group = Group::of(&child);
+    let (command, unit) = surroundings.command(script, environment, limit);
+    let (child, output) = start(command).map_err(failed)?;
+    let group = Group::of(&child, unit);
     let ended = system::within(limit, until_end(child, group, output)).await;
     ended.ok_or_else(|| ScriptError::Late { path: script.to_owned(), limit })?.map_err(failed)
 }
@@ -183,7 +202,7 @@ fn start(mut command: Command) -> io::Result<(Child, Receiver)> {
     Ok((child, Receiver::from_owned_fd(reader.into())?))
 }
 
-async fn until_end(mut child: Child, group: Group, mut output: Receiver) -> io::Result<Ended> {
+async fn until_end(mut child: Child, mut group: Group, mut output: Receiver) -> io::Result<Ended> {
     let mut tail = Vec::new();
     let status = tokio::select! {
         status = child.wait() => status?,
@@ -193,6 +212,8 @@ async fn until_end(mut child: Child, group: Group, mut output: Receiver) -> io::
             std::future::pending::<io::Result<ExitStatus>>().await
         } => status?,
     };
+    // Over, and all in it.
+    group.unit = None;
     drop(group);
     let _ = tokio::time::timeout(OUTPUT_LIMIT, read_on(&mut output, &mut tail)).await;
     Ok(Ended { status, said: last_line(&tail) })
@@ -215,19 +236,28 @@ fn last_line(text: &[u8]) -> Option<String> {
 }
 
 /// A script and all that it started. Killed when dropped.
-struct Group(Option<Pid>);
+struct Group {
+    leader: Option<Pid>,
+    unit: Option<String>,
+}
 
 impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
+    fn of(child: &Child, unit: Option<String>) -> Self {
+        Self { leader: child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw), unit }
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(group) = self.0 {
+        if let Some(leader) = self.leader {
             // Fails where nothing of it is left.
-            let _ = killpg(group, Signal::SIGKILL);
+            let _ = killpg(leader, Signal::SIGKILL);
+        }
+        if let Some(unit) = self.unit.take() {
+            // Waited for, so that nothing of it is left; one that cannot be asked for ends at its limit, or with us.
+            let stop =
+                move || std::process::Command::new("systemctl").args(["stop", "--quiet", &unit]).output();
+            let _ = thread::Builder::new().spawn(stop);
         }
     }
 }

@@ -242,8 +242,7 @@ impl Linux {
             proc: self.config.system.proc.clone(),
             device: Device {
                 compatible: config.compatible.clone(),
-                running_version: known.running_version,
-                min_version: known.min_version,
+                past: known.past,
                 allow_downgrade: config.allow_downgrade || request.force,
             },
             check: config.check,

@@ -55,10 +55,8 @@ pub trait Machine: Clone + Send + Sync + 'static {
 /// What the record says of the device, by which an image is judged.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
-    /// What runs, where known.
-    pub running_version: Option<String>,
-    /// Nothing older is taken.
-    pub min_version: Option<String>,
+    /// What it has been through.
+    pub past: install::Past,
     /// Whose signatures count, once an update has said so.
     pub keys: Option<KeyList>,
 }

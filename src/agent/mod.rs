@@ -22,6 +22,7 @@ use crate::boot::booted::BootedError;
 use crate::config::Config;
 use crate::control::{self, Status};
 use crate::hub::{self, HubEvent, MethodCall, MethodReply};
+use crate::install::Past;
 use crate::install::verify::ImageCheck;
 use crate::store::StoreError;
 use crate::system::{self, message_id};
@@ -589,11 +590,7 @@ impl<M: Machine> Agent<M> {
         let earlier = self.installing.take();
         let id = update.request.id.clone();
         let (machine, progress) = (self.machine.clone(), self.progress.clone());
-        let known = Known {
-            running_version: self.facts().running_version().map(str::to_owned),
-            min_version: self.record.min_version.clone(),
-            keys: self.record.keys.clone(),
-        };
+        let known = self.known(&update);
         self.progress.send_replace(Progress::default());
         self.shown = Shown::default();
         let task = tokio::spawn(async move {
@@ -609,6 +606,14 @@ impl<M: Machine> Agent<M> {
             }
         });
         self.installing = Some(Installing { id, cancel, task, progressed: false, downloaded: false });
+    }
+
+    /// An operator at the device may insist on what was rolled back.
+    fn known(&self, update: &Update) -> Known {
+        let denied = if update.request.force { Vec::new() } else { self.record.denied.clone() };
+        let running_version = self.facts().running_version().map(str::to_owned);
+        let past = Past { running_version, min_version: self.record.min_version.clone(), denied };
+        Known { past, keys: self.record.keys.clone() }
     }
 
     /// Until it happens. A machine that gives up is left to the watchdog.

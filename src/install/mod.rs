@@ -1,9 +1,9 @@
 //! From an address to a verified slot.
 //!
 //! ```text
-//! fetch --chunks--> verify --chunks--> unpack --blocks--> write
-//! async             thread             thread             thread
-//! Range, retries    SHA-256            decode             compare, write, sync, read back
+//! fetch --chunks--> verify --chunks--> unpack --blocks--> write --synced--> read back
+//! async             thread             thread             thread            thread
+//! Range, retries    SHA-256            decode             write, sync       compare
 //! ```
 //!
 //! Every arrow is a bounded channel and every buffer is used again, so memory does not grow with the image.
@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod decode;
 pub mod fetch;
 mod parts;
+mod read_back;
 mod relayed;
 pub mod resume;
 pub mod slot;
@@ -32,7 +33,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use self::bundled::Refusal;
-pub use self::bundled::{Device, Other, ROOT_CLASS, is_class};
+pub use self::bundled::{Device, Other, Past, ROOT_CLASS, is_class};
 use self::checkpoint::Key;
 use self::decode::DecodeError;
 use self::fetch::{Clients, FetchError, Reach, Source, Wanted};

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::hook::{Afterword, Deferral, Gate};
-use super::{BootId, Failure, Image, KeyList, Moment, Sha256Digest, Slot, UpdateId, UpdateRequest};
+use super::{BootId, Code, Failure, Image, KeyList, Moment, Sha256Digest, Slot, UpdateId, UpdateRequest};
 
 /// Everything that survives a power cut.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -100,6 +100,16 @@ pub struct Denied {
     pub source_digest: Sha256Digest,
     /// Why.
     pub failure: Failure,
+}
+
+impl Denied {
+    /// Why an image is not taken again, if it is among these.
+    #[must_use]
+    pub fn refusal(denied: &[Self], source_digest: Sha256Digest) -> Option<Failure> {
+        let denied = denied.iter().find(|denied| denied.source_digest == source_digest)?;
+        let message = format!("this image was rolled back on this device: {}", denied.failure);
+        Some(Failure::new(Code::RolledBackBefore, message))
+    }
 }
 
 /// An update that is under way.
@@ -358,7 +368,6 @@ fn content(bytes: &[u8]) -> Result<(u32, &str), RecordError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::update::Code;
 
     fn record() -> Record {
         let request = UpdateRequest {

@@ -365,8 +365,8 @@ fn refusal(context: &Context, record: &Record, request: &UpdateRequest) -> Optio
     if request.force {
         return None;
     }
-    if let Some(denied) = request.check_value.and_then(|digest| denial(record, &digest.0)) {
-        return Some(denied);
+    if let Some(failure) = request.check_value.and_then(|digest| Denied::refusal(&record.denied, digest)) {
+        return Some(failure);
     }
     let wanted = request.version.as_deref().filter(|_| !policy.allow_downgrade)?;
     let running = context.running_version(record);
@@ -394,12 +394,6 @@ fn unverifiable(policy: &Policy, record: &Record, request: &UpdateRequest) -> Op
         let message = "nothing to verify the image by: give `fwPackageCheckValue`, or sign it";
         Failure::new(Code::Unverifiable, message)
     })
-}
-
-fn denial(record: &Record, source_digest: &[u8; 32]) -> Option<Failure> {
-    let denied = record.denied.iter().find(|denied| denied.source_digest.0 == *source_digest)?;
-    let message = format!("this image was rolled back on this device: {}", denied.failure);
-    Some(Failure::new(Code::RolledBackBefore, message))
 }
 
 fn cancel_requested(context: &Context, record: Record, id: Option<UpdateId>) -> Step {
@@ -509,8 +503,9 @@ fn installed(context: &Context, mut record: Record, id: &UpdateId, result: Resul
         Ok(image) => image,
         Err(failure) => return give_up(context, record, update, failure),
     };
-    // An image that is known by its signature alone shows its digest only now.
-    if let Some(failure) = denial(&record, &image.source_digest.0).filter(|_| !update.request.force) {
+    // A plain image that is known by its signature alone shows its digest only now.
+    let denied = Denied::refusal(&record.denied, image.source_digest);
+    if let Some(failure) = denied.filter(|_| !update.request.force) {
         return give_up(context, record, update, failure);
     }
     if update.request.version.is_none() {

@@ -24,7 +24,8 @@ use tokio::sync::watch;
 use twinboot::bundle::Manifest;
 use twinboot::install::verify::{ImageCheck, Trust};
 use twinboot::install::{Device, ImageSpec, Job, Limits, Other, Outcome, Progress, install};
-use twinboot::update::{Code, Sha256Digest};
+use twinboot::update::record::Denied;
+use twinboot::update::{Code, Failure, Sha256Digest};
 
 const MIB: usize = 1 << 20;
 const NAME: &str = "b.twb";
@@ -420,7 +421,7 @@ async fn a_bundle_for_another_device_is_refused_before_the_first_byte() {
         let mut job = bench.job(&made.manifest);
         job.version = Some("2.0".into());
         job.device.compatible = Some("acme-2".into());
-        job.device.running_version = Some("1.4".into());
+        job.device.past.running_version = Some("1.4".into());
         assert_eq!(code_of(&job).await, code);
         bench.assert_untouched();
         assert!(bench.sent() <= 4096);
@@ -429,10 +430,14 @@ async fn a_bundle_for_another_device_is_refused_before_the_first_byte() {
     let bench = Bench::new(3 * MIB, &made.bytes).await;
     let mut job = bench.job(&made.manifest);
     job.device.compatible = Some("acme-2".into());
-    job.device.running_version = Some("2.0".into());
+    job.device.past.running_version = Some("2.0".into());
     assert_eq!(code_of(&job).await, Code::VersionNotNewer);
-    bench.assert_untouched();
     job.device.allow_downgrade = true;
+    let failure = Failure::new(Code::HealthCheckFailed, "unit app.service has failed");
+    job.device.past.denied = vec![Denied { source_digest: digest(&made.manifest), failure }];
+    assert_eq!(code_of(&job).await, Code::RolledBackBefore);
+    bench.assert_untouched();
+    job.device.past.denied.clear();
     run(&job).await.0.unwrap();
     bench.assert_holds(&image);
 }

@@ -17,7 +17,7 @@ async fn device(safe: &Safe, made: &Made) -> (Bench, Job) {
     let (bench, mut job) = safe.device(made, None).await;
     job.check = ImageCheck::Signature;
     job.spec.check_value = None;
-    job.device.running_version = Some("2.0".into());
+    job.device.past.running_version = Some("2.0".into());
     job.device.compatible = Some("acme-2".into());
     (bench, job)
 }
@@ -33,8 +33,8 @@ async fn a_downgrade() {
     let (bench, mut job) = device(&safe, &made).await;
     assert_eq!(code_of(&job).await, Code::VersionNotNewer);
     // By way of an older slot, to which somebody went back.
-    job.device.running_version = Some("1.0".into());
-    job.device.min_version = Some("2.0".into());
+    job.device.past.running_version = Some("1.0".into());
+    job.device.past.min_version = Some("2.0".into());
     assert_eq!(code_of(&job).await, Code::VersionBelowMinimum);
     bench.assert_untouched();
     job.device.allow_downgrade = true;

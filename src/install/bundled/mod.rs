@@ -39,7 +39,7 @@ use super::{BLOCKS, InstallError, Phase, Progress, Run, joined};
 use crate::bundle::{BundleError, Chunking, Index, PatchTable};
 use crate::update::{Image, Sha256Digest};
 
-pub use refusal::{Device, Refusal};
+pub use refusal::{Device, Past, Refusal};
 
 /// The slot class of the root filesystem, which a plain image is of too.
 pub const ROOT_CLASS: &str = "rootfs";
@@ -97,7 +97,7 @@ impl Run<'_> {
             Err(InstallError::Bundle(BundleError::NotABundle)) => return Ok(None),
             head => head?,
         };
-        job.device.admits(&head.manifest, job.version.as_deref())?;
+        job.device.admits(&head.manifest, head.digest, job.version.as_deref())?;
         let places = self.places(&head).await?;
         let index = Arc::new(self.or_cancelled(head.index(&mut front)).await?);
         let patches = self.or_cancelled(patches(&front, &head, &index, &places)).await?;
