@@ -1,5 +1,6 @@
 """What the lab shows: each story is a function of a `Scene`, and fails by an exception."""
 
+import functools
 import json
 import time
 
@@ -14,9 +15,15 @@ STORIES = {}
 FAST = ("good",)
 
 
-def story(function):
+def story(function, environment="raw"):
+    function.environment = environment
     STORIES[function.__name__.replace("_", "-")] = function
     return function
+
+
+def story_of(environment):
+    """One whose board has U-Boot's environment there."""
+    return functools.partial(story, environment=environment)
 
 
 class Scene:
@@ -96,6 +103,14 @@ class Scene:
         self.check("no trial is armed", self.board.variable("upgrade_available") == "0")
         command_line = self.board.run("cat /proc/cmdline")
         self.check(f"the kernel was started from slot {slot}", f"twinboot.slot={slot}" in command_line)
+
+    def environment_elsewhere(self):
+        """Each of U-Boot and twinboot finds there what the other wrote: three boots are counted, and taken back."""
+        self.falls_back("init-dies", "BootFailed", "abbba")
+        self.update("3.0", "b")
+        checks = self.json("twinboot doctor --json").get("checks", [])
+        found = [check for check in checks if check["check"].startswith("environment.") and check["verdict"] != "ok"]
+        self.check(f"the doctor is content with the environment: {found}", checks and not found)
 
     def update(self, version, slot, variant="good"):
         update_id = self.begin(variant, version)
@@ -261,6 +276,24 @@ def environment_lost(scene):
     scene.check("slot a was booted", scene.board.boots() == "a")
     status, answer = scene.hub.call("firmwareUpdate", scene.request("good", "2.0"))
     scene.check(f"no update is accepted: {answer}", (status, answer["error"]["code"]) == (412, "EnvironmentUnusable"))
+
+
+@story_of("partition")
+def environment_partition(scene):
+    """The environment is in a partition of its own."""
+    scene.environment_elsewhere()
+
+
+@story_of("fat")
+def environment_fat(scene):
+    """The environment is two files on a FAT partition."""
+    scene.environment_elsewhere()
+
+
+@story_of("flash")
+def environment_flash(scene):
+    """The environment is in NOR flash."""
+    scene.environment_elsewhere()
 
 
 @story
