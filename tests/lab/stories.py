@@ -109,7 +109,7 @@ class Scene:
         self.falls_back("init-dies", "BootFailed", "abbba")
         self.update("3.0", "b")
         checks = self.json("twinboot doctor --json").get("checks", [])
-        found = [check for check in checks if check["check"].startswith("environment.") and check["verdict"] != "ok"]
+        found = [check for check in checks if check["check"].startswith("environment.") and check["level"] != "ok"]
         self.check(f"the doctor is content with the environment: {found}", checks and not found)
 
     def update(self, version, slot, variant="good"):
