@@ -93,7 +93,7 @@ class Board:
         command = [*self.kind.qemu, "-smp", "1", "-m", "384", "-nodefaults", "-nographic", "-serial", "stdio"]
         command += ["-bios", self.u_boot, "-rtc", f"base={rtc}"]
         command += [argument.format(self.medium) for argument in MEDIA[self.environment.medium]]
-        command += ["-drive", f"if=none,id=disk,format=raw,file={self.disk}", "-device", "virtio-blk-pci,drive=disk,ioeventfd=off"]
+        command += ["-drive", f"if=none,id=disk,format=raw,file={self.disk}", "-device", "virtio-blk-pci,drive=disk"]
         command += ["-device", "virtio-rng-pci", "-device", "i6300esb", "-watchdog-action", "reset"]
         command += ["-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.shell_port}-:2222"]
         command += ["-device", "virtio-net-pci,netdev=net,romfile="]

@@ -41,7 +41,7 @@ def _fstab(line):
         return file.read() + line + "\n", 0o644
 
 
-# The drop-in that `twinboot check-config --unit` asks for, which a story compares.
+# Part of the drop-in that `twinboot check-config --unit` makes.
 def _writable(*paths):
     return "[Service]\n" + "".join(f"ReadWritePaths=-{path}\n" for path in paths), 0o644
 
