@@ -11,10 +11,12 @@
 # altbootcmd instead of bootcmd: back to the other slot, for good. twinboot commits with upgrade_available=0
 # bootcount=0. The script itself writes nothing: the environment is saved only by the counter and by altbootcmd.
 
-# The medium with both slots, and how the kernel is to be found in them.
+# The medium with both slots, how the kernel is to be found in them, and how it is started: with the device tree that
+# U-Boot runs with; on 32-bit ARM `bootz`, on x86 `zboot`, for a FIT image `bootm`.
 test -n "${twinboot_interface}" || setenv twinboot_interface mmc
 test -n "${twinboot_device}" || setenv twinboot_device 0
 test -n "${twinboot_kernel}" || setenv twinboot_kernel /boot/Image
+test -n "${twinboot_boot}" || setenv twinboot_boot "booti ${kernel_addr_r} - ${fdtcontroladdr}"
 
 # An environment that lost the variable still boots.
 test "${boot_slot}" = "b" || setenv boot_slot a
@@ -30,9 +32,8 @@ setenv bootargs "${twinboot_bootargs} root=PARTUUID=${twinboot_uuid} rootwait ro
 
 echo "twinboot: slot ${boot_slot}, trial ${upgrade_available}, boot ${bootcount} of ${bootlimit}"
 
-# Unsigned kernel and the device tree that U-Boot runs with; with a FIT image: `bootm`.
 if load ${twinboot_interface} ${twinboot_device}:${twinboot_part} ${kernel_addr_r} ${twinboot_kernel}; then
-    booti ${kernel_addr_r} - ${fdtcontroladdr}
+    run twinboot_boot
 fi
 
 # Only a boot that failed comes here. The reset counts in a trial; without one it tries again, which is all

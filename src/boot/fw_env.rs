@@ -278,14 +278,21 @@ impl UbootEnv {
         })
     }
 
-    /// The devices, or files, that the copies are on.
+    /// The devices, or files, that the copies are on, as configured and once each; of flash also the block device that
+    /// it is written through.
     #[must_use]
-    pub fn paths(&self) -> Vec<&Path> {
+    pub fn paths(&self) -> Vec<PathBuf> {
         let locations = match &self.config {
             FwEnvConfig::Single(only) => std::slice::from_ref(only),
             FwEnvConfig::Redundant(both) => both.as_slice(),
         };
-        locations.iter().map(|location| location.path.as_path()).collect()
+        let mut paths = Vec::new();
+        for location in locations {
+            for path in [Some(location.path.clone()), medium::block_device_of_flash(&location.path)] {
+                paths.extend(path.filter(|path| !paths.contains(path)));
+            }
+        }
+        paths
     }
 
     /// Writes what the boot loader takes over the other copy too, which may be damaged or out of date.

@@ -45,7 +45,8 @@ impl CheckConfig {
 fn drop_in(config: &Config) -> Result<String, CliError> {
     let environment = UbootEnv::new(&config.boot.environment, &[])?;
     let slots: Vec<&Path> = config.slots.devices().map(PathBuf::as_path).collect();
-    let others = environment.paths().into_iter().chain([config.state_directory.as_path()]);
+    let environment = environment.paths();
+    let others = environment.iter().map(PathBuf::as_path).chain([config.state_directory.as_path()]);
     let locks = config.boot.lock_files.iter().map(PathBuf::as_path);
     let mut reachable: Vec<&Path> = slots.iter().copied().chain(others).chain(locks).collect();
     reachable.dedup();

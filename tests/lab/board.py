@@ -1,5 +1,6 @@
-"""The lab's board: U-Boot, kernel and systemd of an emulated arm64 machine, its console, its power switch."""
+"""The lab's boards: U-Boot, kernel and systemd of an emulated machine, its console, its power switch."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -8,9 +9,39 @@ import subprocess
 import threading
 import time
 
-# As in config/fw_env.config and tests/lab/config/u-boot.
-ENVIRONMENT_OFFSETS = (0x100000, 0x140000)
-ENVIRONMENT_BYTES = 0x4000
+import environments
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What QEMU is told of a board, and who has it; the rest is in config/boards/qemu-NAME."""
+
+    architecture: str  # Debian's name
+    qemu_package: str
+    u_boot: str  # what `build-u-boot NAME` makes
+    qemu: tuple
+
+
+def _accelerator(own):
+    """KVM for this machine's own architecture. Without the processor's help it emulates what is not 64-bit, as U-Boot is
+    here, and far more slowly than QEMU does."""
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        helped = re.search(r"^flags.*\b(vmx|svm)\b", file.read(), re.M)
+    return "kvm" if own == os.uname().machine and helped and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+
+
+KINDS = {
+    "arm64": Kind("arm64", "qemu-system-arm", "u-boot.bin",
+                  ("qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-accel", "tcg")),
+    "x86": Kind("amd64", "qemu-system-x86", "u-boot.rom",
+                ("qemu-system-x86_64", "-M", "q35", "-cpu", "max", "-accel", _accelerator("x86_64"))),
+}
+
+
+# How the image with the environment is attached.
+MEDIA = {
+    "sd.img": ("-device", "sdhci-pci", "-device", "sd-card,drive=sd", "-drive", "if=none,id=sd,format=raw,file={}"),
+    "flash.img": ("-drive", "if=pflash,index=1,format=raw,file={}"),
+}
 
 
 class Failed(Exception):
@@ -43,16 +74,14 @@ class Log:
 class Board:
     """One board with the images of `factory`, a directory of build-board, copied to `directory`."""
 
-    def __init__(self, u_boot, factory, directory, log):
-        self.u_boot, self.directory, self.log = u_boot, directory, log
-        self.sd, self.disk = (os.path.join(directory, name) for name in ("sd.img", "disk.img"))
-        for name in ("sd.img", "disk.img"):
-            subprocess.run(["cp", "--sparse=always", os.path.join(factory, name), directory], check=True)
+    def __init__(self, kind, u_boot, factory, directory, log, environment=environments.ENVIRONMENTS["raw"]):
+        self.kind, self.u_boot, self.directory, self.log = kind, u_boot, directory, log
+        self.environment = environment
+        self.medium, self.disk = (os.path.join(directory, name) for name in (environment.medium, "disk.img"))
+        for path in (self.medium, self.disk):
+            subprocess.run(["cp", "--sparse=always", os.path.join(factory, os.path.basename(path)), path], check=True)
         self.process = None
         self.seen = 0
-        self.fw_env = os.path.join(directory, "fw_env.config")
-        with open(self.fw_env, "w", encoding="ascii") as file:
-            file.writelines(f"{self.sd} {offset:#x} {ENVIRONMENT_BYTES:#x}\n" for offset in ENVIRONMENT_OFFSETS)
 
     def power_on(self, rtc="utc"):
         """`rtc`: what the board's clock says at power-on, as a date of UTC."""
@@ -60,10 +89,10 @@ class Board:
             probe.bind(("127.0.0.1", 0))
             self.shell_port = probe.getsockname()[1]
         self.log.story(f"power on, clock {rtc}")
-        command = ["qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a53", "-smp", "1", "-m", "384"]
-        command += ["-accel", "tcg", "-nographic", "-monitor", "none", "-bios", self.u_boot, "-rtc", f"base={rtc}"]
-        command += ["-drive", f"if=none,id=sd,format=raw,file={self.sd}"]
-        command += ["-device", "sdhci-pci", "-device", "sd-card,drive=sd"]
+        # Emulated, one processor is faster than two.
+        command = [*self.kind.qemu, "-smp", "1", "-m", "384", "-nodefaults", "-nographic", "-serial", "stdio"]
+        command += ["-bios", self.u_boot, "-rtc", f"base={rtc}"]
+        command += [argument.format(self.medium) for argument in MEDIA[self.environment.medium]]
         command += ["-drive", f"if=none,id=disk,format=raw,file={self.disk}", "-device", "virtio-blk-pci,drive=disk"]
         command += ["-device", "virtio-rng-pci", "-device", "i6300esb", "-watchdog-action", "reset"]
         command += ["-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.shell_port}-:2222"]
@@ -134,13 +163,17 @@ class Board:
 
     def variable(self, name):
         """A variable of the U-Boot environment, as libubootenv reads it."""
-        command = ["fw_printenv", "-c", self.fw_env, "-n", name]
+        config = os.path.join(self.directory, "fw_env.config")
+        with open(config, "w", encoding="ascii") as file:
+            file.writelines(f"{path} {offset:#x} {environments.SIZE_BYTES:#x}\n"
+                            for path, offset in self.environment.locate(self.directory))
+        command = ["fw_printenv", "-c", config, "-n", name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     def lose_environment(self):
         """Noise over both of its copies, while the board is off."""
-        with open(self.sd, "r+b") as file:
-            for offset in ENVIRONMENT_OFFSETS:
+        with open(self.medium, "r+b") as file:
+            for offset in self.environment.offsets:
                 file.seek(offset)
-                file.write(os.urandom(ENVIRONMENT_BYTES))
+                file.write(os.urandom(environments.SIZE_BYTES))
         self.log.story("both copies of the environment are overwritten")

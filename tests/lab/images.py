@@ -54,11 +54,20 @@ def make(rootfs, variant, version):
     return Image(path, version)
 
 
-def _make(rootfs, changes, version, truncated, work, path):
+def changed(rootfs, name, changes):
+    """The ext4 image with these changes, kept beside `rootfs`."""
+    if not changes:
+        return rootfs
+    changes_hash = hashlib.sha256(repr(changes).encode()).hexdigest()[:8]
+    path = f"{rootfs.removesuffix('.ext4')}-{name}-{changes_hash}.ext4"
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(rootfs)) as work:
+        os.rename(_change(rootfs, changes, work), path)
+    return path
+
+
+def _change(rootfs, changes, work):
     image = os.path.join(work, "image")
     subprocess.run(["cp", "--sparse=always", rootfs, image], check=True)
-    os_release = f"ID=debian\nVERSION_ID=12\nIMAGE_ID=twinboot-lab\nIMAGE_VERSION={version}\n"
-    changes = {"/usr/lib/os-release": (os_release, 0o644), **changes}
     commands = []
     for number, (name, change) in enumerate(changes.items()):
         directory = os.path.dirname(name)
@@ -73,6 +82,12 @@ def _make(rootfs, changes, version, truncated, work, path):
             commands += [f"write {source} {name}"]
     subprocess.run(["debugfs", "-w", "-f", "-", image], input="\n".join(commands), text=True, check=True,
                    capture_output=True)
+    return image
+
+
+def _make(rootfs, changes, version, truncated, work, path):
+    os_release = f"ID=debian\nVERSION_ID=12\nIMAGE_ID=twinboot-lab\nIMAGE_VERSION={version}\n"
+    image = _change(rootfs, {"/usr/lib/os-release": (os_release, 0o644), **changes}, work)
     if truncated:
         os.truncate(image, os.path.getsize(image) // 2)
     with open(image, "rb") as source, open(path + ".part", "wb") as out:

@@ -1,5 +1,6 @@
 """What the lab shows: each story is a function of a `Scene`, and fails by an exception."""
 
+import functools
 import json
 import time
 
@@ -14,9 +15,15 @@ STORIES = {}
 FAST = ("good",)
 
 
-def story(function):
+def story(function, environment="raw"):
+    function.environment = environment
     STORIES[function.__name__.replace("_", "-")] = function
     return function
+
+
+def story_of(environment):
+    """One whose board has U-Boot's environment there."""
+    return functools.partial(story, environment=environment)
 
 
 class Scene:
@@ -96,6 +103,22 @@ class Scene:
         self.check("no trial is armed", self.board.variable("upgrade_available") == "0")
         command_line = self.board.run("cat /proc/cmdline")
         self.check(f"the kernel was started from slot {slot}", f"twinboot.slot={slot}" in command_line)
+
+    def confine(self):
+        """Until the next boot, the service may reach what `check-config --unit` says of this board, and no more."""
+        self.board.run("mkdir -p /run/systemd/system/twinboot.service.d && twinboot check-config --unit "
+                       ">/run/systemd/system/twinboot.service.d/devices.conf && systemctl daemon-reload && "
+                       "systemctl restart twinboot")
+        self.wait("restarted, the board is connected", BOOT_SECS, lambda: self.status("hubConnected") is True)
+
+    def environment_elsewhere(self):
+        """Each of U-Boot and twinboot finds there what the other wrote: three boots are counted, and taken back."""
+        self.falls_back("init-dies", "BootFailed", "abbba")
+        self.confine()
+        self.update("3.0", "b")
+        checks = self.json("twinboot doctor --json").get("checks", [])
+        found = [check for check in checks if check["check"].startswith("environment.") and check["level"] != "ok"]
+        self.check(f"the doctor is content with the environment: {found}", checks and not found)
 
     def update(self, version, slot, variant="good"):
         update_id = self.begin(variant, version)
@@ -263,14 +286,31 @@ def environment_lost(scene):
     scene.check(f"no update is accepted: {answer}", (status, answer["error"]["code"]) == (412, "EnvironmentUnusable"))
 
 
+@story_of("partition")
+def environment_partition(scene):
+    """The environment is in a partition of its own."""
+    scene.environment_elsewhere()
+
+
+@story_of("fat")
+def environment_fat(scene):
+    """The environment is two files on a FAT partition."""
+    scene.environment_elsewhere()
+
+
+@story_of("flash")
+def environment_flash(scene):
+    """The environment is in NOR flash."""
+    scene.environment_elsewhere()
+
+
 @story
 def sandbox(scene):
     """In the packaged units' sandbox the kernel gives the slots and no other device, and the slot is found."""
     scene.start()
     drop_in = scene.board.run("twinboot check-config --unit")
     scene.check("a drop-in for this board is offered", "DeviceAllow=" in drop_in)
-    scene.board.run("mkdir -p /run/systemd/system/twinboot.service.d && twinboot check-config --unit "
-                    ">/run/systemd/system/twinboot.service.d/devices.conf && systemctl daemon-reload")
+    scene.confine()
     probe = "for d in vda vda1 vda2 vda3 vda4 mmcblk0; do dd if=/dev/$d of=/dev/null bs=512 count=1 2>/dev/null " \
             "&& echo $d opened || echo $d refused; done; cat /proc/net/dev"
     scene.board.run(f"cat >/run/probe <<'X'\n#!/bin/sh\n{probe}\nX\nchmod 755 /run/probe\n"

@@ -298,6 +298,12 @@ fn is_ubi(path: &Path) -> bool {
     text.starts_with("/dev/ubi") || (text.starts_with("/dev/mtd") && text.contains(':'))
 }
 
+/// `/dev/mtdblockN` of `/dev/mtdN`.
+pub fn block_device_of_flash(path: &Path) -> Option<PathBuf> {
+    let number: u32 = path.file_name()?.to_str()?.strip_prefix("mtd")?.parse().ok()?;
+    Some(path.with_file_name(format!("mtdblock{number}")))
+}
+
 fn unsupported(path: &Path, what: &'static str) -> BootEnvError {
     BootEnvError::Unsupported { path: path.to_owned(), what }
 }
