@@ -15,8 +15,9 @@ use twinboot::install::validator::Validator;
 use twinboot::network::wire::{self, FetchRequest, Fetched, FromHub, Opening, Reader, ToHub, WireError, Writer};
 
 use crate::disk::{self, NEWS};
+use crate::scheduler;
 use crate::site::Site;
-use crate::story::{Act, Story};
+use crate::story::{Act, Check, Images, Story};
 use crate::uboot::Environment;
 
 /// What the image server sends in one second.
@@ -39,10 +40,12 @@ pub struct Cloud {
     pub is_accepted: bool,
     /// What people do in this story was done.
     is_acted: bool,
+    /// Sessions that were refused, one after the other.
+    refusals: u8,
     /// The daemon is to be restarted.
     pub wants_restart: bool,
-    /// Whether the running system finds the network.
-    pub is_online: bool,
+    /// When the running system finds the hub.
+    pub online_at: Duration,
     /// Bytes of the image before this one were proven to be in the slot when this daemon began.
     pub proven_bytes: u64,
     /// The image was known to be in the slot when this daemon began.
@@ -69,8 +72,9 @@ impl Cloud {
             reported: None,
             is_accepted: false,
             is_acted: false,
+            refusals: 0,
             wants_restart: false,
-            is_online: true,
+            online_at: Duration::ZERO,
             proven_bytes: 0,
             is_installed: false,
             sent_bytes: 0,
@@ -136,12 +140,12 @@ impl Cloud {
     fn on_reported(&mut self, reported: Map<String, Value>, site: &Site) {
         self.reported = Some(reported);
         let settled_in = match self.status() {
-            "completed" => self.story.target(),
-            "rolledBack" => self.story.origin,
-            _ => return,
+            "completed" => Some(self.story.target()),
+            "failed" | "rolledBack" => Some(self.story.origin),
+            _ => None,
         };
         let environment = disk::change(|disk| Environment::load(disk.safe(&site.environment())));
-        if environment.is_trial() || environment.slot() != settled_in {
+        if settled_in.is_some_and(|slot| environment.is_trial() || environment.slot() != slot) {
             self.blame(format!("the twin says {}, the environment has {environment}", self.status()));
         }
         if self.is_over() {
@@ -151,6 +155,9 @@ impl Cloud {
 
     fn on_fetch(&mut self, request: &FetchRequest) {
         let FetchRequest { offset, .. } = request;
+        if self.is_over() {
+            self.blame("an image is fetched for nobody".to_owned());
+        }
         if self.is_installed {
             self.blame("what was installed is fetched again".to_owned());
         }
@@ -170,14 +177,18 @@ impl Cloud {
 
 fn request(story: &Story) -> Value {
     let image = story.image();
-    let digest = if story.is_forged { &crate::story::Images::all().factory.digest } else { &image.digest };
-    json!({
-        "fwPackageUri": format!("http://images.example/{}.img", story.name),
-        "fwPackageCheckValue": digest,
+    let mut request = json!({
+        "fwPackageUri": format!("https://images.example/{}.img", story.name),
         "fwVersion": image.version,
         "fwSize": image.content.len(),
         "updateId": UPDATE_ID,
-    })
+    });
+    match story.check {
+        Check::Digest => request["fwPackageCheckValue"] = json!(image.digest),
+        Check::ForeignDigest => request["fwPackageCheckValue"] = json!(Images::all().factory.digest),
+        Check::Signature | Check::ForeignSignature => {}
+    }
+    request
 }
 
 /// Answers the daemon until it is dropped.
@@ -195,24 +206,29 @@ async fn converse(stream: UnixStream, site: Arc<Site>, cloud: Shared) {
     // Whoever hangs up has the answer that he wanted.
     let _ = match reader.next().await {
         Ok((Opening::Hub, _)) => hold_session(reader, writer, &site, &cloud).await,
+        Ok((Opening::Fetch(request), _)) if request.uri.ends_with(".minisig") => {
+            let signature = lock(&cloud).story.signature();
+            send_signature(writer, signature).await
+        }
         Ok((Opening::Fetch(request), _)) => send_image(writer, &request, &cloud).await,
         Ok((Opening::Upload { .. }, _)) | Err(_) => Ok(()),
     };
 }
 
 async fn hold_session(mut reader: Reader, mut writer: Writer, site: &Site, cloud: &Shared) -> Result<(), WireError> {
-    let (is_online, is_refused, delay, life) = {
+    let (offline, is_refused, delay, life) = {
         let mut cloud = lock(cloud);
-        let is_refused = cloud.strikes(20);
+        // A trial has ten minutes to be told of.
+        let is_refused = cloud.refusals < 2 && cloud.strikes(20);
+        cloud.refusals = if is_refused { cloud.refusals + 1 } else { 0 };
         let life = if cloud.strikes(50) { cloud.delay(Duration::from_secs(300)) } else { Duration::MAX };
-        (cloud.is_online, is_refused, cloud.delay(Duration::from_secs(20)), life)
+        (cloud.online_at.saturating_sub(scheduler::now()), is_refused, cloud.delay(Duration::from_secs(20)), life)
     };
-    if !is_online || is_refused {
+    if !offline.is_zero() || is_refused {
         let reason = "the hub is away".to_owned();
         writer.send(&FromHub::Disconnected { reason }, &[]).await?;
         // It hangs up in the end, or the networked part does.
-        let limit = if is_online { Duration::from_secs(90) } else { Duration::MAX };
-        let _ = timeout(limit, async { while reader.next::<ToHub>().await.is_ok() {} }).await;
+        let _ = timeout(offline.max(Duration::from_secs(90)), async { while reader.next::<ToHub>().await.is_ok() {} }).await;
         return Ok(());
     }
     sleep(delay).await;
@@ -276,7 +292,9 @@ async fn send_image(mut writer: Writer, request: &FetchRequest, cloud: &Shared) 
             return Ok(());
         }
         if stalls {
-            sleep(10 * ASK_AGAIN).await;
+            while !lock(cloud).is_over() {
+                sleep(ASK_AGAIN).await;
+            }
             return Ok(());
         }
         sleep(Duration::from_secs(1) + delay).await;
@@ -286,7 +304,7 @@ async fn send_image(mut writer: Writer, request: &FetchRequest, cloud: &Shared) 
         let mut cloud = lock(cloud);
         cloud.sent_bytes += next - offset;
         cloud.sent_to = next;
-        if story.act == Act::Restart && !cloud.is_acted && next > size / 2 {
+        if story.act == Act::Restart && !cloud.is_acted && next > size / 3 {
             (cloud.is_acted, cloud.wants_restart) = (true, true);
             NEWS.notify_one();
         }
@@ -297,6 +315,12 @@ async fn send_image(mut writer: Writer, request: &FetchRequest, cloud: &Shared) 
     // It hangs up when it has read everything.
     sleep(ASK_AGAIN).await;
     Ok(())
+}
+
+async fn send_signature(mut writer: Writer, signature: &[u8]) -> Result<(), WireError> {
+    writer.send(&Fetched::Opened { validator: validator(signature.len() as u64), part: false }, &[]).await?;
+    writer.send(&Fetched::Chunk { joined_unproven: false }, signature).await?;
+    writer.send(&Fetched::End, &[]).await
 }
 
 fn validator(size: u64) -> Validator {

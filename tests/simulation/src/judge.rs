@@ -61,7 +61,7 @@ fn boots(site: &Site, story: &Story) -> Result<(), Fault> {
         let mut medium = disk.safe(&site.environment()).to_vec();
         let is_verified = [Slot::A, Slot::B].map(|slot| {
             let image = Images::all().in_slot(disk.safe(&site.slot(slot)));
-            image.is_some_and(|image| !story.is_forged || image.version != story.image().version)
+            image.is_some_and(|image| story.check.is_right() || image.version != story.image().version)
         });
         for reset in 1..=RESETS {
             let environment = Environment::load(&medium);
@@ -142,7 +142,7 @@ fn contradiction(site: &Site, story: &Story, kept: &Kept, is_accepted: bool) -> 
 pub fn judge_decisions(site: &Site, story: &Story, running: Slot) -> Result<(), Fault> {
     let (history, holds_image) = disk::change(|disk| {
         let history: Vec<_> = disk.history().iter().map(|medium| Environment::load(medium)).collect();
-        (history, story.image().is_in(disk.safe(&site.slot(story.target()))) && !story.is_forged)
+        (history, story.image().is_in(disk.safe(&site.slot(story.target()))) && story.check.is_right())
     });
     for (before, after) in history.iter().zip(history.iter().skip(1)) {
         let told = || format!("from {before} to {after}, in slot {}", running.letter());

@@ -79,6 +79,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(3 * 3600);
 /// What still happens once the twin told the end.
 const AFTERWARDS: Duration = Duration::from_secs(120);
 
+/// What was on its way when a daemon was stopped in an orderly way is fetched again: a batch, and a block.
+const RESTART_COSTS_BYTES: u64 = 5 << 19;
+
 /// How a daemon ended.
 enum End {
     /// Power failed, or it was killed.
@@ -117,6 +120,7 @@ pub fn live(site: &Arc<Site>, plan: &Plan) -> Result<Tally, Fault> {
     let lived = life.run();
     let fault = lock(&life.cloud).fault.take();
     lived.and(fault.map_or(Ok(()), Err))?;
+    life.judge_traffic()?;
     let operations = disk::change(|disk| disk.operations());
     Ok(Tally { operations, simulated: scheduler::now() - began, ..life.tally })
 }
@@ -200,6 +204,13 @@ impl Life {
         judge::judge_end(&self.site, self.plan.story, cloud.reported.as_ref(), self.tally.failures)
     }
 
+    /// Good bytes are not fetched again.
+    fn judge_traffic(&self) -> Result<(), Fault> {
+        let (sent, size) = (lock(&self.cloud).sent_bytes, self.plan.story.image().content.len() as u64);
+        let most = size * (self.tally.failures as u64 + 1) + RESTART_COSTS_BYTES;
+        if self.plan.is_stormy || sent <= most { Ok(()) } else { Err(format!("{sent} bytes were sent of {size}")) }
+    }
+
     /// From a reset to the next, or to the end of the story.
     fn boot(&mut self) -> Result<End, Fault> {
         self.tally.boots += 1;
@@ -215,7 +226,11 @@ impl Life {
         let image = image.ok_or_else(|| format!("slot {} boots, and holds no system", slot.letter()))?;
         let boot_id = self.dice.u128(..);
         self.site.boot(slot, boot_id, image.version).map_err(|error| format!("cannot boot: {error}"))?;
-        lock(&self.cloud).is_online = image.nature != Nature::Offline;
+        lock(&self.cloud).online_at = match image.nature {
+            Nature::Offline => Duration::MAX,
+            Nature::Late => scheduler::now() + TRIAL_LIMIT,
+            Nature::Good | Nature::Panics | Nature::NoDaemon => scheduler::now(),
+        };
         match image.nature {
             Nature::Panics => {
                 scheduler::pass(WATCHDOG);
@@ -225,7 +240,7 @@ impl Life {
                 scheduler::pass(GUARD);
                 self.guard()
             }
-            Nature::Good | Nature::Offline => self.run_daemons(slot),
+            Nature::Good | Nature::Offline | Nature::Late => self.run_daemons(slot),
         }
     }
 

@@ -60,9 +60,10 @@ pub fn name(plan: &Plan) -> String {
 fn random(seed: u64) -> Plan {
     let mut dice = Rng::with_seed(seed);
     let story = &STORIES[dice.usize(..STORIES.len())];
-    // Now and then, one after the other.
-    let (count, longest) = if dice.u8(..100) < 3 { (dice.usize(10..14), 12) } else { (dice.usize(1..5), 80) };
-    let failures = (0..count).map(|_| Failure { after: dice.u64(1..longest), loss: Loss::ALL[dice.usize(..5)] });
+    // Now and then, one after the other, each a little after the start was counted.
+    let (count, after) = if dice.u8(..100) < 3 { (dice.usize(12..20), 6..12) } else { (dice.usize(1..5), 1..80) };
+    let failures =
+        (0..count).map(|_| Failure { after: dice.u64(after.clone()), loss: Loss::ALL[dice.usize(..5)] });
     Plan { story, failures: failures.collect(), seed, is_stormy: true }
 }
 

@@ -40,6 +40,7 @@ impl Site {
         }
         fs::write(site.proc().join("self/mountinfo"), "")?;
         fs::write(site.proc().join("swaps"), "")?;
+        fs::write(site.base.join("etc/keys/simulation.pub"), include_bytes!("../data/simulation.pub"))?;
         let environment = site.environment();
         let lines =
             COPIES.map(|offset| format!("{} {offset:#x} {COPY_BYTES:#x}\n", environment.display())).concat();

@@ -7,14 +7,14 @@ use ring::digest::{SHA256, digest};
 use crate::disk::Lie;
 use crate::uboot::Slot;
 
-/// Size of each slot.
-pub const SLOT_BYTES: usize = 1 << 21;
+/// A slot has a little more room than the image needs.
+const ROOM_BYTES: usize = 1 << 16;
 
 /// More than a block, and not a multiple of a page: the last bytes take another way to the slot than all others.
 const IMAGE_BYTES: usize = (1 << 20) + 4096 * 3 + 1000;
 
-/// Several times what a checkpoint must save at least.
-const LONG_IMAGE_BYTES: usize = (10 << 20) + 1000;
+/// Twice what a checkpoint must save at least.
+const LONG_IMAGE_BYTES: usize = (9 << 20) + 1000;
 
 /// What a system does when it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub enum Nature {
     Good,
     /// It does not find the hub.
     Offline,
+    /// It finds the hub when the time of a trial is over.
+    Late,
     /// The kernel does not come up.
     Panics,
     /// The daemon does not start.
@@ -40,9 +42,13 @@ pub struct Image {
 
 impl Image {
     fn new(version: &'static str, nature: Nature, size: usize) -> Self {
-        let mut content = format!("a system of version {version}, {nature:?}\n").into_bytes();
-        let mut dice = fastrand::Rng::with_seed(content.iter().map(|byte| u64::from(*byte)).sum());
-        content.resize_with(size, || dice.u8(..));
+        let mut content = format!("a system of version {version}, {nature:?}, {size} bytes\n").into_bytes();
+        // Knuth's generator: data/make signs the same bytes.
+        let mut state: u64 = content.iter().map(|byte| u64::from(*byte)).sum();
+        content.resize_with(size, || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state.to_be_bytes()[0]
+        });
         let digest = digest(&SHA256, &content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         Self { version, nature, content, digest }
     }
@@ -59,6 +65,7 @@ pub struct Images {
     pub good: Image,
     pub long: Image,
     pub offline: Image,
+    pub late: Image,
     pub panics: Image,
     pub no_daemon: Image,
 }
@@ -71,6 +78,7 @@ impl Images {
             good: Image::new("2.0", Nature::Good, IMAGE_BYTES),
             long: Image::new("2.0", Nature::Good, LONG_IMAGE_BYTES),
             offline: Image::new("2.0", Nature::Offline, IMAGE_BYTES),
+            late: Image::new("2.0", Nature::Late, IMAGE_BYTES),
             panics: Image::new("2.0", Nature::Panics, IMAGE_BYTES),
             no_daemon: Image::new("2.0", Nature::NoDaemon, IMAGE_BYTES),
         })
@@ -78,8 +86,8 @@ impl Images {
 
     /// The system that a slot holds whole.
     pub fn in_slot(&self, slot: &[u8]) -> Option<&Image> {
-        let Self { factory, good, long, offline, panics, no_daemon } = self;
-        [factory, good, long, offline, panics, no_daemon].into_iter().find(|image| image.is_in(slot))
+        let Self { factory, good, long, offline, late, panics, no_daemon } = self;
+        [factory, good, long, offline, late, panics, no_daemon].into_iter().find(|image| image.is_in(slot))
     }
 }
 
@@ -96,6 +104,27 @@ pub enum Act {
     Commit,
     /// Somebody at the device goes back from the update that is completed.
     RollBack,
+}
+
+/// What the image is verified by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    Digest,
+    Signature,
+    /// The check value of another image.
+    ForeignDigest,
+    /// The signature of another image.
+    ForeignSignature,
+}
+
+impl Check {
+    pub fn is_by_signature(self) -> bool {
+        matches!(self, Self::Signature | Self::ForeignSignature)
+    }
+
+    pub fn is_right(self) -> bool {
+        matches!(self, Self::Digest | Self::Signature)
+    }
 }
 
 /// How the machine is before.
@@ -119,8 +148,7 @@ pub struct Story {
     pub image: fn(&'static Images) -> &'static Image,
     /// The request comes by a desired property, instead of a direct method.
     pub is_desired: bool,
-    /// The check value is of another image.
-    pub is_forged: bool,
+    pub check: Check,
     pub act: Act,
     pub before: Before,
     /// What does not do what it says.
@@ -141,7 +169,7 @@ const GOOD: Story = Story {
     origin: Slot::A,
     image: |images| &images.good,
     is_desired: false,
-    is_forged: false,
+    check: Check::Digest,
     act: Act::None,
     before: Before::New,
     liar: None,
@@ -154,10 +182,12 @@ pub static STORIES: &[Story] = &[
     Story { name: "sick", image: |images| &images.offline, ends: "rolledBack", ..GOOD },
     Story { name: "panics", image: |images| &images.panics, ends: "rolledBack", ..GOOD },
     Story { name: "no-daemon", image: |images| &images.no_daemon, ends: "rolledBack", ..GOOD },
-    Story { name: "forged", is_forged: true, ends: "failed", ..GOOD },
+    Story { name: "signed", check: Check::Signature, ..GOOD },
+    Story { name: "bad-digest", check: Check::ForeignDigest, ends: "failed", ..GOOD },
+    Story { name: "bad-signature", check: Check::ForeignSignature, ends: "failed", ..GOOD },
     Story { name: "cancel", act: Act::Cancel, ends: "failed", ..GOOD },
     Story { name: "resume", image: |images| &images.long, act: Act::Restart, ..GOOD },
-    Story { name: "commit", image: |images| &images.offline, act: Act::Commit, ..GOOD },
+    Story { name: "commit", image: |images| &images.late, act: Act::Commit, ..GOOD },
     Story { name: "roll-back", act: Act::RollBack, ends: "rolledBack", ..GOOD },
     Story { name: "environment", before: Before::EnvironmentDamaged, ..GOOD },
     Story { name: "newer-state", before: Before::NewerState, ..GOOD },
@@ -174,6 +204,14 @@ impl Story {
 
     pub fn image(&self) -> &'static Image {
         (self.image)(Images::all())
+    }
+
+    /// What lies beside the image.
+    pub fn signature(&self) -> &'static [u8] {
+        match self.check {
+            Check::ForeignSignature => include_bytes!("../data/factory.minisig"),
+            Check::Signature | Check::Digest | Check::ForeignDigest => include_bytes!("../data/good.minisig"),
+        }
     }
 
     pub fn target(&self) -> Slot {
@@ -195,6 +233,6 @@ impl Story {
     }
 
     pub fn slot_bytes(&self) -> usize {
-        SLOT_BYTES.max(self.image().content.len().next_multiple_of(SLOT_BYTES))
+        self.image().content.len().next_multiple_of(ROOM_BYTES) + ROOM_BYTES
     }
 }
