@@ -12,7 +12,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use twinboot::install::validator::Validator;
-use twinboot::network::wire::{self, FetchRequest, Fetched, FromHub, Opening, Reader, ToHub, WireError, Writer};
+use twinboot::network::wire::{
+    self, FetchRequest, Fetched, FromHub, Opening, Reader, ToHub, WireError, Writer,
+};
 
 use crate::disk::{self, NEWS};
 use crate::scheduler;
@@ -89,8 +91,11 @@ impl Cloud {
 
     /// The story is over, as far as the twin tells.
     pub fn is_over(&self) -> bool {
-        let ends: &[&str] =
-            if self.story.act == Act::RollBack { &["failed", "rolledBack"] } else { &["completed", "failed", "rolledBack"] };
+        let ends: &[&str] = if self.story.act == Act::RollBack {
+            &["failed", "rolledBack"]
+        } else {
+            &["completed", "failed", "rolledBack"]
+        };
         let is_about_update =
             self.reported.as_ref().is_some_and(|reported| reported["firmware"]["updateId"] == UPDATE_ID);
         ends.contains(&self.status()) && is_about_update
@@ -130,7 +135,9 @@ impl Cloud {
 
     fn on_reply(&mut self, status: u16, payload: &Value) {
         match (status, payload["Response"].as_str()) {
-            (200, Some(text)) if text.contains("started") || text.contains("already") => self.is_accepted = true,
+            (200, Some(text)) if text.contains("started") || text.contains("already") => {
+                self.is_accepted = true
+            }
             (200, Some(text)) if text.contains("cancelled") => {}
             (409, _) => {}
             _ => self.blame(format!("a method was answered {status} {payload}")),
@@ -215,20 +222,33 @@ async fn converse(stream: UnixStream, site: Arc<Site>, cloud: Shared) {
     };
 }
 
-async fn hold_session(mut reader: Reader, mut writer: Writer, site: &Site, cloud: &Shared) -> Result<(), WireError> {
+async fn hold_session(
+    mut reader: Reader,
+    mut writer: Writer,
+    site: &Site,
+    cloud: &Shared,
+) -> Result<(), WireError> {
     let (offline, is_refused, delay, life) = {
         let mut cloud = lock(cloud);
         // A trial has ten minutes to be told of.
         let is_refused = cloud.refusals < 2 && cloud.strikes(20);
         cloud.refusals = if is_refused { cloud.refusals + 1 } else { 0 };
         let life = if cloud.strikes(50) { cloud.delay(Duration::from_secs(300)) } else { Duration::MAX };
-        (cloud.online_at.saturating_sub(scheduler::now()), is_refused, cloud.delay(Duration::from_secs(20)), life)
+        (
+            cloud.online_at.saturating_sub(scheduler::now()),
+            is_refused,
+            cloud.delay(Duration::from_secs(20)),
+            life,
+        )
     };
     if !offline.is_zero() || is_refused {
         let reason = "the hub is away".to_owned();
         writer.send(&FromHub::Disconnected { reason }, &[]).await?;
         // It hangs up in the end, or the networked part does.
-        let _ = timeout(offline.max(Duration::from_secs(90)), async { while reader.next::<ToHub>().await.is_ok() {} }).await;
+        let _ = timeout(offline.max(Duration::from_secs(90)), async {
+            while reader.next::<ToHub>().await.is_ok() {}
+        })
+        .await;
         return Ok(());
     }
     sleep(delay).await;
@@ -260,7 +280,10 @@ async fn hold_session(mut reader: Reader, mut writer: Writer, site: &Site, cloud
                     },
                     () = &mut until_next => break,
                 }
-                if lock(cloud).call().is_some_and(|next| wanted.as_ref().is_none_or(|wanted| wanted.0 != next.0)) {
+                if lock(cloud)
+                    .call()
+                    .is_some_and(|next| wanted.as_ref().is_none_or(|wanted| wanted.0 != next.0))
+                {
                     break;
                 }
             }

@@ -186,7 +186,10 @@ pub fn insert(files: &[(PathBuf, Vec<u8>)]) -> io::Result<()> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => fs::create_dir(root)?,
         }
-        disk.names.iter().filter(|(path, _)| *path != root).try_for_each(|(path, node)| disk.nodes[*node].make(path))
+        disk.names
+            .iter()
+            .filter(|(path, _)| *path != root)
+            .try_for_each(|(path, node)| disk.nodes[*node].make(path))
     })?;
     *DISK.lock().unwrap_or_else(PoisonError::into_inner) = Some(disk);
     Ok(())
@@ -476,7 +479,9 @@ impl Disk {
 
     fn is_rooted(&self, path: &Path) -> bool {
         let root = ROOT.get().expect("there is a root");
-        path.ancestors().take_while(|path| path.starts_with(root)).all(|path| self.safe_names.contains_key(path))
+        path.ancestors()
+            .take_while(|path| path.starts_with(root))
+            .all(|path| self.safe_names.contains_key(path))
     }
 }
 

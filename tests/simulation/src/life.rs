@@ -173,7 +173,8 @@ impl Life {
 
     fn settle(&mut self, loss: Loss) -> Result<(), Fault> {
         let dice = &mut self.dice;
-        disk::change(|disk| disk.settle(loss, dice)).map_err(|error| format!("the disk cannot be restored: {error}"))
+        disk::change(|disk| disk.settle(loss, dice))
+            .map_err(|error| format!("the disk cannot be restored: {error}"))
     }
 
     fn run(&mut self) -> Result<(), Fault> {
@@ -208,7 +209,11 @@ impl Life {
     fn judge_traffic(&self) -> Result<(), Fault> {
         let (sent, size) = (lock(&self.cloud).sent_bytes, self.plan.story.image().content.len() as u64);
         let most = size * (self.tally.failures as u64 + 1) + RESTART_COSTS_BYTES;
-        if self.plan.is_stormy || sent <= most { Ok(()) } else { Err(format!("{sent} bytes were sent of {size}")) }
+        if self.plan.is_stormy || sent <= most {
+            Ok(())
+        } else {
+            Err(format!("{sent} bytes were sent of {size}"))
+        }
     }
 
     /// From a reset to the next, or to the end of the story.
@@ -219,7 +224,8 @@ impl Life {
         }
         disk::change(|disk| disk.switch_on());
         scheduler::pass(BOOT);
-        seam::BOOTED_MILLIS.store(u64::try_from(scheduler::now().as_millis()).unwrap_or(0), Ordering::Relaxed);
+        seam::BOOTED_MILLIS
+            .store(u64::try_from(scheduler::now().as_millis()).unwrap_or(0), Ordering::Relaxed);
         let Some(slot) = self.run_boot_loader()? else { return Ok(End::Failed) };
         let path = self.site.slot(slot);
         let image = disk::change(|disk| Images::all().in_slot(disk.safe(&path)));
@@ -322,7 +328,8 @@ impl Life {
         let (site, cloud) = (self.site.clone(), self.cloud.clone());
         // A thread of its own, so that nothing that a thread keeps is left of the run before.
         let daemon = std::thread::spawn(move || daemon(&site, &cloud));
-        let end = daemon.join().map_err(|panic| format!("the daemon panics: {}", words(panic.as_ref())))??;
+        let end =
+            daemon.join().map_err(|panic| format!("the daemon panics: {}", words(panic.as_ref())))??;
         judge::judge_decisions(&self.site, self.plan.story, slot)?;
         Ok(end)
     }
@@ -340,7 +347,8 @@ fn daemon(site: &Arc<Site>, cloud: &Shared) -> Result<End, Fault> {
         let _ = fs::remove_file(socket);
     }
     let end = runtime.block_on(async {
-        let listener = UnixListener::bind(site.network_socket()).map_err(|error| format!("no network: {error}"))?;
+        let listener =
+            UnixListener::bind(site.network_socket()).map_err(|error| format!("no network: {error}"))?;
         let (stop, stopped) = oneshot::channel::<()>();
         let agent = agent::run(site.config(), async { drop(stopped.await) });
         let mut agent = Box::pin(agent);

@@ -31,7 +31,10 @@ pub fn one(seed: Option<u64>, story: Option<&str>, fail: &[String]) -> Result<Op
     }
     let Some(name) = story else { return Ok(None) };
     let story = Story::named(name).ok_or_else(|| {
-        format!("no story {name}: there are {}", STORIES.iter().map(|story| story.name).collect::<Vec<_>>().join(", "))
+        format!(
+            "no story {name}: there are {}",
+            STORIES.iter().map(|story| story.name).collect::<Vec<_>>().join(", ")
+        )
     })?;
     if fail.is_empty() {
         return Ok(None);
@@ -52,7 +55,8 @@ pub fn name(plan: &Plan) -> String {
     if plan.is_stormy {
         return format!("--seed {}", plan.seed);
     }
-    let failures = plan.failures.iter().map(|failure| format!(" --fail {}:{}", failure.after, failure.loss.name()));
+    let failures =
+        plan.failures.iter().map(|failure| format!(" --fail {}:{}", failure.after, failure.loss.name()));
     format!("--story {}{}", plan.story.name, failures.collect::<String>())
 }
 
@@ -61,7 +65,8 @@ fn random(seed: u64) -> Plan {
     let mut dice = Rng::with_seed(seed);
     let story = &STORIES[dice.usize(..STORIES.len())];
     // Now and then, one after the other, each a little after the start was counted.
-    let (count, after) = if dice.u8(..100) < 3 { (dice.usize(12..20), 6..12) } else { (dice.usize(1..5), 1..80) };
+    let (count, after) =
+        if dice.u8(..100) < 3 { (dice.usize(12..20), 6..12) } else { (dice.usize(1..5), 1..80) };
     let failures =
         (0..count).map(|_| Failure { after: dice.u64(after.clone()), loss: Loss::ALL[dice.usize(..5)] });
     Plan { story, failures: failures.collect(), seed, is_stormy: true }

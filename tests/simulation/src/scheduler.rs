@@ -118,7 +118,11 @@ pub fn wake(cause: Cause, count: usize) -> usize {
     ready.extend(now_ready.iter().map(|waiting| waiting.thread));
     let count = now_ready.len();
     // There was no other between them: their order is as it was.
-    waiting.extend(still_waiting.iter().map(|&Waiting { thread, cause, until }| Waiting { thread, cause, until }));
+    waiting.extend(still_waiting.iter().map(|&Waiting { thread, cause, until }| Waiting {
+        thread,
+        cause,
+        until,
+    }));
     count
 }
 

@@ -15,7 +15,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use libc::{clockid_t, epoll_event, mode_t, off64_t, off_t, pthread_attr_t, pthread_t, size_t, ssize_t, timespec};
+use libc::{
+    clockid_t, epoll_event, mode_t, off_t, off64_t, pthread_attr_t, pthread_t, size_t, ssize_t, timespec,
+};
 
 use crate::disk;
 use crate::scheduler::{self, Cause};
@@ -58,7 +60,13 @@ fn fail(errno: c_int) -> c_int {
 /// Until [`open`]ed; closes it again.
 pub fn sleep_at(gate: &AtomicU32) {
     while gate.swap(0, Ordering::Acquire) == 0 {
-        real!(SYS_futex, gate.as_ptr(), libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG, 0, ptr::null::<timespec>());
+        real!(
+            SYS_futex,
+            gate.as_ptr(),
+            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+            0,
+            ptr::null::<timespec>()
+        );
     }
 }
 
@@ -93,11 +101,13 @@ pub extern "C" fn syscall(
                 let value = unsafe { &*ptr::with_exposed_provenance::<AtomicU32>(address) };
                 let expected = (c & 0xffff_ffff) as u32;
                 // SAFETY: the caller's, or null.
-                let limit = unsafe { ptr::with_exposed_provenance::<timespec>(d as usize).as_ref() }.map(duration);
+                let limit =
+                    unsafe { ptr::with_exposed_provenance::<timespec>(d as usize).as_ref() }.map(duration);
                 return c_long::from(futex_wait(value, expected, limit, operation == libc::FUTEX_WAIT));
             }
             libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => {
-                let woken = scheduler::wake(Cause::Address(address), usize::try_from(c).unwrap_or(usize::MAX));
+                let woken =
+                    scheduler::wake(Cause::Address(address), usize::try_from(c).unwrap_or(usize::MAX));
                 return c_long::try_from(woken).unwrap_or(c_long::MAX);
             }
             _ => {}
@@ -112,7 +122,11 @@ fn futex_wait(value: &AtomicU32, expected: u32, limit: Option<Duration>, is_rela
         return fail(libc::EAGAIN);
     }
     let until = limit.map(|limit| if is_relative { scheduler::now() + limit } else { limit });
-    if scheduler::wait(Cause::Address(value.as_ptr().expose_provenance()), until) { 0 } else { fail(libc::ETIMEDOUT) }
+    if scheduler::wait(Cause::Address(value.as_ptr().expose_provenance()), until) {
+        0
+    } else {
+        fail(libc::ETIMEDOUT)
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -166,7 +180,8 @@ pub unsafe extern "C" fn pthread_create(
 ) -> c_int {
     static REAL: OnceLock<Create> = OnceLock::new();
     // SAFETY: that is its type.
-    let real = *REAL.get_or_init(|| unsafe { std::mem::transmute::<*mut c_void, Create>(next(c"pthread_create")) });
+    let real =
+        *REAL.get_or_init(|| unsafe { std::mem::transmute::<*mut c_void, Create>(next(c"pthread_create")) });
     if !scheduler::is_on() {
         // SAFETY: as the caller said.
         return unsafe { real(name, attributes, routine, argument) };
@@ -193,7 +208,8 @@ pub unsafe extern "C" fn pthread_create(
 pub unsafe extern "C" fn pthread_join(name: pthread_t, value: *mut *mut c_void) -> c_int {
     static REAL: OnceLock<Join> = OnceLock::new();
     // SAFETY: that is its type.
-    let real = *REAL.get_or_init(|| unsafe { std::mem::transmute::<*mut c_void, Join>(next(c"pthread_join")) });
+    let real =
+        *REAL.get_or_init(|| unsafe { std::mem::transmute::<*mut c_void, Join>(next(c"pthread_join")) });
     if scheduler::is_on() {
         scheduler::join(name);
     }
@@ -204,9 +220,15 @@ pub unsafe extern "C" fn pthread_join(name: pthread_t, value: *mut *mut c_void) 
 /// # Safety
 /// As the C library says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn epoll_wait(epoll: c_int, events: *mut epoll_event, max: c_int, timeout_ms: c_int) -> c_int {
+pub unsafe extern "C" fn epoll_wait(
+    epoll: c_int,
+    events: *mut epoll_event,
+    max: c_int,
+    timeout_ms: c_int,
+) -> c_int {
     let look = |timeout_ms: c_int| {
-        let found = real!(SYS_epoll_pwait, epoll, events, max, timeout_ms, ptr::null::<c_void>(), size_of::<u64>());
+        let found =
+            real!(SYS_epoll_pwait, epoll, events, max, timeout_ms, ptr::null::<c_void>(), size_of::<u64>());
         c_int::try_from(found).unwrap_or(-1)
     };
     if !scheduler::is_on() {
@@ -399,7 +421,12 @@ pub unsafe extern "C" fn write(file: c_int, buffer: *const c_void, length: size_
 /// # Safety
 /// As the C library says.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn pwrite64(file: c_int, buffer: *const c_void, length: size_t, offset: off64_t) -> ssize_t {
+pub unsafe extern "C" fn pwrite64(
+    file: c_int,
+    buffer: *const c_void,
+    length: size_t,
+    offset: off64_t,
+) -> ssize_t {
     if !watched_file(file) || length == 0 {
         return ssize_t::try_from(real!(SYS_pwrite64, file, buffer, length, offset)).unwrap_or(-1);
     }

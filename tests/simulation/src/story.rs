@@ -193,8 +193,18 @@ pub static STORIES: &[Story] = &[
     Story { name: "newer-state", before: Before::NewerState, ..GOOD },
     Story { name: "older-state", before: Before::OlderState, ..GOOD },
     Story { name: "lying-slot", liar: Some((Liar::Target, Lie::Flips(2))), ends: "failed", ..GOOD },
-    Story { name: "lying-environment", liar: Some((Liar::Environment, Lie::Drops(1))), ends: "failed", ..GOOD },
-    Story { name: "failing-environment", liar: Some((Liar::Environment, Lie::Refuses(1))), ends: "failed", ..GOOD },
+    Story {
+        name: "lying-environment",
+        liar: Some((Liar::Environment, Lie::Drops(1))),
+        ends: "failed",
+        ..GOOD
+    },
+    Story {
+        name: "failing-environment",
+        liar: Some((Liar::Environment, Lie::Refuses(1))),
+        ends: "failed",
+        ..GOOD
+    },
 ];
 
 impl Story {

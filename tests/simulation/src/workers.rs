@@ -30,7 +30,8 @@ struct Sum {
 /// When there was a fault, as one line.
 pub fn run(workers: usize) -> Result<(), Fault> {
     let (sender, lines) = channel();
-    let started: io::Result<Vec<Child>> = (0..workers).map(|worker| start(worker, workers, sender.clone())).collect();
+    let started: io::Result<Vec<Child>> =
+        (0..workers).map(|worker| start(worker, workers, sender.clone())).collect();
     let mut children = started.map_err(|error| format!("cannot start: {error}"))?;
     drop(sender);
     let began = Instant::now();
@@ -56,7 +57,9 @@ pub fn run(workers: usize) -> Result<(), Fault> {
     match (sum.faults.len(), died) {
         (0, false) => Ok(()),
         (_, true) => Err("a worker died".to_owned()),
-        (count, _) => Err(format!("{count} faults; show one with: tests/simulation/run, and what stands before the colon")),
+        (count, _) => Err(format!(
+            "{count} faults; show one with: tests/simulation/run, and what stands before the colon"
+        )),
     }
 }
 
@@ -79,7 +82,9 @@ impl Sum {
     fn take(&mut self, phase: &mut String, line: &str) {
         match line.split_once(' ') {
             Some(("phase", name)) => name.clone_into(phase),
-            Some(("runs", count)) => *self.runs.entry(phase.clone()).or_default() += count.parse().unwrap_or(0),
+            Some(("runs", count)) => {
+                *self.runs.entry(phase.clone()).or_default() += count.parse().unwrap_or(0)
+            }
             Some(("points", text)) => {
                 self.points += text.rsplit(' ').next().and_then(|count| count.parse().ok()).unwrap_or(0);
             }
@@ -95,6 +100,12 @@ impl Sum {
 
     fn text(&self) -> String {
         let runs: Vec<_> = self.runs.iter().map(|(phase, count)| format!("{count} {phase}")).collect();
-        format!("{} runs ({}) of {} points, {} faults", self.runs.values().sum::<u64>(), runs.join(", "), self.points, self.faults.len())
+        format!(
+            "{} runs ({}) of {} points, {} faults",
+            self.runs.values().sum::<u64>(),
+            runs.join(", "),
+            self.points,
+            self.faults.len()
+        )
     }
 }
