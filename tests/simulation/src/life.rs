@@ -52,7 +52,6 @@ pub struct Tally {
     pub operations: u64,
     pub boots: u32,
     pub failures: usize,
-    pub simulated: Duration,
 }
 
 /// More than any story needs, failures apart.
@@ -105,7 +104,6 @@ pub struct Life {
 /// # Errors
 /// What must not be.
 pub fn live(site: &Arc<Site>, plan: &Plan) -> Result<Tally, Fault> {
-    let began = scheduler::now();
     seam::seed(plan.seed);
     scheduler::shuffle(plan.is_stormy.then_some(plan.seed));
     let mut life = Life {
@@ -122,7 +120,7 @@ pub fn live(site: &Arc<Site>, plan: &Plan) -> Result<Tally, Fault> {
     lived.and(fault.map_or(Ok(()), Err))?;
     life.judge_traffic()?;
     let operations = disk::change(|disk| disk.operations());
-    Ok(Tally { operations, simulated: scheduler::now() - began, ..life.tally })
+    Ok(Tally { operations, ..life.tally })
 }
 
 impl Life {

@@ -12,6 +12,7 @@ mod seam;
 mod site;
 mod story;
 #[path = "../../campaign/src/uboot.rs"]
+#[expect(dead_code, reason = "the campaign needs more of it")]
 mod uboot;
 mod workers;
 

@@ -307,12 +307,38 @@ pub unsafe extern "C" fn getrandom(buffer: *mut c_void, length: size_t, flags: c
 /// Whether the daemon has asked for the reboot: the one program that it starts here.
 pub static REBOOT_ASKED: AtomicBool = AtomicBool::new(false);
 
-/// Nothing is started.
+type Spawn = unsafe extern "C" fn(
+    *mut libc::pid_t,
+    *const c_char,
+    *const c_void,
+    *const c_void,
+    *const *mut c_char,
+    *const *mut c_char,
+) -> c_int;
+
+/// The simulated machine starts nothing.
+///
+/// # Safety
+/// As the C library says.
 #[unsafe(no_mangle)]
-pub extern "C" fn posix_spawnp() -> c_int {
-    REBOOT_ASKED.store(true, Ordering::Relaxed);
-    disk::NEWS.notify_one();
-    libc::ENOENT
+pub unsafe extern "C" fn posix_spawnp(
+    process: *mut libc::pid_t,
+    program: *const c_char,
+    actions: *const c_void,
+    attributes: *const c_void,
+    arguments: *const *mut c_char,
+    environment: *const *mut c_char,
+) -> c_int {
+    static REAL: OnceLock<Spawn> = OnceLock::new();
+    if scheduler::is_on() {
+        REBOOT_ASKED.store(true, Ordering::Relaxed);
+        disk::NEWS.notify_one();
+        return libc::ENOENT;
+    }
+    // SAFETY: that is its type.
+    let real = *REAL.get_or_init(|| unsafe { std::mem::transmute::<*mut c_void, Spawn>(next(c"posix_spawnp")) });
+    // SAFETY: as the caller said.
+    unsafe { real(process, program, actions, attributes, arguments, environment) }
 }
 
 // ---- files

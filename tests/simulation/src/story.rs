@@ -118,10 +118,6 @@ pub enum Check {
 }
 
 impl Check {
-    pub fn is_by_signature(self) -> bool {
-        matches!(self, Self::Signature | Self::ForeignSignature)
-    }
-
     pub fn is_right(self) -> bool {
         matches!(self, Self::Digest | Self::Signature)
     }
