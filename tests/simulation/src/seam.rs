@@ -336,7 +336,8 @@ pub unsafe extern "C" fn posix_spawnp(
         return libc::ENOENT;
     }
     // SAFETY: that is its type.
-    let real = *REAL.get_or_init(|| unsafe { std::mem::transmute::<*mut c_void, Spawn>(next(c"posix_spawnp")) });
+    let real =
+        *REAL.get_or_init(|| unsafe { std::mem::transmute::<*mut c_void, Spawn>(next(c"posix_spawnp")) });
     // SAFETY: as the caller said.
     unsafe { real(process, program, actions, attributes, arguments, environment) }
 }
