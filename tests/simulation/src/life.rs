@@ -370,8 +370,8 @@ fn daemon(site: &Arc<Site>, cloud: &Shared) -> Result<End, Fault> {
         }
         Ok(end)
     });
-    // Power may have failed meanwhile.
-    runtime.shutdown_timeout(BOOT_LIMIT);
+    // Its tasks, and then its threads, end; power may fail meanwhile.
+    drop(runtime);
     let is_on = disk::change(|disk| disk.is_on());
     if is_on { end } else { end.map(|_| End::Failed) }
 }

@@ -49,7 +49,7 @@ struct Options {
     #[arg(long, value_name = "AFTER:LOSS", requires = "story")]
     fail: Vec<String>,
     /// Processes
-    #[arg(long, default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
+    #[arg(long, overrides_with = "workers", default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
     workers: usize,
     /// This worker of them
     #[arg(long, hide = true)]

@@ -52,14 +52,16 @@ pub fn run(workers: usize) -> Result<(), Fault> {
             eprintln!("{} s: {}", began.elapsed().as_secs(), sum.text());
         }
     }
-    let died = children.iter_mut().any(|child| child.wait().is_ok_and(|status| status.code().is_none()));
+    let all_well = children
+        .iter_mut()
+        .fold(true, |well, child| child.wait().is_ok_and(|status| status.success()) && well);
     println!("{} in {} s", sum.text(), began.elapsed().as_secs());
-    match (sum.faults.len(), died) {
-        (0, false) => Ok(()),
-        (_, true) => Err("a worker died".to_owned()),
-        (count, _) => Err(format!(
-            "{count} faults; show one with: tests/simulation/run, and what stands before the colon"
-        )),
+    match (sum.faults.len(), all_well) {
+        (0, true) => Ok(()),
+        (0, false) => Err("a worker died".to_owned()),
+        (count, _) => {
+            Err(format!("{count} faults: show one by tests/simulation/run with what stands before its colon"))
+        }
     }
 }
 
