@@ -23,7 +23,7 @@ use crate::story::{Act, Check, Images, Story};
 use crate::uboot::Environment;
 
 /// What the image server sends in one second.
-pub const CHUNK_BYTES: usize = 128 << 10;
+pub const CHUNK_BYTES: usize = 64 << 10;
 
 /// An operator who has no answer by then asks again; who waits for something looks as often.
 const ASK_AGAIN: Duration = Duration::from_secs(30);

@@ -132,6 +132,7 @@ impl Life {
             content
         };
         let mut environment = uboot::factory(story.origin);
+        environment.truncate(uboot::COPIES[1] + uboot::COPY_BYTES);
         if story.before == Before::EnvironmentDamaged {
             let copy = uboot::COPIES[usize::from(self.dice.clone().bool())];
             environment[copy + 100] ^= 1;

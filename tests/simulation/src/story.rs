@@ -10,8 +10,11 @@ use crate::uboot::Slot;
 /// A slot has a little more room than the image needs.
 const ROOM_BYTES: usize = 1 << 16;
 
-/// More than a block, and not a multiple of a page: the last bytes take another way to the slot than all others.
-const IMAGE_BYTES: usize = (1 << 20) + 4096 * 3 + 1000;
+/// Not a multiple of a page: the last bytes take another way to the slot than all others.
+const IMAGE_BYTES: usize = (1 << 18) + 4096 * 3 + 1000;
+
+/// More than a block.
+const LARGE_IMAGE_BYTES: usize = (1 << 20) + IMAGE_BYTES;
 
 /// Twice what a checkpoint must save at least.
 const LONG_IMAGE_BYTES: usize = (9 << 20) + 1000;
@@ -63,6 +66,7 @@ impl Image {
 pub struct Images {
     pub factory: Image,
     pub good: Image,
+    pub large: Image,
     pub long: Image,
     pub offline: Image,
     pub late: Image,
@@ -76,6 +80,7 @@ impl Images {
         IMAGES.get_or_init(|| Self {
             factory: Image::new("1.0", Nature::Good, IMAGE_BYTES / 2),
             good: Image::new("2.0", Nature::Good, IMAGE_BYTES),
+            large: Image::new("2.0", Nature::Good, LARGE_IMAGE_BYTES),
             long: Image::new("2.0", Nature::Good, LONG_IMAGE_BYTES),
             offline: Image::new("2.0", Nature::Offline, IMAGE_BYTES),
             late: Image::new("2.0", Nature::Late, IMAGE_BYTES),
@@ -86,8 +91,10 @@ impl Images {
 
     /// The system that a slot holds whole.
     pub fn in_slot(&self, slot: &[u8]) -> Option<&Image> {
-        let Self { factory, good, long, offline, late, panics, no_daemon } = self;
-        [factory, good, long, offline, late, panics, no_daemon].into_iter().find(|image| image.is_in(slot))
+        let Self { factory, good, large, long, offline, late, panics, no_daemon } = self;
+        [factory, good, large, long, offline, late, panics, no_daemon]
+            .into_iter()
+            .find(|image| image.is_in(slot))
     }
 }
 
@@ -174,6 +181,7 @@ const GOOD: Story = Story {
 
 pub static STORIES: &[Story] = &[
     GOOD,
+    Story { name: "large", image: |images| &images.large, ..GOOD },
     Story { name: "desired", origin: Slot::B, is_desired: true, ..GOOD },
     Story { name: "sick", image: |images| &images.offline, ends: "rolledBack", ..GOOD },
     Story { name: "panics", image: |images| &images.panics, ends: "rolledBack", ..GOOD },
