@@ -339,6 +339,8 @@ impl BootEnv for UbootEnv {
         let layout = storage.layout();
         let new = old.environment.patched(patch, layout.data_bytes())?;
         if new == old.environment {
+            // A process that was killed before it could sync may have written it.
+            storage.sync(old.taken)?;
             return Ok(Written::Unchanged { damaged: old.other_is_bad });
         }
         storage.put(&new, &old)?;
@@ -409,6 +411,13 @@ impl Storage {
             taken,
             other_is_bad: layout.redundant && taken.other().of(&good).is_none(),
         })
+    }
+
+    fn sync(&self, taken: CopyIndex) -> Result<(), BootEnvError> {
+        match self {
+            Self::Single(only) => only.sync(),
+            Self::Redundant(copies) => taken.of(copies).sync(),
+        }
     }
 
     /// Writes `environment` in the place of `old`, or beside it.

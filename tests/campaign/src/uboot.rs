@@ -4,8 +4,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::disk::Medium;
-
 /// Size of a copy.
 pub const COPY_BYTES: usize = 0x4000;
 
@@ -31,10 +29,6 @@ pub enum Slot {
 impl Slot {
     pub fn letter(self) -> &'static str {
         if self == Self::A { "a" } else { "b" }
-    }
-
-    pub fn medium(self) -> Medium {
-        if self == Self::A { Medium::SlotA } else { Medium::SlotB }
     }
 }
 
