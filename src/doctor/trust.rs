@@ -93,10 +93,7 @@ fn key_files(directory: &Path) -> Finding {
 fn environment_files(seen: &Seen<'_>) -> Finding {
     const CHECK: &str = "trust.environment";
     let file = &seen.config.boot.environment;
-    let copies = UbootEnv::new(file, &[]).map(|environment| {
-        let places = environment.paths().into_iter().map(Path::to_owned);
-        places.collect::<Vec<_>>()
-    });
+    let copies = UbootEnv::new(file, &[]).map(|environment| environment.paths());
     let copies = copies.unwrap_or_default();
     let copies = copies.iter().map(|copy| ownership::device(copy).map(drop));
     match std::iter::once(ownership::check(file)).chain(copies).find_map(changeable) {
