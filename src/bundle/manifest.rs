@@ -74,6 +74,9 @@ pub struct Manifest {
     /// In the order of their tables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patches: Vec<PatchPart>,
+    /// The name of a file beside the bundle that may have more: a [`PatchFile`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patches_file: Option<String>,
 }
 
 /// One image, for all slots of a class.
@@ -192,6 +195,7 @@ impl Manifest {
             index,
             pieces_bytes: 0,
             patches: Vec::new(),
+            patches_file: None,
         }
     }
 
@@ -254,7 +258,7 @@ impl Manifest {
         if !self.patches.iter().all(|patch| classes.contains(patch.class.as_str())) {
             return Err(BundleError::Field { field: "patches", why: "names a class that has no image" });
         }
-        Ok(())
+        self.patches_file.iter().try_for_each(|name| file_name(name))
     }
 
     fn check_images(&self) -> Result<(), BundleError> {
@@ -351,6 +355,16 @@ fn check_patches(patches: &[PatchPart]) -> Result<(), BundleError> {
 fn text(field: &'static str, text: &str) -> Result<(), BundleError> {
     if text.is_empty() || text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control) {
         return Err(BundleError::Field { field, why: "must have 1 to 128 printable characters" });
+    }
+    Ok(())
+}
+
+/// Beside the bundle, and nowhere else.
+fn file_name(name: &str) -> Result<(), BundleError> {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let why = "must have 1 to 128 of letters, digits, `-`, `_` and `.`, and not begin with `.`";
+    if name.is_empty() || name.len() > TEXT_BYTES_MAX || name.starts_with('.') || !name.bytes().all(legal) {
+        return Err(BundleError::Field { field: "patches_file", why });
     }
     Ok(())
 }

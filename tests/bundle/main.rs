@@ -15,7 +15,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use hub_emulator::images::{DropFault, Faults, FlipFault, ImageServer, StatusFault};
-use make::{digest, made, made_of, made_patched};
+use make::{digest, made, made_beside, made_of, made_patched};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use twinboot::bundle::Manifest;
@@ -267,6 +267,66 @@ async fn a_patch_of_what_runs_is_used_and_only_then() {
     // Without ranges the chunks must do.
     bench.server.set_faults(NAME, Faults { ignore_range: true, ..Faults::default() });
     without(old.clone()).await;
+}
+
+#[tokio::test]
+async fn patches_in_a_file_beside_the_bundle_are_found_by_its_name() {
+    let old = image(15, 4 * MIB);
+    let mut new = old.clone();
+    for at in (0..4 * MIB).step_by(300_000) {
+        new[at + 1000] ^= 0xff;
+    }
+    const BESIDE: &str = "patches-from-1.twb";
+    let (made, beside) = made_beside((&old, &new), BESIDE, None, |_| Vec::new());
+    let bench = Bench::new(5 * MIB, &made.bytes).await;
+    fs::write(bench.path("running"), &old).unwrap();
+    let mut job = bench.job(&made.manifest);
+    let fetch = async |job: &Job, beside: Option<&[u8]>| {
+        beside.into_iter().for_each(|bytes| bench.server.put(BESIDE, bytes.to_vec()));
+        fs::write(bench.path("slot"), vec![0xee; 5 * MIB]).unwrap();
+        let before = bench.sent();
+        run(job).await.0.unwrap();
+        bench.assert_holds(&new);
+        bench.sent() - before
+    };
+    // Nobody made them yet: one question, and chunks.
+    let chunks = fetch(&job, None).await;
+    assert_eq!(bench.server.requests(BESIDE), 1);
+    let patched = fetch(&job, Some(&beside)).await;
+    let of_beside = bench.server.bytes_sent(BESIDE);
+    assert!(patched + of_beside < chunks * 2 / 3, "{patched} and {of_beside} of {chunks}");
+    // What is there already is no reason to ask.
+    let asked = bench.server.requests(BESIDE);
+    run(&job).await.0.unwrap();
+    assert_eq!(bench.server.requests(BESIDE), asked);
+
+    // Whatever is wrong with it, the chunks do.
+    let mut damaged = beside.clone();
+    let at = damaged.len() / 2;
+    damaged[at..].fill(0);
+    fetch(&job, Some(&damaged)).await;
+    for hostile in
+        [&beside[..beside.len() / 2], &beside[..100], &beside[..10], b"not a bundle at all", &made.bytes]
+    {
+        fetch(&job, Some(hostile)).await;
+    }
+    let (_, foreign) = made_beside((&old, &new), BESIDE, Some(Sha256Digest([1; 32])), |_| Vec::new());
+    assert_eq!(fetch(&job, Some(&foreign)).await, chunks);
+    bench.server.set_faults(BESIDE, Faults { ignore_range: true, ..Faults::default() });
+    assert_eq!(fetch(&job, Some(&beside)).await, chunks);
+    bench.server.set_faults(BESIDE, Faults::default());
+
+    // From a stick, and by a link that grants access.
+    job.spec.uri = format!("{}?sig=1", job.spec.uri);
+    assert_eq!(fetch(&job, Some(&beside)).await, patched);
+    fs::write(bench.path(NAME), &made.bytes).unwrap();
+    fs::write(bench.path(BESIDE), &beside).unwrap();
+    job.spec.uri = format!("file://{}", bench.path(NAME).display());
+    fs::write(bench.path("slot"), vec![0xee; 5 * MIB]).unwrap();
+    let (outcome, progress) = run(&job).await;
+    outcome.unwrap();
+    bench.assert_holds(&new);
+    assert!(progress.fetched_bytes < chunks * 2 / 3, "{progress:?}");
 }
 
 #[tokio::test]

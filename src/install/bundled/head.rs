@@ -1,6 +1,9 @@
 //! The beginning of a bundle: read as far as it is needed, and trusted before it is believed.
 
+use std::path::Path;
+
 use bytes::{Bytes, BytesMut};
+use minisign_verify::PublicKey;
 
 use super::super::fetch::Source;
 use super::super::parts::Remote;
@@ -65,6 +68,20 @@ impl Front {
         Ok(taken)
     }
 
+    /// Header, manifest, signatures.
+    ///
+    /// # Errors
+    /// The source; no bundle, or not all of that.
+    pub async fn signed(&mut self) -> Result<(Header, Bytes, Bytes), InstallError> {
+        let header = Header::parse(&self.take(HEADER_BYTES).await?)?;
+        let text = self.take(header.manifest_bytes as usize).await?;
+        let signatures = self.take(header.signatures_bytes as usize).await?;
+        match header.body_offset().saturating_sub(self.offset) {
+            0 => Ok((header, text, signatures)),
+            missing_bytes => Err(BundleError::Truncated { part: "manifest", missing_bytes }.into()),
+        }
+    }
+
     /// What follows, as it comes, and where it is in the file; `None` at the end. Only where all of it comes.
     pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>, InstallError> {
         let bytes = match self.ahead.split().freeze() {
@@ -93,14 +110,8 @@ impl Head {
     ///
     /// # Errors
     /// The source; no bundle, or one that is not to be trusted.
-    pub async fn read(front: &mut Front, rule: Rule, job: &Job) -> Result<Self, InstallError> {
-        let header = Header::parse(&front.take(HEADER_BYTES).await?)?;
-        let text = front.take(header.manifest_bytes as usize).await?;
-        let signatures = front.take(header.signatures_bytes as usize).await?;
-        let missing = header.body_offset().saturating_sub(front.offset);
-        if missing > 0 {
-            return Err(BundleError::Truncated { part: "manifest", missing_bytes: missing }.into());
-        }
+    pub async fn read(front: &mut Front, rule: &Rule, job: &Job) -> Result<Self, InstallError> {
+        let (header, text, signatures) = front.signed().await?;
         let digest = judge(&text, &signatures, rule, job)?;
         let manifest = Manifest::parse(&text)?;
         let layout = manifest.layout(header);
@@ -123,24 +134,33 @@ impl Head {
 }
 
 /// Nothing of a manifest is believed before this; gives its digest.
-fn judge(text: &[u8], signatures: &[u8], rule: Rule, job: &Job) -> Result<Sha256Digest, InstallError> {
-    let keys = match rule {
-        Rule::Unchecked => return Ok(Check::Unchecked.judge(text)?),
-        Rule::Digest(digest) => {
-            let judged = Check::Digest(digest).judge(text);
-            return judged.map_err(|error| VerifyError::of_manifest(error).into());
+fn judge(text: &[u8], signatures: &[u8], rule: &Rule, job: &Job) -> Result<Sha256Digest, InstallError> {
+    let judged = match rule {
+        Rule::Unchecked => Check::Unchecked.judge(text),
+        Rule::Digest(digest) => Check::Digest(*digest).judge(text),
+        Rule::SignedBy(keys) => {
+            let found = (display_url(&job.spec.uri), job.keys.as_path());
+            by_any_signature(text, signatures, keys, job.spec.check_value, found)?
         }
-        Rule::SignedBy(keys) => keys,
     };
-    let url = display_url(&job.spec.uri);
+    judged.map_err(|error| VerifyError::of_manifest(error).into())
+}
+
+/// Whether one of the signatures is of `text` and by one of the keys; what was found where is for messages.
+pub fn by_any_signature(
+    text: &[u8],
+    signatures: &[u8],
+    keys: &[PublicKey],
+    check_value: Option<Sha256Digest>,
+    (url, directory): (String, &Path),
+) -> Result<Result<Sha256Digest, VerifyError>, InstallError> {
     let mut judged = Err(VerifyError::NoSignature { url: url.clone() });
     for signature in Signatures::parse(signatures)?.texts() {
-        let found = (url.as_str(), job.keys.as_path());
-        judged = Check::by_signature(signature.as_bytes(), keys.clone(), job.spec.check_value, found)
+        judged = Check::by_signature(signature.as_bytes(), keys.to_vec(), check_value, (&url, directory))
             .and_then(|check| check.judge(text));
         if judged.is_ok() {
             break;
         }
     }
-    judged.map_err(|error| VerifyError::of_manifest(error).into())
+    Ok(judged)
 }
