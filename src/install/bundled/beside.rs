@@ -55,7 +55,8 @@ async fn read(
     if front.is_whole() {
         return Err(BundleError::Field { field: "patches_file", why: "is not given in parts" }.into());
     }
-    let (ranges, _) = file.layout(header);
+    let (ranges, end) = file.layout(header);
+    front.reaches("frames", end)?;
     let behind = |range: Range<u64>| BESIDE_OFFSET + range.start..BESIDE_OFFSET + range.end;
     let ranges = ranges
         .into_iter()

@@ -82,6 +82,14 @@ impl Front {
         }
     }
 
+    /// Whether the file is as long as a part needs it to be, as far as the server says.
+    pub fn reaches(&self, part: &'static str, end: u64) -> Result<(), BundleError> {
+        match end.saturating_sub(self.source.total_bytes().unwrap_or(u64::MAX)) {
+            0 => Ok(()),
+            missing_bytes => Err(BundleError::Truncated { part, missing_bytes }),
+        }
+    }
+
     /// What follows, as it comes, and where it is in the file; `None` at the end. Only where all of it comes.
     pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>, InstallError> {
         let bytes = match self.ahead.split().freeze() {
@@ -115,11 +123,7 @@ impl Head {
         let digest = judge(&text, &signatures, rule, job)?;
         let manifest = Manifest::parse(&text)?;
         let layout = manifest.layout(header);
-        let total_bytes = front.source.total_bytes().unwrap_or(u64::MAX);
-        if let Some(missing_bytes) = layout.pieces.end.checked_sub(total_bytes).filter(|missing| *missing > 0)
-        {
-            return Err(BundleError::Truncated { part: "chunks", missing_bytes }.into());
-        }
+        front.reaches("chunks", layout.pieces.end)?;
         Ok(Self { manifest, digest, layout })
     }
 
