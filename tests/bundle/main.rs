@@ -525,23 +525,69 @@ async fn images_of_several_classes_are_installed_together_or_not_at_all() {
     assert!(bench.sent() - before <= (both.pieces_offset as u64).max(4096));
 }
 
+/// Two keys of the standard tool: `ours` and `theirs`.
+struct Keys(TempDir);
+
+impl Keys {
+    fn new() -> Self {
+        let keys = Self(tempfile::tempdir().unwrap());
+        for key in ["ours", "theirs"] {
+            let (public, secret) = (keys.path(&format!("{key}.pub")), keys.path(&format!("{key}.key")));
+            minisign(&["-G", "-W", "-p", &public, "-s", &secret]);
+        }
+        keys
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn sign(&self, key: &str, manifest: &[u8]) -> Vec<u8> {
+        fs::write(self.path("manifest"), manifest).unwrap();
+        let secret = self.path(&format!("{key}.key"));
+        minisign(&["-S", "-W", "-s", &secret, "-x", &self.path("sig"), "-m", &self.path("manifest")]);
+        fs::read(self.path("sig")).unwrap()
+    }
+}
+
+fn minisign(arguments: &[&str]) {
+    assert!(Command::new("minisign").args(arguments).output().unwrap().status.success());
+}
+
+#[tokio::test]
+async fn where_a_bundle_must_be_signed_so_must_what_lies_beside_it() {
+    const BESIDE: &str = "patches.twb";
+    let old = image(16, 4 * MIB);
+    let mut new = old.clone();
+    (0..4 * MIB).step_by(300_000).for_each(|at| new[at + 1000] ^= 0xff);
+    let keys = Keys::new();
+    let beside_by = |key: &'static str| {
+        let is_bundle = |manifest: &[u8]| manifest.windows(15).any(|text| text == b"twinboot bundle");
+        let sign = |manifest: &[u8]| keys.sign(if is_bundle(manifest) { "ours" } else { key }, manifest);
+        made_beside((&old, &new), BESIDE, None, sign)
+    };
+    let fetch = async |key: &'static str| {
+        let (made, beside) = beside_by(key);
+        let bench = Bench::new(5 * MIB, &made.bytes).await;
+        fs::copy(keys.path("ours.pub"), bench.path("keys/ours.pub")).unwrap();
+        fs::write(bench.path("running"), &old).unwrap();
+        bench.server.put(BESIDE, beside);
+        let mut job = bench.job(&made.manifest);
+        (job.check, job.spec.check_value) = (ImageCheck::Signature, None);
+        let (outcome, progress) = run(&job).await;
+        outcome.unwrap();
+        bench.assert_holds(&new);
+        progress.fetched_bytes
+    };
+    let (by_ours, by_theirs) = (fetch("ours").await, fetch("theirs").await);
+    assert!(by_ours < by_theirs * 2 / 3, "{by_ours} {by_theirs}");
+}
+
 #[tokio::test]
 async fn only_a_signature_or_a_check_value_makes_a_bundle_trusted() {
     let image = image(10, 2 * MIB);
-    let keys = tempfile::tempdir().unwrap();
-    let path = |name: &str| keys.path().join(name).to_str().unwrap().to_owned();
-    let minisign = |arguments: &[&str]| {
-        assert!(Command::new("minisign").args(arguments).output().unwrap().status.success());
-    };
-    for key in ["ours", "theirs"] {
-        minisign(&["-G", "-W", "-p", &path(&format!("{key}.pub")), "-s", &path(&format!("{key}.key"))]);
-    }
-    let sign = |key: &str, manifest: &[u8]| {
-        fs::write(path("manifest"), manifest).unwrap();
-        let key = path(&format!("{key}.key"));
-        minisign(&["-S", "-W", "-s", &key, "-x", &path("sig"), "-m", &path("manifest")]);
-        fs::read(path("sig")).unwrap()
-    };
+    let keys = Keys::new();
+    let sign = |key: &str, manifest: &[u8]| keys.sign(key, manifest);
     let both = |manifest: &[u8]| [sign("theirs", manifest), sign("ours", manifest)].concat();
     let signed = made_of(&[("rootfs", &image)], both, |_| {});
     let foreign = made_of(&[("rootfs", &image)], |manifest| sign("theirs", manifest), |_| {});
@@ -559,7 +605,7 @@ async fn only_a_signature_or_a_check_value_makes_a_bundle_trusted() {
         (&bare, ImageCheck::Required, Some(digest(&bare.manifest)), None),
     ] {
         let bench = Bench::new(3 * MIB, &made.bytes).await;
-        fs::copy(path("ours.pub"), bench.path("keys/ours.pub")).unwrap();
+        fs::copy(keys.path("ours.pub"), bench.path("keys/ours.pub")).unwrap();
         let mut job = bench.job(&made.manifest);
         job.check = check;
         job.spec.check_value = check_value;
