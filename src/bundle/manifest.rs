@@ -81,6 +81,9 @@ pub struct Manifest {
     /// Whose signatures count on a device that has committed it.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "closed_list")]
     pub keys: Option<KeyList>,
+    /// The name of a file beside the bundle that may have more: a [`PatchFile`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patches_file: Option<String>,
 }
 
 /// One image, for all slots of a class.
@@ -200,6 +203,7 @@ impl Manifest {
             pieces_bytes: 0,
             patches: Vec::new(),
             keys: None,
+            patches_file: None,
         }
     }
 
@@ -263,7 +267,7 @@ impl Manifest {
         if !self.patches.iter().all(|patch| classes.contains(patch.class.as_str())) {
             return Err(BundleError::Field { field: "patches", why: "names a class that has no image" });
         }
-        Ok(())
+        self.patches_file.iter().try_for_each(|name| file_name(name))
     }
 
     fn check_images(&self) -> Result<(), BundleError> {
@@ -385,6 +389,16 @@ fn check_keys(list: &KeyList) -> Result<(), BundleError> {
 fn text(field: &'static str, text: &str) -> Result<(), BundleError> {
     if text.is_empty() || text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control) {
         return Err(BundleError::Field { field, why: "must have 1 to 128 printable characters" });
+    }
+    Ok(())
+}
+
+/// Beside the bundle, and nowhere else.
+fn file_name(name: &str) -> Result<(), BundleError> {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let why = "must have 1 to 128 of letters, digits, `-`, `_` and `.`, and not begin with `.`";
+    if name.is_empty() || name.len() > TEXT_BYTES_MAX || name.starts_with('.') || !name.bytes().all(legal) {
+        return Err(BundleError::Field { field: "patches_file", why });
     }
     Ok(())
 }

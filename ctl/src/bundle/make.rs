@@ -60,7 +60,8 @@ pub struct Plan {
 }
 
 impl Maker {
-    /// Writes the bundle, and the patches into a file of their own if that is wanted; gives the manifest's digest.
+    /// Writes the bundle, and the patches into a file of their own if that is wanted, which the bundle then names;
+    /// gives the manifest's digest.
     pub fn make(
         &self,
         path: &Path,
@@ -85,8 +86,11 @@ impl Maker {
         manifest.images.clone_from(&plan.images);
         (manifest.context_bytes, manifest.pieces_bytes) = (self.recipe.context_bytes, pieces_bytes);
         let parts = || patches.iter().map(|patch| patch.part.clone()).collect::<Vec<PatchPart>>();
-        if patches_to.is_none() {
-            manifest.patches = parts();
+        match patches_to {
+            Some(path) => {
+                manifest.patches_file = path.file_name().map(|name| name.to_string_lossy().into_owned())
+            }
+            None => manifest.patches = parts(),
         }
         let manifest_bytes = manifest.to_bytes()?;
         let digest = Manifest::digest(&manifest_bytes);
@@ -98,7 +102,9 @@ impl Maker {
             }
             copy(out, &pieces)
         })?;
-        if let Some(path) = patches_to {
+        if let Some(path) = patches_to
+            && !patches.is_empty()
+        {
             let manifest_bytes = PatchFile::new(digest, parts()).to_bytes()?;
             write(path, |out| {
                 out.write_all(&head(&manifest_bytes, &Signatures::default()))?;

@@ -153,10 +153,12 @@ fn patches_may_come_in_a_file_of_their_own() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     images(directory);
-    done(directory, &format!("{CREATE} -o plain.twb"));
+    done(directory, &format!("{CREATE} --patches-to 1-2.twb -o plain.twb"));
+    assert!(!directory.join("1-2.twb").exists(), "there are none yet");
     done(directory, &format!("{CREATE} --base rootfs=old.img --patches-to 1-2.twb -o 2.0.twb"));
     let bytes = |name: &str| fs::read(directory.join(name)).unwrap();
-    assert!(bytes("plain.twb") == bytes("2.0.twb"), "a bundle does not know of patches beside it");
+    assert!(bytes("plain.twb") == bytes("2.0.twb"), "published before the patches were made");
+    assert_eq!(done(directory, "inspect 2.0.twb")["manifest"]["patches_file"], "1-2.twb");
     done(directory, "verify 1-2.twb --bundle 2.0.twb --base old.img");
     let (exit, why) = refused(directory, "verify 1-2.twb");
     assert_eq!((exit, why.contains("--bundle")), (2, true), "{why}");

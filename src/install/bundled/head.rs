@@ -5,7 +5,7 @@ use minisign_verify::PublicKey;
 
 use super::super::fetch::Source;
 use super::super::parts::Remote;
-use super::super::verify::{self, Check, Rule, VerifyError};
+use super::super::verify::{self, Check, Rule, Trust, VerifyError};
 use super::super::{InstallError, Job};
 use crate::bundle::{BundleError, HEADER_BYTES, Header, Index, Layout, MAGIC, Manifest, Signatures};
 use crate::redact::display_url;
@@ -66,6 +66,28 @@ impl Front {
         Ok(taken)
     }
 
+    /// Header, manifest, signatures.
+    ///
+    /// # Errors
+    /// The source; no bundle, or not all of that.
+    pub async fn signed(&mut self) -> Result<(Header, Bytes, Bytes), InstallError> {
+        let header = Header::parse(&self.take(HEADER_BYTES).await?)?;
+        let text = self.take(header.manifest_bytes as usize).await?;
+        let signatures = self.take(header.signatures_bytes as usize).await?;
+        match header.body_offset().saturating_sub(self.offset) {
+            0 => Ok((header, text, signatures)),
+            missing_bytes => Err(BundleError::Truncated { part: "manifest", missing_bytes }.into()),
+        }
+    }
+
+    /// Whether the file is as long as a part needs it to be, as far as the server says.
+    pub fn reaches(&self, part: &'static str, end: u64) -> Result<(), BundleError> {
+        match end.saturating_sub(self.source.total_bytes().unwrap_or(u64::MAX)) {
+            0 => Ok(()),
+            missing_bytes => Err(BundleError::Truncated { part, missing_bytes }),
+        }
+    }
+
     /// What follows, as it comes, and where it is in the file; `None` at the end. Only where all of it comes.
     pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>, InstallError> {
         let bytes = match self.ahead.split().freeze() {
@@ -96,23 +118,13 @@ impl Head {
     ///
     /// # Errors
     /// The source; no bundle, or one that is not to be trusted.
-    pub async fn read(front: &mut Front, rule: Rule, job: &Job) -> Result<Self, InstallError> {
-        let header = Header::parse(&front.take(HEADER_BYTES).await?)?;
-        let text = front.take(header.manifest_bytes as usize).await?;
-        let signatures = front.take(header.signatures_bytes as usize).await?;
-        let missing = header.body_offset().saturating_sub(front.offset);
-        if missing > 0 {
-            return Err(BundleError::Truncated { part: "manifest", missing_bytes: missing }.into());
-        }
+    pub async fn read(front: &mut Front, rule: &Rule, job: &Job) -> Result<Self, InstallError> {
+        let (header, text, signatures) = front.signed().await?;
         let digest = judge(&text, &signatures, rule, job)?;
         let manifest = Manifest::parse(&text)?;
         let keys = key_list(&manifest, &text, &signatures, job)?;
         let layout = manifest.layout(header);
-        let total_bytes = front.source.total_bytes().unwrap_or(u64::MAX);
-        if let Some(missing_bytes) = layout.pieces.end.checked_sub(total_bytes).filter(|missing| *missing > 0)
-        {
-            return Err(BundleError::Truncated { part: "chunks", missing_bytes }.into());
-        }
+        front.reaches("chunks", layout.pieces.end)?;
         Ok(Self { manifest, digest, layout, keys })
     }
 
@@ -127,16 +139,16 @@ impl Head {
 }
 
 /// Nothing of a manifest is believed before this; gives its digest.
-fn judge(text: &[u8], signatures: &[u8], rule: Rule, job: &Job) -> Result<Sha256Digest, InstallError> {
-    let keys = match rule {
-        Rule::Unchecked => return Ok(Check::Unchecked.judge(text)?),
-        Rule::Digest(digest) => {
-            let judged = Check::Digest(digest).judge(text);
-            return judged.map_err(|error| VerifyError::of_manifest(error).into());
+fn judge(text: &[u8], signatures: &[u8], rule: &Rule, job: &Job) -> Result<Sha256Digest, InstallError> {
+    let judged = match rule {
+        Rule::Unchecked => Check::Unchecked.judge(text),
+        Rule::Digest(digest) => Check::Digest(*digest).judge(text),
+        Rule::SignedBy(keys) => {
+            let found = (display_url(&job.spec.uri), &job.trust);
+            by_any_signature(text, signatures, keys, job.spec.check_value, found)?
         }
-        Rule::SignedBy(keys) => keys,
     };
-    Ok(signed_by(keys, text, &Signatures::parse(signatures)?, job)?)
+    judged.map_err(|error| VerifyError::of_manifest(error).into())
 }
 
 /// The list of keys that the bundle brings, if it is newer than the one in force. It must be signed by a key that
@@ -156,32 +168,31 @@ fn key_list(
         }
         _ => {}
     }
-    let signatures = Signatures::parse(signatures)?;
     for (keys, listed) in [(job.trust.keys()?, false), (verify::listed(list)?, true)] {
-        signed_by(keys, text, &signatures, job).map_err(|error| {
-            let source = Box::new(error);
+        let found = (display_url(&job.spec.uri), &job.trust);
+        by_any_signature(text, signatures, &keys, job.spec.check_value, found)?.map_err(|error| {
+            let source = Box::new(VerifyError::of_manifest(error));
             VerifyError::KeysNotSigned { serial: list.serial, listed, source }
         })?;
     }
     Ok(Some(list.clone()))
 }
 
-/// Whether one of the signatures is by one of the keys; gives the digest of what they sign.
-fn signed_by(
-    keys: Vec<PublicKey>,
+/// Whether one of the signatures is of `text` and by one of the keys; what was found where is for messages.
+pub fn by_any_signature(
     text: &[u8],
-    signatures: &Signatures,
-    job: &Job,
-) -> Result<Sha256Digest, VerifyError> {
-    let url = display_url(&job.spec.uri);
+    signatures: &[u8],
+    keys: &[PublicKey],
+    check_value: Option<Sha256Digest>,
+    (url, trust): (String, &Trust),
+) -> Result<Result<Sha256Digest, VerifyError>, InstallError> {
     let mut judged = Err(VerifyError::NoSignature { url: url.clone() });
-    for signature in signatures.texts() {
-        let found = (url.as_str(), &job.trust);
-        judged = Check::by_signature(signature.as_bytes(), keys.clone(), job.spec.check_value, found)
+    for signature in Signatures::parse(signatures)?.texts() {
+        judged = Check::by_signature(signature.as_bytes(), keys.to_vec(), check_value, (&url, trust))
             .and_then(|check| check.judge(text));
         if judged.is_ok() {
             break;
         }
     }
-    judged.map_err(VerifyError::of_manifest)
+    Ok(judged)
 }

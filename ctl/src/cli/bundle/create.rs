@@ -17,6 +17,8 @@ Examples:
   twinbootctl bundle create --version 2.0 --image rootfs=new.ext4 --image boot=boot.vfat \\
       --base rootfs=1.0.ext4@1.0 --base rootfs=1.1.ext4@1.1 -o 2.0.twb
       with patches: devices that run 1.0 or 1.1 fetch less
+  twinbootctl bundle create --version 2.0 --image rootfs=new.ext4 --patches-to 2.0-patches.twb -o 2.0.twb
+      patches may follow: the same again with --base makes them
   twinbootctl bundle sign 2.0.twb --key release.key
       afterwards, here or on another machine
   twinbootctl bundle create --version 2.0 --image rootfs=root.ext4 -o 2.0.twb \
@@ -68,8 +70,9 @@ pub(super) struct Options {
     /// An older image that devices run: they fetch patches instead of chunks; several times for several
     #[arg(long = "base", value_name = "CLASS=FILE[@VERSION]", value_parser = class_and_file)]
     bases: Vec<(String, PathBuf)>,
-    /// Put the patches into a file of their own; the bundle is the same as without --base
-    #[arg(long, value_name = "FILE", requires = "bases")]
+    /// Put the patches into a file of their own, which devices find beside the bundle by its name. The bundle is the
+    /// same without --base, so that patches can be made for it when it is published already
+    #[arg(long, value_name = "FILE")]
     patches_to: Option<PathBuf>,
     /// zstd's level
     #[arg(long, value_name = "N", default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=22))]

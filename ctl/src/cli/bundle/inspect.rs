@@ -79,6 +79,7 @@ fn describe(manifest: &Manifest, lines: &mut Vec<(&'static str, String)>) {
     }
     lines.push(("index", BinaryBytes(manifest.index.size_bytes.into()).to_string()));
     lines.push(("pieces", BinaryBytes(manifest.pieces_bytes).to_string()));
+    lines.extend(manifest.patches_file.iter().map(|name| ("patches in", format!("{name}, if it is there"))));
 }
 
 /// The trusted comments; whether they are to be trusted, `verify` says.
