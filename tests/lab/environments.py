@@ -27,8 +27,8 @@ class Environment:
         medium = os.path.join(directory, self.medium)
         if self.offsets:
             return [(medium, offset) for offset in self.offsets]
-        subprocess.run(["mcopy", "-n", "-o", "-i", f"{medium}@@{FAT_OFFSET_BYTES}", *(f"::{name}" for name in FAT_FILES),
-                        directory], check=True)
+        files = [f"::{name}" for name in FAT_FILES]
+        subprocess.run(["mcopy", "-n", "-o", "-i", f"{medium}@@{FAT_OFFSET_BYTES}", *files, directory], check=True)
         return [(os.path.join(directory, name), 0) for name in FAT_FILES]
 
 
