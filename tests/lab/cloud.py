@@ -61,8 +61,11 @@ class Hub:
         answer = self.ask(f"/twins/{DEVICE}/methods", {"methodName": method, "payload": payload})
         return answer["status"], answer["payload"]
 
+    def twin(self):
+        return self.ask(f"/twins/{DEVICE}")
+
     def reported(self):
-        reported = self.ask(f"/twins/{DEVICE}")["properties"]["reported"]
+        reported = self.twin()["properties"]["reported"]
         return {key: value for key, value in reported.items() if not key.startswith("$")}
 
     def keep_out(self, devices):

@@ -10,7 +10,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::disk::{Disk, Medium};
-use crate::fuse::Mounted;
+use crate::fuse::{Device, Mounted};
 
 /// Shorter than anything waited for.
 pub const TICK: Duration = Duration::from_millis(2);
@@ -33,12 +33,12 @@ impl Attached {
         for name in ["media", "data", "dev"] {
             fs::create_dir_all(directory.join(name))?;
         }
-        let mounted = Mounted::new(disk, &directory.join("media"))?;
+        let mounted = Mounted::new(disk, Device::for_each_medium(), &directory.join("media"))?;
         let data = directory.join("data");
         let mut attached = Self { disk: disk.clone(), mounted, loops: Vec::new(), data };
         for medium in Medium::ALL {
             let mut command = Command::new("losetup");
-            command.args(["--find", "--show"]).arg(attached.mounted.file(medium));
+            command.args(["--find", "--show"]).arg(directory.join("media").join(medium.name()));
             let device = attached.run(&mut command)?;
             if device.is_empty() {
                 return Ok(None);

@@ -1,8 +1,10 @@
 //! Four media with a volatile cache: what was written is there until the power goes, what was flushed stays.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fastrand::Rng;
+use serde::{Deserialize, Serialize};
 
 use crate::uboot::Slot;
 
@@ -13,9 +15,10 @@ pub const SECTOR_BYTES: usize = 512;
 /// sectors, neither the kernel nor e2fsck takes the file system any more.
 const SUPERBLOCK_BYTES: usize = 4096;
 
-/// Each has a cache of its own: a flush of one makes nothing durable on another. That is the harder case; on a
-/// disk with all four as its partitions, a power cut can leave no more states than here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// In the daemon's campaign each has a cache of its own: a flush of one makes nothing durable on another. That is the
+/// harder case; on a disk with all four as its partitions, a power cut can leave no more states than there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Medium {
     /// The raw redundant U-Boot environment.
     Environment,
@@ -47,7 +50,7 @@ impl Medium {
 }
 
 /// The bytes of all media.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Media(pub [Vec<u8>; 4]);
 
 impl Media {
@@ -135,6 +138,68 @@ fn sectors(write: &Write, mut landed: impl FnMut(usize) -> bool) -> Vec<Piece<'_
     pieces.into_iter().map(piece).collect()
 }
 
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    Read,
+    /// A write or a flush.
+    Change,
+}
+
+/// So many of a kind must happen.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Step {
+    /// `None`: on any.
+    pub medium: Option<Medium>,
+    pub kind: Kind,
+    pub count: usize,
+}
+
+impl Step {
+    /// The `count`-th write or flush of all.
+    pub fn change(count: usize) -> Self {
+        Self { medium: None, kind: Kind::Change, count }
+    }
+
+    fn counts(&self, kind: Kind, media: &[Medium]) -> bool {
+        self.kind == kind && self.medium.is_none_or(|medium| media.contains(&medium))
+    }
+}
+
+/// What happened since the power came, of each medium in the order of `Medium::ALL`.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Progress {
+    pub reads: [usize; 4],
+    /// Writes and flushes.
+    pub changes: [usize; 4],
+    /// What happened last.
+    pub last: [Option<Kind>; 4],
+    /// Writes and flushes of all; a flush of several is one.
+    pub all_changes: usize,
+    /// Where the power went, if that was at one.
+    pub cut_at: Option<Medium>,
+}
+
+impl Progress {
+    fn count(&mut self, kind: Kind, media: &[Medium]) {
+        self.all_changes += usize::from(kind == Kind::Change);
+        for medium in media.iter().map(|medium| *medium as usize) {
+            self.reads[medium] += usize::from(kind == Kind::Read);
+            self.changes[medium] += usize::from(kind == Kind::Change);
+            self.last[medium] = Some(kind);
+        }
+    }
+}
+
+/// Sectors that were written and not flushed when the power went, and how many of them landed.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Left {
+    pub unflushed: usize,
+    pub landed: usize,
+}
+
 /// Whether it has power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Power {
@@ -159,8 +224,9 @@ struct State {
     pending: Vec<Write>,
     log: Vec<Entry>,
     is_recorded: bool,
-    events: usize,
-    cut_at: usize,
+    progress: Progress,
+    /// What is still to happen before the cut; empty: there is none.
+    until: VecDeque<Step>,
     power: Power,
 }
 
@@ -168,16 +234,16 @@ struct State {
 pub struct Disk(Mutex<State>);
 
 impl Disk {
-    /// With power until its `cut_at`-th write or flush.
-    pub fn new(media: Media, cut_at: usize, is_recorded: bool) -> Arc<Self> {
+    /// With power until the last of these steps, or until it is cut.
+    pub fn new(media: Media, until: Vec<Step>, is_recorded: bool) -> Arc<Self> {
         let state = State {
             safe: media.clone(),
             now: media,
             pending: Vec::new(),
             log: Vec::new(),
             is_recorded,
-            events: 0,
-            cut_at,
+            progress: Progress::default(),
+            until: until.into(),
             power: Power::On,
         };
         Arc::new(Self(Mutex::new(state)))
@@ -192,11 +258,14 @@ impl Disk {
     }
 
     pub fn read(&self, medium: Medium, offset: usize, len: usize) -> (Verdict, Vec<u8>) {
-        let state = self.state();
+        let mut state = self.state();
         let bytes = state.now.of(medium);
         let start = offset.min(bytes.len());
         let read = bytes[start..(start + len).min(bytes.len())].to_vec();
         // Reads make no difference, so the machine may go on with them until its next write.
+        if state.power == Power::On {
+            state.count(Kind::Read, &[medium]);
+        }
         (if state.power == Power::Dead { Verdict::Refuse } else { Verdict::Done }, read)
     }
 
@@ -211,20 +280,23 @@ impl Disk {
             state.log.push(Entry::Write(write.clone()));
         }
         state.pending.push(write);
-        state.count()
+        state.count(Kind::Change, &[medium])
     }
 
-    pub fn flush(&self, medium: Medium) -> Verdict {
+    /// Of the media that have one cache.
+    pub fn flush(&self, media: &[Medium]) -> Verdict {
         let mut state = self.state();
         if state.power != Power::On {
             return state.refusal();
         }
-        let verdict = state.count();
+        let verdict = state.count(Kind::Change, media);
         if verdict == Verdict::Done {
             let State { safe, pending, .. } = &mut *state;
-            pending.extract_if(.., |write| write.medium == medium).for_each(|write| safe.write(&write));
+            pending
+                .extract_if(.., |write| media.contains(&write.medium))
+                .for_each(|write| safe.write(&write));
             if state.is_recorded {
-                state.log.push(Entry::Flush(medium));
+                state.log.extend(media.iter().copied().map(Entry::Flush));
             }
         }
         verdict
@@ -254,8 +326,13 @@ impl Disk {
         }
     }
 
-    pub fn events(&self) -> usize {
-        self.state().events
+    /// With power until the last of these steps, counted from here.
+    pub fn cut_after(&self, until: Vec<Step>) {
+        self.state().until = until.into();
+    }
+
+    pub fn progress(&self) -> Progress {
+        self.state().progress.clone()
     }
 
     /// As a reset leaves them: it takes no power from the media.
@@ -263,14 +340,18 @@ impl Disk {
         self.state().now.clone()
     }
 
-    /// As a power cut leaves them.
-    pub fn after_cut(&self, rng: &mut Rng) -> Media {
-        let state = self.state();
-        let mut media = state.safe.clone();
+    /// As a power cut leaves them; they are taken out of this disk. Also how much of what was not flushed is left.
+    pub fn after_cut(&self, rng: &mut Rng) -> (Media, Left) {
+        let mut state = self.state();
+        let mut media = std::mem::take(&mut state.safe);
+        let sectors = |bytes: usize| bytes.div_ceil(SECTOR_BYTES);
+        let unflushed = state.pending.iter().map(|write| sectors(write.data.len())).sum();
+        let mut left = Left { unflushed, landed: 0 };
         for (medium, offset, data) in survivors(&state.pending, rng) {
+            left.landed += sectors(data.len());
             media.put(medium, offset, data);
         }
-        media
+        (media, left)
     }
 
     pub fn take_log(&self) -> Vec<Entry> {
@@ -279,11 +360,19 @@ impl Disk {
 }
 
 impl State {
-    fn count(&mut self) -> Verdict {
-        self.events += 1;
-        if self.events >= self.cut_at {
-            self.power = Power::Cut;
-            return Verdict::Hold;
+    fn count(&mut self, kind: Kind, media: &[Medium]) -> Verdict {
+        self.progress.count(kind, media);
+        let Some(step) = self.until.front_mut().filter(|step| step.counts(kind, media)) else {
+            return Verdict::Done;
+        };
+        step.count = step.count.saturating_sub(1);
+        if step.count == 0 {
+            self.until.pop_front();
+            if self.until.is_empty() {
+                self.power = Power::Cut;
+                self.progress.cut_at = media.first().copied();
+                return Verdict::Hold;
+            }
         }
         Verdict::Done
     }

@@ -52,12 +52,31 @@ impl Kept {
         !matches!(self.state(), State::Idle { last: None })
     }
 
+    /// The update that is under way, or was the last.
+    pub fn update_id(&self) -> Option<String> {
+        let state = self.state();
+        let id = match &state {
+            State::Idle { last } => last.as_ref().map(|last| &last.update.request.id),
+            _ => state.update_id(),
+        };
+        id.map(ToString::to_string)
+    }
+
     /// How it ended.
     pub fn outcome(&self) -> Option<Outcome> {
         match self.state() {
             State::Idle { last } => last.map(|last| last.outcome),
             _ => None,
         }
+    }
+
+    /// The same, as the twin has it.
+    pub fn status(&self) -> Option<&'static str> {
+        self.outcome().map(|outcome| match outcome {
+            Outcome::Succeeded => "completed",
+            Outcome::Failed(_) => "failed",
+            Outcome::RolledBack(_) => "rolledBack",
+        })
     }
 
     /// Bytes of the source that an interrupted install has proven.

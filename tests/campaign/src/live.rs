@@ -3,7 +3,7 @@
 use fastrand::Rng;
 use twinboot::update::Outcome;
 
-use crate::disk::{Disk, Media, Medium};
+use crate::disk::{Disk, Media, Medium, Step};
 use crate::machine::{End, Fault, Machine};
 use crate::replay::read_data;
 use crate::site::Site;
@@ -34,14 +34,14 @@ pub fn live(site: &Site, number: usize, seed: u64, events: impl Fn(Story) -> usi
     loop {
         // After the first cut, less is left to do.
         let within = if life.cuts == 0 { events(story) } else { events(story) * 2 / 3 };
-        let cut_at = if life.cuts < planned { rng.usize(1..=within) } else { usize::MAX };
-        let disk = Disk::new(media, cut_at, false);
+        let until = if life.cuts < planned { vec![Step::change(rng.usize(1..=within))] } else { Vec::new() };
+        let disk = Disk::new(media, until, false);
         let end = machine.power(&disk, &mut rng);
-        media = disk.after_cut(&mut rng);
+        (media, _) = disk.after_cut(&mut rng);
         match end {
             Ok(End::Cut) => {
                 life.cuts += 1;
-                life.moments.push(disk.events());
+                life.moments.push(disk.progress().all_changes);
             }
             Ok(End::Over) => {
                 life.fault = conclude(site, &machine, &media).err();

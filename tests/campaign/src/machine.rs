@@ -209,7 +209,7 @@ impl<'site> Machine<'site> {
         }
         for (offset, copy) in &start.saves {
             disk.write(Medium::Environment, *offset, copy);
-            disk.flush(Medium::Environment);
+            disk.flush(&[Medium::Environment]);
         }
         Ok((!disk.is_cut()).then_some(start.slot))
     }
@@ -410,7 +410,7 @@ impl Drop for Daemon {
 pub fn record(site: &Site, story: Story) -> Result<Vec<Entry>, Fault> {
     let device = format!("whole-{}", story.name());
     let mut machine = Machine::new(site, story, &device).map_err(|error| error.to_string())?;
-    let disk = Disk::new(site.factory(story), usize::MAX, true);
+    let disk = Disk::new(site.factory(story), Vec::new(), true);
     match machine.power(&disk, &mut Rng::with_seed(1)) {
         Ok(End::Over) if machine.twin["firmwareStatus"] == story.ends() => Ok(disk.take_log()),
         Ok(_) => Err(format!("{device} ended otherwise: {}", machine.twin)),

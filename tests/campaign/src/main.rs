@@ -10,6 +10,8 @@
 mod attach;
 mod disk;
 mod fuse;
+mod guest;
+mod judge;
 mod kept;
 mod live;
 mod machine;
@@ -38,6 +40,14 @@ const SHOWN: usize = 5;
 
 /// Cuts the power of machines that are being updated, and judges what is left
 #[derive(Parser)]
+enum Campaign {
+    /// The built daemon on this machine's kernel
+    Daemon(Options),
+    /// The disk of a guest, for tests/lab
+    Guest(guest::Options),
+}
+
+#[derive(clap::Args)]
 struct Options {
     /// The twinboot binary
     #[arg(long, value_name = "PATH")]
@@ -81,8 +91,11 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    match run(&options) {
+    let ended = match Campaign::parse() {
+        Campaign::Daemon(options) => run(&options),
+        Campaign::Guest(options) => guest::serve(&options).map(|()| true).map_err(|error| error.to_string()),
+    };
+    match ended {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {

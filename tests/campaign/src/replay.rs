@@ -8,19 +8,16 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 
 use fastrand::Rng;
-use twinboot::update::{Outcome, State};
 
 use crate::disk::{Entry, Media, Medium, Note, Piece, Write, survivors};
+use crate::judge::Update;
 use crate::kept::Kept;
 use crate::machine::Fault;
 use crate::recording::Recording;
 use crate::sandbox::Sandbox;
 use crate::site::Site;
 use crate::story::Story;
-use crate::uboot::{COPY_BYTES, Environment, Slot};
-
-/// More than a trial has boots.
-const RESETS: usize = 6;
+use crate::uboot::Environment;
 
 /// How many states, and what is looked at beyond what costs nothing.
 pub struct Plan {
@@ -197,40 +194,28 @@ impl<'run> Point<'run> {
         bytes
     }
 
-    /// A good slot boots, at this start and at all that follow; and it is the one that the twin names.
-    fn boots(&mut self, pieces: &[Piece<'_>]) -> Result<(), Fault> {
-        let mut medium = self.medium(Medium::Environment, pieces);
-        let first = Environment::load(&medium);
-        if let Some(status) = &self.ended {
-            let named = if status == "completed" { self.story.target() } else { self.story.origin() };
-            if first.is_trial() || first.slot() != named {
-                return Err(format!("the twin says {status}, the environment {first}"));
-            }
+    fn update(&self) -> Update<'_> {
+        Update {
+            from: self.story.origin(),
+            image: &self.site.image(self.story).content,
+            accepted: self.accepted,
+            fell_back: self.fell_back,
+            ended: self.ended.as_deref(),
         }
-        for reset in 1..=RESETS {
-            let environment = Environment::load(&medium);
-            if environment.current.is_none() {
-                return Err("both copies of the environment are bad".to_owned());
-            }
-            let start = environment.start();
-            if !self.is_whole(start.slot, pieces) {
-                let slot = start.slot.letter();
-                return Err(format!("slot {slot} boots at reset {reset}, and holds no whole image"));
-            }
-            for (offset, copy) in start.saves {
-                medium[offset..offset + COPY_BYTES].copy_from_slice(&copy);
-            }
-        }
-        Ok(())
     }
 
-    fn is_whole(&mut self, slot: Slot, pieces: &[Piece<'_>]) -> bool {
-        if pieces.iter().any(|piece| piece.0 == slot.medium()) {
-            return self.site.content(self.story, &self.medium(slot.medium(), pieces)).is_some();
-        }
-        let (site, story, safe) = (self.site, self.story, &self.safe);
-        let look = || site.content(story, safe.of(slot.medium())).is_some();
-        *self.is_whole[slot as usize].get_or_insert_with(look)
+    fn boots(&mut self, pieces: &[Piece<'_>]) -> Result<(), Fault> {
+        let medium = self.medium(Medium::Environment, pieces);
+        let mut known = self.is_whole;
+        let judged = self.update().boots(medium, |slot| {
+            if pieces.iter().any(|piece| piece.0 == slot.medium()) {
+                return self.site.content(self.story, &self.medium(slot.medium(), pieces)).is_some();
+            }
+            let look = || self.site.content(self.story, self.safe.of(slot.medium())).is_some();
+            *known[slot as usize].get_or_insert_with(look)
+        });
+        self.is_whole = known;
+        judged.map(|_| ())
     }
 
     /// State file, environment and slot do not contradict each other.
@@ -242,42 +227,7 @@ impl<'run> Point<'run> {
         };
         let environment = Environment::load(&self.medium(Medium::Environment, pieces));
         let target = self.medium(self.story.target().medium(), pieces);
-        Ok(self.contradiction(&kept, &environment, &target).map_or(Ok(()), |fault| {
-            Err(format!("in state {}, {fault}; the environment has {environment}", kept.phase()))
-        }))
-    }
-
-    fn contradiction(&self, kept: &Kept, environment: &Environment, target: &[u8]) -> Option<&'static str> {
-        let (state, armed) = (kept.state(), environment.is_trial());
-        let image = self.site.image(self.story);
-        let is_in = environment.slot();
-        let proven = kept.image_bytes() as usize;
-        let (old, new) = (self.story.origin(), self.story.target());
-        let committed = |slot| !armed && is_in == slot;
-        if self.accepted && !kept.knows_update() {
-            return Some("an update that was answered with 200 is not known");
-        }
-        if armed && matches!(state, State::Idle { .. } | State::Asking { .. } | State::Installing { .. }) {
-            return Some("a trial is armed that the daemon does not know of");
-        }
-        if kept.is_installed() && !image.is_in(target) {
-            return Some("the target does not hold the image");
-        }
-        if target[..proven] != image.content[..proven] {
-            return Some("the target does not hold what the checkpoint says");
-        }
-        if matches!(state, State::Rebooting { .. }) && !armed && !self.fell_back {
-            return Some("no trial is armed, and the boot loader gave none up");
-        }
-        if matches!(state, State::Trial { .. }) && !armed && !self.fell_back && is_in == old {
-            return Some("the trial is lost");
-        }
-        match kept.outcome() {
-            Some(Outcome::Succeeded) if !committed(new) => Some("the new slot is not committed"),
-            Some(Outcome::RolledBack(_)) if !committed(old) => Some("the old slot is not in force"),
-            Some(Outcome::Failed(_)) => Some("the update failed"),
-            _ => None,
-        }
+        Ok(self.update().agrees(&kept, &environment, &target))
     }
 }
 

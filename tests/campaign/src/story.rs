@@ -60,7 +60,7 @@ impl Story {
 
     /// The slot that the image goes to.
     pub fn target(self) -> Slot {
-        if self == Self::Compressed { Slot::A } else { Slot::B }
+        self.origin().other()
     }
 
     pub fn traits(self) -> Traits {

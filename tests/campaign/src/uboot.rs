@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Size of a copy.
 pub const COPY_BYTES: usize = 0x4000;
 
@@ -20,7 +22,8 @@ const BOOTLIMIT: u32 = 3;
 
 pub type Variables = BTreeMap<String, String>;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Slot {
     A,
     B,
@@ -29,6 +32,10 @@ pub enum Slot {
 impl Slot {
     pub fn letter(self) -> &'static str {
         if self == Self::A { "a" } else { "b" }
+    }
+
+    pub fn other(self) -> Self {
+        if self == Self::A { Self::B } else { Self::A }
     }
 }
 
