@@ -98,6 +98,11 @@ async fn half_way(world: &World, uri: String) -> (Made, Value) {
     (bundle, payload)
 }
 
+/// All but the first MiB; of the chunk at its end, the slot has only a part.
+fn rest_bytes(bundle: &Made) -> u64 {
+    bundle.bytes.len() as u64 - (1 << 20) + (64 << 10)
+}
+
 #[tokio::test]
 async fn an_expired_link_is_told_and_the_same_update_goes_on_by_a_new_one() {
     let world = World::new(Traits::default(), "").await;
@@ -116,7 +121,7 @@ async fn an_expired_link_is_told_and_the_same_update_goes_on_by_a_new_one() {
     let reported = world.wait_status("completed").await;
     assert_eq!(reported["firmware"]["updateId"], "winter");
     let sent = world.images.bytes_sent(AGAIN);
-    assert!(sent <= bundle.bytes.len() as u64 - (1 << 20) + 2 * 4096, "what is in the slot is kept: {sent}");
+    assert!(sent <= rest_bytes(&bundle), "what is in the slot is kept: {sent}");
 }
 
 #[tokio::test]
@@ -130,5 +135,5 @@ async fn after_a_power_cut_what_is_in_the_slot_is_not_fetched_again() {
     world.wait_status("completed").await;
     assert_eq!(world.rig.board.booted(), Some(Slot::B));
     let sent = world.images.bytes_sent(BUNDLE) - before;
-    assert!(sent <= bundle.bytes.len() as u64 - (1 << 20) + 2 * 4096, "{sent}");
+    assert!(sent <= rest_bytes(&bundle), "{sent}");
 }
