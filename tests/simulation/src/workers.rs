@@ -52,9 +52,9 @@ pub fn run(workers: usize) -> Result<(), Fault> {
             eprintln!("{} s: {}", began.elapsed().as_secs(), sum.text());
         }
     }
-    let all_well = children
-        .iter_mut()
-        .fold(true, |well, child| child.wait().is_ok_and(|status| status.success()) && well);
+    // Each is waited for, whatever the others say.
+    let ended: Vec<_> = children.iter_mut().map(std::process::Child::wait).collect();
+    let all_well = ended.iter().all(|ended| ended.as_ref().is_ok_and(std::process::ExitStatus::success));
     println!("{} in {} s", sum.text(), began.elapsed().as_secs());
     match (sum.faults.len(), all_well) {
         (0, true) => Ok(()),
