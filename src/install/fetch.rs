@@ -705,8 +705,9 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
     }
 }
 
-/// `Content-Range: bytes START-END/TOTAL`, as start and total (RFC 9110, 14.4).
-fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+/// `Content-Range: bytes START-END/TOTAL`, as start and total in bytes (RFC 9110, 14.4).
+#[must_use]
+pub fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let value = headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
     let (range, total) = value.split_once('/')?;
     let (start, _) = range.split_once('-')?;
@@ -714,7 +715,8 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
 }
 
 /// `Retry-After` in seconds. A date is left alone: this device's clock may not be set.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+#[must_use]
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
