@@ -3,7 +3,7 @@
 //! A write goes to the copy that the boot loader would not take, so a power cut at any byte leaves the other one.
 //! It counts as done when it was synced, read back from the medium, and is the copy that the boot loader takes.
 
-mod config;
+pub mod config;
 mod inspect;
 mod lock;
 mod medium;

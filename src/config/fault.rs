@@ -1,6 +1,6 @@
 //! What is wrong in a configuration, said so that it can be put right without a manual.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,12 +49,19 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.place)?;
+        let mut text = format!("{}: ", self.place);
         if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
+            text += &format!("{}: ", self.key);
         }
-        f.write_str(&self.problem)?;
-        if self.hint.is_empty() { Ok(()) } else { write!(f, "; {}", self.hint) }
+        text += &self.problem;
+        if !self.hint.is_empty() {
+            text += &format!("; {}", self.hint);
+        }
+        // Names are as somebody wrote them: they must not end the line, nor steer a terminal.
+        text.chars().try_for_each(|c| match c.is_control() {
+            true => write!(f, "{}", c.escape_default()),
+            false => f.write_char(c),
+        })
     }
 }
 

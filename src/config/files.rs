@@ -237,8 +237,8 @@ impl Value {
     /// As it would be written in a file.
     pub(super) fn to_toml(&self) -> String {
         match self {
-            // A JSON string is a TOML basic string.
-            Self::Text(text) => serde_json::Value::from(text.as_str()).to_string(),
+            // A JSON string is a TOML basic string, in which DEL has to be escaped.
+            Self::Text(text) => serde_json::Value::from(text.as_str()).to_string().replace('\x7f', "\\u007f"),
             Self::Integer(number) => number.to_string(),
             Self::Boolean(boolean) => boolean.to_string(),
             Self::List(values) => {

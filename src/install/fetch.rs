@@ -705,16 +705,22 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
     }
 }
 
-/// `Content-Range: bytes START-END/TOTAL`, as start and total (RFC 9110, 14.4).
-fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+/// `Content-Range: bytes START-LAST/TOTAL`, as start and total in bytes (RFC 9110, 14.4). A range that ends before it
+/// begins, or beyond its file, is none.
+#[must_use]
+pub fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let value = headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
     let (range, total) = value.split_once('/')?;
-    let (start, _) = range.split_once('-')?;
-    Some((start.trim().parse().ok()?, total.trim().parse().ok()))
+    let (start, last) = range.split_once('-')?;
+    let (start, last): (u64, u64) = (start.trim().parse().ok()?, last.trim().parse().ok()?);
+    let total: Option<u64> = total.trim().parse().ok();
+    let within = start <= last && total.is_none_or(|total| last < total);
+    within.then_some((start, total))
 }
 
 /// `Retry-After` in seconds. A date is left alone: this device's clock may not be set.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+#[must_use]
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds))
 }

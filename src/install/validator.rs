@@ -16,14 +16,17 @@ pub struct Validator {
 }
 
 impl Validator {
-    pub(super) fn of(headers: &HeaderMap, total_bytes: Option<u64>) -> Self {
+    /// What the headers of an answer tell; `total_bytes` is the size of the whole.
+    #[must_use]
+    pub fn of(headers: &HeaderMap, total_bytes: Option<u64>) -> Self {
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let etag = text(ETAG).filter(|tag| tag.starts_with('"'));
         Self { etag, last_modified: text(LAST_MODIFIED), total_bytes }
     }
 
     /// Whether `other` is the same version, as far as both servers' answers tell.
-    pub(super) fn admits(&self, other: &Self) -> bool {
+    #[must_use]
+    pub fn admits(&self, other: &Self) -> bool {
         let same_size = self.total_bytes.is_none()
             || other.total_bytes.is_none()
             || self.total_bytes == other.total_bytes;
@@ -54,7 +57,8 @@ impl Validator {
     }
 
     /// What `If-Range` takes: the entity tag, or else the time of the last change.
-    pub(super) fn condition(&self) -> Option<&str> {
+    #[must_use]
+    pub fn condition(&self) -> Option<&str> {
         self.etag.as_deref().or(self.last_modified.as_deref())
     }
 }

@@ -74,7 +74,8 @@ impl FromStr for BootId {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let digits: String = text.trim().chars().filter(|c| *c != '-').collect();
         let bad = || BadBootId(text.trim().chars().take(64).collect());
-        if digits.len() != 32 {
+        // `from_str_radix` takes a sign.
+        if digits.len() != 32 || digits.starts_with('+') {
             return Err(bad());
         }
         u128::from_str_radix(&digits, 16).map(Self).map_err(|_| bad())

@@ -258,10 +258,14 @@ fn text<'a>(fields: &'a Map<String, Value>, key: &str) -> Result<Option<&'a str>
 
 fn checked_uri(uri: &str) -> Result<Url, InvalidPayload> {
     let bad = |message: &str| wrong("fwPackageUri", format!("`fwPackageUri` {message}"));
-    if uri.len() > URI_BYTES_MAX {
-        return Err(bad(&format!("is {} bytes long; at most {URI_BYTES_MAX}", uri.len())));
-    }
+    let short_enough = |uri: &str| match uri.len() {
+        0..=URI_BYTES_MAX => Ok(()),
+        length => Err(bad(&format!("is {length} bytes long; at most {URI_BYTES_MAX}"))),
+    };
+    short_enough(uri)?;
     let url = Url::parse(uri).map_err(|error| bad(&format!("is not an address: {error}")))?;
+    // Percent-encoded, it may have grown.
+    short_enough(url.as_str())?;
     match url.scheme() {
         "https" | "http" => Ok(url),
         "file" if url.to_file_path().is_ok() => Ok(url),
