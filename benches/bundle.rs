@@ -25,13 +25,17 @@ use nix::sys::resource::{UsageWho, getrusage};
 use twinboot::bundle::{HEADER_BYTES, Header, Manifest};
 
 const NAME: &str = "update.twb";
+/// A bundle leaves none.
+const CHECKPOINT: &str = "/nonexistent";
 const MIB: f64 = (1 << 20) as f64;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        ["install", uri, check_value, target, running] => install_once(uri, check_value, target, running),
+        ["install", uri, check_value, target, running, checkpoint] => {
+            install_once(uri, check_value, target, running, checkpoint);
+        }
         [bundle, new, old @ .., rounds] if rounds.parse::<usize>().is_ok() => {
             compare(bundle, new, old, rounds.parse().unwrap());
         }
@@ -42,8 +46,8 @@ fn main() {
 }
 
 /// Prints peak memory in KiB, bytes fetched, bytes written.
-fn install_once(uri: &str, check_value: &str, target: &str, running: &str) {
-    let (progress, peak_kib) = daemon::install_once(uri, check_value, target, Some(running));
+fn install_once(uri: &str, check_value: &str, target: &str, running: &str, checkpoint: &str) {
+    let (progress, peak_kib) = daemon::install_once(uri, check_value, target, Some(running), checkpoint);
     println!("{peak_kib} {} {}", progress.fetched_bytes, progress.written_bytes);
 }
 
@@ -104,7 +108,7 @@ fn children_cpu() -> f64 {
 fn measure(uri: &str, check_value: &str, target: &Slot, running: &Slot) -> Taken {
     let (begin, cpu) = (Instant::now(), children_cpu());
     let output = Command::new(std::env::current_exe().unwrap())
-        .args(["install", uri, check_value, &target.device, &running.device])
+        .args(["install", uri, check_value, &target.device, &running.device, CHECKPOINT])
         .stderr(Stdio::inherit())
         .output()
         .unwrap();

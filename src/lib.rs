@@ -19,6 +19,7 @@
 //! systemd alone can end it.
 //! [`bundle`] is the file that 6 likes best: fetched in parts, each verified before it is written.
 //! [`doctor`] looks whether all of it is wired right, with the agent or without it.
+//! [`ownership`] tells whether others could change what is believed, run or overwritten.
 //! [`network`] lets a process of its own do what needs the network, where the machine has two.
 //!
 //! [`agent`] is the loop that walks it. Arrows run one way:
@@ -38,6 +39,7 @@ pub mod hooks;
 pub mod hub;
 pub mod install;
 pub mod network;
+pub mod ownership;
 pub mod redact;
 pub mod scripts;
 pub mod store;

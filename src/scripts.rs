@@ -4,14 +4,18 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::Pid;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, Command};
 
+use crate::ownership::{self, OwnershipError};
+use crate::redact::redacted;
 use crate::system;
 
 /// Why a script has no answer.
@@ -26,10 +30,12 @@ pub enum ScriptError {
         source: io::Error,
     },
     /// What root runs must be root's to change.
-    #[error("{} may be changed by others than root: use `chown root` and `chmod go-w` on it", path.display())]
+    #[error("{} is not run", name(path))]
     Untrusted {
         /// The directory or the script.
         path: PathBuf,
+        /// Who could change it.
+        source: OwnershipError,
     },
     /// It did not start.
     #[error("cannot run {}", path.display())]
@@ -91,13 +97,13 @@ pub fn executables(directory: &Path) -> Result<Vec<PathBuf>, ScriptError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(failed)?,
     };
-    check_trusted(directory, &std::fs::metadata(directory).map_err(failed)?)?;
+    check_trusted(directory)?;
     let mut scripts = Vec::new();
     for entry in entries {
         let path = entry.map_err(failed)?.path();
         let metadata = std::fs::metadata(&path).map_err(failed)?;
         if metadata.is_file() && metadata.mode() & 0o111 != 0 {
-            check_trusted(&path, &metadata)?;
+            check_trusted(&path)?;
             scripts.push(path);
         }
     }
@@ -105,14 +111,8 @@ pub fn executables(directory: &Path) -> Result<Vec<PathBuf>, ScriptError> {
     Ok(scripts)
 }
 
-/// Root's, or in a test the tester's.
-fn check_trusted(path: &Path, metadata: &std::fs::Metadata) -> Result<(), ScriptError> {
-    let owner = Uid::from_raw(metadata.uid());
-    if metadata.mode() & 0o022 == 0 && (owner.is_root() || owner == Uid::effective()) {
-        Ok(())
-    } else {
-        Err(ScriptError::Untrusted { path: path.to_owned() })
-    }
+fn check_trusted(path: &Path) -> Result<(), ScriptError> {
+    ownership::check(path).map_err(|source| ScriptError::Untrusted { path: path.to_owned(), source })
 }
 
 /// Its name in a sentence.
@@ -132,23 +132,39 @@ pub enum Surroundings {
 }
 
 impl Surroundings {
-    /// Only the bus leads out of this process's service; a machine without one runs its scripts inside.
-    fn command(self, script: &Path, environment: &[(&str, String)], limit: Duration) -> Command {
-        if self == Self::Ours || !Path::new(SYSTEM_BUS).exists() {
+    /// What runs it, and the service that it runs in. Only the bus leads out of this process's service; a machine
+    /// without one runs its scripts inside.
+    fn command(
+        self,
+        script: &Path,
+        environment: &[(&str, String)],
+        limit: Duration,
+    ) -> (Command, Option<String>) {
+        let has_bus = Path::new(SYSTEM_BUS).exists();
+        if self == Self::Service && !has_bus {
+            tracing::warn!("no D-Bus: {} runs in the daemon's own sandbox", script.display());
+        }
+        if self == Self::Ours || !has_bus {
             let mut command = Command::new(script);
             command.envs(environment.iter().map(|(name, value)| (name, value)));
-            return command;
+            return (command, None);
         }
+        // One that this program's last process left may still be ending.
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let unit = format!("twinboot-script-{}-{number}.service", std::process::id());
         let mut command = Command::new("systemd-run");
-        command.args(["--quiet", "--wait", "--pipe", "--collect", "--service-type=exec"]);
+        command.args(["--quiet", "--wait", "--pipe", "--collect", "--service-type=exec", "--unit", &unit]);
         // It ends with us, however we end, and with its limit.
         command.args(["--property=BindsTo=twinboot.service", "--property=TimeoutStopSec=1"]);
         command.arg(format!("--property=RuntimeMaxSec={}ms", limit.as_millis()));
         command.args(environment.iter().map(|(name, value)| format!("--setenv={name}={value}")));
         command.arg("--").arg(script);
-        command
+        (command, Some(unit))
     }
 }
+
+/// Services of scripts so far.
+static STARTED: AtomicU32 = AtomicU32::new(1);
 
 /// Of the D-Bus specification, "Well-known Message Bus Instances", under /run as Linux has it today.
 const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
@@ -165,8 +181,9 @@ pub async fn run(
     limit: Duration,
 ) -> Result<Ended, ScriptError> {
     let failed = |source| ScriptError::Start { path: script.to_owned(), source };
-    let (child, output) = start(surroundings.command(script, environment, limit)).map_err(failed)?;
-    let group = Group::of(&child);
+    let (command, unit) = surroundings.command(script, environment, limit);
+    let (child, output) = start(command).map_err(failed)?;
+    let group = Group::of(&child, unit);
     let ended = system::within(limit, until_end(child, group, output)).await;
     ended.ok_or_else(|| ScriptError::Late { path: script.to_owned(), limit })?.map_err(failed)
 }
@@ -185,7 +202,7 @@ fn start(mut command: Command) -> io::Result<(Child, Receiver)> {
     Ok((child, Receiver::from_owned_fd(reader.into())?))
 }
 
-async fn until_end(mut child: Child, group: Group, mut output: Receiver) -> io::Result<Ended> {
+async fn until_end(mut child: Child, mut group: Group, mut output: Receiver) -> io::Result<Ended> {
     let mut tail = Vec::new();
     let status = tokio::select! {
         status = child.wait() => status?,
@@ -195,6 +212,8 @@ async fn until_end(mut child: Child, group: Group, mut output: Receiver) -> io::
             std::future::pending::<io::Result<ExitStatus>>().await
         } => status?,
     };
+    // Over, and all in it.
+    group.unit = None;
     drop(group);
     let _ = tokio::time::timeout(OUTPUT_LIMIT, read_on(&mut output, &mut tail)).await;
     Ok(Ended { status, said: last_line(&tail) })
@@ -209,27 +228,36 @@ async fn read_on(output: &mut Receiver, tail: &mut Vec<u8>) {
     }
 }
 
-/// As much of the last line as fits into a sentence.
+/// As much of the last line as fits into a sentence, which goes into the journal and the twin.
 fn last_line(text: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(text);
+    let text = redacted(&String::from_utf8_lossy(text));
     let line = text.lines().rfind(|line| !line.trim().is_empty())?;
     Some(line.trim().chars().take(SAID_CHARACTERS_MAX).collect())
 }
 
 /// A script and all that it started. Killed when dropped.
-struct Group(Option<Pid>);
+struct Group {
+    leader: Option<Pid>,
+    unit: Option<String>,
+}
 
 impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
+    fn of(child: &Child, unit: Option<String>) -> Self {
+        Self { leader: child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw), unit }
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(group) = self.0 {
+        if let Some(leader) = self.leader {
             // Fails where nothing of it is left.
-            let _ = killpg(group, Signal::SIGKILL);
+            let _ = killpg(leader, Signal::SIGKILL);
+        }
+        if let Some(unit) = self.unit.take() {
+            // Waited for, so that nothing of it is left; one that cannot be asked for ends at its limit, or with us.
+            let stop =
+                move || std::process::Command::new("systemctl").args(["stop", "--quiet", &unit]).output();
+            let _ = thread::Builder::new().spawn(stop);
         }
     }
 }
@@ -263,10 +291,10 @@ mod tests {
         let first = script(directory.path(), "10-a", "", 0o500);
         script(directory.path(), "README", "", 0o644);
         assert_eq!(list(directory.path()).await.unwrap(), [first, second]);
-        let open = script(directory.path(), "30-c", "", 0o775);
+        let open = script(directory.path(), "30-c", "", 0o777);
         let refused = list(directory.path()).await.unwrap_err();
-        assert!(matches!(&refused, ScriptError::Untrusted { path } if *path == open), "{refused}");
-        assert!(refused.to_string().contains("chmod go-w"), "{refused}");
+        assert!(matches!(&refused, ScriptError::Untrusted { path, .. } if *path == open), "{refused}");
+        assert!(crate::install::one_line(&refused).contains("chmod go-w"), "{refused}");
     }
 
     #[tokio::test]

@@ -70,12 +70,14 @@ pub struct Loaded {
 }
 
 impl StateStore {
-    /// Makes the directory if it is missing. Blocks.
+    /// Makes the directory if it is missing, durably: a state that is saved in a directory that is lost is lost with
+    /// it. Blocks.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// When that is not certain.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(directory)
+            .and_then(|()| sync_directory(directory.parent().unwrap_or(directory)))
             .map_err(|source| StoreError::MakeDirectory { path: directory.to_owned(), source })?;
         Ok(Self { directory: directory.to_owned() })
     }

@@ -45,6 +45,9 @@ pub enum CommandError {
     },
 }
 
+/// 2026-11-01: no version of this program ran before.
+pub const EARLIEST_UNIX_SECS: u64 = 1_793_491_200;
+
 /// Seconds since 1970 by the wall clock, right or not.
 #[must_use]
 pub fn unix_now() -> u64 {
@@ -99,8 +102,6 @@ pub enum Clock {
 
 /// Whether `check_command` says that the wall clock is right.
 pub async fn clock(check_command: &[String]) -> Clock {
-    /// 2026-11-01: no version of this program ran before.
-    const EARLIEST_UNIX_SECS: u64 = 1_793_491_200;
     const LIMIT: Duration = Duration::from_secs(15);
     if unix_now() < EARLIEST_UNIX_SECS {
         return Clock::Unset;

@@ -264,7 +264,8 @@ async fn a_drop_in_leaves_the_service_this_boards_devices() {
     // Flash is written through its block device.
     write(&tools, "/dev/mtd3 0 0x4000\n/dev/mtd3 0x40000 0x4000\n", 0o644);
     let ended = call(&["check-config", "--unit", "--config", &path]).await;
-    let expected = "DeviceAllow=/dev/mmcblk0p3 rw\nDeviceAllow=/dev/mtd3 rw\nDeviceAllow=/dev/mtdblock3 rw\nReadWrite";
+    let expected =
+        "DeviceAllow=/dev/mmcblk0p3 rw\nDeviceAllow=/dev/mtd3 rw\nDeviceAllow=/dev/mtdblock3 rw\nReadWrite";
     assert!(ended.out.contains(expected), "{}", ended.out);
 }
 

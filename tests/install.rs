@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use twinboot::install::slot::{BlockDevice, SlotDevice};
-use twinboot::install::verify::ImageCheck;
+use twinboot::install::verify::{ImageCheck, Trust};
 use twinboot::install::{Device, ImageSpec, Job, Limits, Outcome, Progress, install, install_to};
 use twinboot::update::{Code, Sha256Digest};
 
@@ -238,7 +238,7 @@ impl Bench {
             check: ImageCheck::Required,
             version: None,
             network: None,
-            keys: self.path("keys"),
+            trust: Trust { directory: self.path("keys"), list: None },
             ca_file: None,
             checkpoint: self.path("checkpoint.json"),
             limits: Limits {
@@ -1021,6 +1021,57 @@ async fn a_slot_that_fails_is_told_apart_from_one_that_lies() {
         assert!(failure.message.contains(words), "{}", failure.message);
         assert!(!failure.message.contains('\n'));
     }
+}
+
+/// A real file that says it is larger than it is: once the first section was found good, it is written over.
+struct WrapsAround {
+    inner: BlockDevice,
+    blocks_read: watch::Sender<usize>,
+}
+
+impl SlotDevice for WrapsAround {
+    fn capacity_bytes(&self) -> u64 {
+        self.inner.capacity_bytes()
+    }
+
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.inner.write_all_at(data, offset)?;
+        if offset == 39 * MIB as u64 {
+            let mut blocks_read = self.blocks_read.subscribe();
+            let first_section = blocks_read.wait_for(|blocks| *blocks >= 32);
+            let limited = tokio::time::timeout(Duration::from_secs(20), first_section);
+            tokio::runtime::Handle::current().block_on(limited).unwrap().unwrap();
+            self.inner.write_all_at(data, 0)?;
+        }
+        Ok(())
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if buffer.len() == MIB {
+            self.blocks_read.send_modify(|blocks| *blocks += 1);
+        }
+        self.inner.read_exact_at(buffer, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.inner.sync()
+    }
+}
+
+#[tokio::test]
+async fn a_medium_that_writes_over_what_was_found_good_is_caught_at_the_end() {
+    let image = image(23, 40 * MIB);
+    let bench = Bench::new(40 * MIB);
+    let body = image.clone();
+    let server = Server::start(move |_, request| serve_file(&body, "\"1\"", request));
+    let job = bench.job(server.url("/image"), &image);
+    let inner = BlockDevice::open(&job.target, None, Path::new("/proc")).unwrap();
+    let device = WrapsAround { inner, blocks_read: watch::Sender::new(0) };
+    let progress = watch::Sender::new(Progress::default());
+    let (_keep, cancel) = watch::channel(false);
+    let failure = install_to(Arc::new(device), &job, &progress, cancel).await.unwrap_err();
+    assert_eq!(failure.code, Code::ReadBackMismatch);
+    assert!(failure.message.contains("near byte 0:"), "{}", failure.message);
 }
 
 #[tokio::test]

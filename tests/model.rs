@@ -86,7 +86,7 @@ fn digest() -> Sha256Digest {
 }
 
 fn image() -> Image {
-    Image { source_digest: digest(), size_bytes: 1, version: None }
+    Image { source_digest: digest(), size_bytes: 1, version: None, keys: None }
 }
 
 fn failure(code: Code) -> Result<(), Failure> {
@@ -123,6 +123,7 @@ impl World {
             now: Moment { boot: NOW, uptime_secs: 0, unix_secs: None },
             policy: Policy {
                 check_required: true,
+                signature_required: false,
                 has_keys: false,
                 allow_downgrade: false,
                 defer_limit_secs: DEFER_LIMIT_SECS,
@@ -130,6 +131,7 @@ impl World {
             environment: if self.trial { Environment::Uncommitted } else { Environment::Committed },
             online: true,
             running_version: None,
+            min_version: None,
             trial_timeouts: 0,
         }
     }
@@ -313,7 +315,7 @@ impl World {
         let mut world = self.clone();
         world.todo = rest.to_vec();
         match effect.clone() {
-            Effect::Respond(_) | Effect::Report | Effect::Abort => out.push(world),
+            Effect::Respond(_) | Effect::Report | Effect::Abort | Effect::KeepVersion(_) => out.push(world),
             Effect::RunHooks(run) => world.run_hooks(&run, &mut out),
             Effect::ConfirmBoot => {
                 if !world.trial {
@@ -487,7 +489,7 @@ fn settles(mut world: World) -> bool {
         }
         let effect = world.todo.remove(0);
         match effect {
-            Effect::Respond(_) | Effect::Report | Effect::Abort => {}
+            Effect::Respond(_) | Effect::Report | Effect::Abort | Effect::KeepVersion(_) => {}
             Effect::RunHooks(run) => {
                 world = world.agreeing(run.hook);
                 world.feed(Event::HooksRan(run.update.request.id, run.hook, Verdict::GoOn));

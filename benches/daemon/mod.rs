@@ -5,11 +5,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use twinboot::install::verify::ImageCheck;
+use twinboot::install::verify::{ImageCheck, Trust};
 use twinboot::install::{Device, ImageSpec, Job, Limits, Progress, install};
 
-/// Gives what the progress said last, and the peak of resident memory in KiB.
-pub fn install_once(uri: &str, check_value: &str, target: &str, running: Option<&str>) -> (Progress, String) {
+/// Gives what the progress said last, and the peak of resident memory in KiB. An install that was cut off goes on by
+/// the same checkpoint.
+pub fn install_once(
+    uri: &str,
+    check_value: &str,
+    target: &str,
+    running: Option<&str>,
+    checkpoint: &str,
+) -> (Progress, String) {
     let job = Job {
         spec: ImageSpec {
             uri: uri.to_owned(),
@@ -24,9 +31,9 @@ pub fn install_once(uri: &str, check_value: &str, target: &str, running: Option<
         check: ImageCheck::Required,
         version: None,
         network: None,
-        keys: "/nonexistent".into(),
+        trust: Trust { directory: "/nonexistent".into(), list: None },
         ca_file: None,
-        checkpoint: format!("/dev/shm/twinboot-bench-{}.json", std::process::id()).into(),
+        checkpoint: checkpoint.into(),
         limits: Limits::new(Duration::from_secs(10)),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

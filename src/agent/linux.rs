@@ -8,7 +8,7 @@ use tokio::sync::{Mutex, watch};
 use tracing::{error, info, warn};
 
 use super::AgentError;
-use super::machine::{Found, Machine};
+use super::machine::{Found, Known, Machine};
 use crate::boot::booted::{self, Evidence};
 use crate::boot::scheme::Scheme;
 use crate::boot::{BootControl, BootError};
@@ -18,6 +18,7 @@ use crate::diagnostics::{self, Sources};
 use crate::doctor::{self, Patient};
 use crate::health;
 use crate::hooks;
+use crate::install::verify::Trust;
 use crate::install::{self, Device, ImageSpec, Job, Other};
 use crate::store::{StateStore, StoreError};
 use crate::system::{self, message_id};
@@ -80,7 +81,12 @@ impl Linux {
         let mark = Mark::new(&config.state_directory);
         let trial_timeouts = mark.reboots();
         let record = loaded.record;
-        let found = Found { boot, record, state_fault, image_version, trial_timeouts, clock_is_right: false };
+        // What cannot be read now says so at the first look at the environment.
+        let min_version =
+            BootControl::open(&config.boot).ok().and_then(|mut boot| boot.min_version().ok()).flatten();
+        let clock_is_right = false;
+        let found =
+            Found { boot, record, state_fault, image_version, min_version, trial_timeouts, clock_is_right };
         let (deciding, hooks) = (Arc::default(), Arc::default());
         Ok((Self { config, booted, store, mark, deciding, hooks }, found))
     }
@@ -164,6 +170,14 @@ impl Linux {
         }
     }
 
+    /// A failure is in the log: the state has it, and the next start tries again.
+    async fn keep_version(&self, version: String) {
+        let _alone = self.deciding.lock().await;
+        if let Err(reason) = self.on_environment(move |boot| boot.keep_version(&version)).await {
+            warn!("the least version is in the state file alone: {reason}");
+        }
+    }
+
     /// Those of one point at a time: hooks of the last update may still hear how it ended.
     async fn run_hooks(&self, run: &HookRun) -> Verdict {
         if run.again {
@@ -203,7 +217,7 @@ impl Linux {
         error!("the machine does not reboot; leaving it to the watchdog");
     }
 
-    fn job(&self, update: &Update, running_version: Option<String>) -> Job {
+    fn job(&self, update: &Update, known: Known) -> Job {
         let (request, config) = (&update.request, &self.config.install);
         Job {
             spec: ImageSpec {
@@ -228,11 +242,11 @@ impl Linux {
             proc: self.config.system.proc.clone(),
             device: Device {
                 compatible: config.compatible.clone(),
-                running_version,
+                past: known.past,
                 allow_downgrade: config.allow_downgrade || request.force,
             },
             check: config.check,
-            keys: config.keys.clone(),
+            trust: Trust { directory: config.keys.clone(), list: known.keys },
             ca_file: config.ca_file.clone(),
             network: self.config.network.clone(),
             checkpoint: self.store.checkpoint(),
@@ -262,13 +276,13 @@ impl Machine for Linux {
     async fn install(
         &self,
         update: &Update,
-        running_version: Option<String>,
+        known: Known,
         progress: &watch::Sender<install::Progress>,
         cancelled: watch::Receiver<bool>,
     ) -> install::Outcome {
         let target = update.target;
         match self.on_environment(move |boot| boot.disable(target)).await {
-            Ok(_) => install::install(&self.job(update, running_version), progress, cancelled).await,
+            Ok(_) => install::install(&self.job(update, known), progress, cancelled).await,
             Err(reason) => Err(Failure::new(Code::EnvironmentUnusable, reason)),
         }
     }
@@ -298,6 +312,10 @@ impl Machine for Linux {
             Effect::ConfirmBoot => {
                 self.clear_mark().await;
                 self.confirm_boot(connected).await;
+                None
+            }
+            Effect::KeepVersion(version) => {
+                self.keep_version(version).await;
                 None
             }
             Effect::Reboot => {

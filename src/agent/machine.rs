@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use crate::control::Status;
 use crate::install;
 use crate::store::StoreError;
-use crate::update::{Boot, Effect, Environment, Event, Failure, Record, Update};
+use crate::update::{Boot, Effect, Environment, Event, Failure, KeyList, Record, Update};
 
 /// What the agent works on. The daemon's is [`Linux`](super::Linux); the rehearsal of a fleet has thousands
 /// in memory.
@@ -20,11 +20,12 @@ pub trait Machine: Clone + Send + Sync + 'static {
     /// What the boot loader's variables say about the running slot.
     fn environment(&self) -> impl Future<Output = Environment> + Send;
 
-    /// Marks the target unbootable, and puts the image there; `running_version` is what runs, where known. Once `cancelled`, its outcome does not matter.
+    /// Marks the target unbootable, and puts the image there, if it is one for a device of which this is `known`.
+    /// Once `cancelled`, its outcome does not matter.
     fn install(
         &self,
         update: &Update,
-        running_version: Option<String>,
+        known: Known,
         progress: &watch::Sender<install::Progress>,
         cancelled: watch::Receiver<bool>,
     ) -> impl Future<Output = install::Outcome> + Send;
@@ -51,6 +52,15 @@ pub trait Machine: Clone + Send + Sync + 'static {
     }
 }
 
+/// What the record says of the device, by which an image is judged.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// What it has been through.
+    pub past: install::Past,
+    /// Whose signatures count, once an update has said so.
+    pub keys: Option<KeyList>,
+}
+
 /// What a start finds on the machine.
 #[derive(Debug)]
 pub struct Found {
@@ -62,6 +72,8 @@ pub struct Found {
     pub state_fault: Option<Failure>,
     /// The version of the running system, where known.
     pub image_version: Option<String>,
+    /// The version that was committed last, by the boot loader's variables.
+    pub min_version: Option<String>,
     /// How many boots of the last trial systemd ended, since nobody had committed it in time.
     pub trial_timeouts: usize,
     /// Whether the wall clock is right already.

@@ -22,6 +22,7 @@ use crate::boot::booted::BootedError;
 use crate::config::Config;
 use crate::control::{self, Status};
 use crate::hub::{self, HubEvent, MethodCall, MethodReply};
+use crate::install::Past;
 use crate::install::verify::ImageCheck;
 use crate::store::StoreError;
 use crate::system::{self, message_id};
@@ -35,7 +36,7 @@ use exporter::Exporter;
 use uplink::Uplink;
 
 pub use linux::Linux;
-pub use machine::{Found, Machine};
+pub use machine::{Found, Known, Machine};
 
 /// Why the agent cannot go on. It ends then, and systemd starts it again: acting on a decision that was not
 /// saved is the one thing that it must not do.
@@ -161,6 +162,7 @@ struct Agent<M> {
     record: Record,
     environment: Environment,
     image_version: Option<String>,
+    min_version: Option<String>,
     trial_timeouts: usize,
     started: Moment,
     clock_is_right: bool,
@@ -209,7 +211,8 @@ impl<M: Machine> Agent<M> {
         done: mpsc::Sender<Completion>,
         status: watch::Sender<Status>,
     ) -> Self {
-        let Found { boot, record, state_fault, image_version, trial_timeouts, clock_is_right } = found;
+        let Found { boot, record, state_fault, image_version, min_version, trial_timeouts, clock_is_right } =
+            found;
         let hub_detail = Uplink::of(&config).map_or_else(|| NO_HUB.to_owned(), |uplink| uplink.awaited());
         let exporter = config.metrics_file.clone().map(Exporter::start);
         Self {
@@ -219,6 +222,7 @@ impl<M: Machine> Agent<M> {
             record,
             environment: Environment::Unusable("not read yet".to_owned()),
             image_version,
+            min_version,
             trial_timeouts,
             started: system::now(boot.id, clock_is_right),
             clock_is_right,
@@ -523,6 +527,7 @@ impl<M: Machine> Agent<M> {
             now: self.now(),
             policy: Policy {
                 check_required: self.config.install.check != ImageCheck::Optional,
+                signature_required: self.config.install.check == ImageCheck::Signature,
                 has_keys: has_keys(self.config.install.keys.clone()).await,
                 allow_downgrade: self.config.install.allow_downgrade,
                 defer_limit_secs: self.config.hooks.defer_limit.as_secs(),
@@ -530,6 +535,7 @@ impl<M: Machine> Agent<M> {
             environment: self.environment.clone(),
             online: *self.connected.borrow(),
             running_version: self.image_version.clone(),
+            min_version: self.min_version.clone(),
             trial_timeouts: self.trial_timeouts,
         }
     }
@@ -584,7 +590,7 @@ impl<M: Machine> Agent<M> {
         let earlier = self.installing.take();
         let id = update.request.id.clone();
         let (machine, progress) = (self.machine.clone(), self.progress.clone());
-        let running_version = self.facts().running_version().map(str::to_owned);
+        let known = self.known(&update);
         self.progress.send_replace(Progress::default());
         self.shown = Shown::default();
         let task = tokio::spawn(async move {
@@ -593,13 +599,21 @@ impl<M: Machine> Agent<M> {
                 earlier.cancel.send_replace(true);
                 let _ = earlier.task.await;
             }
-            let result = machine.install(&update, running_version, &progress, cancelled.clone()).await;
+            let result = machine.install(&update, known, &progress, cancelled.clone()).await;
             if !*cancelled.borrow() {
                 let event = Event::Installed(update.request.id, result);
                 let _ = done.send(Completion { job: Some(job), event }).await;
             }
         });
         self.installing = Some(Installing { id, cancel, task, progressed: false, downloaded: false });
+    }
+
+    /// An operator at the device may insist on what was rolled back.
+    fn known(&self, update: &Update) -> Known {
+        let denied = if update.request.force { Vec::new() } else { self.record.denied.clone() };
+        let running_version = self.facts().running_version().map(str::to_owned);
+        let past = Past { running_version, min_version: self.record.min_version.clone(), denied };
+        Known { past, keys: self.record.keys.clone() }
     }
 
     /// Until it happens. A machine that gives up is left to the watchdog.

@@ -8,7 +8,6 @@ mod inspect;
 mod lock;
 mod medium;
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +17,7 @@ pub use self::inspect::{CopyFound, Inspection};
 use self::medium::Region;
 use super::env::{ByteOrder, CopyIndex, Environment, FlagScheme, GoodCopy, Layout, PatchError, select};
 use super::{BootEnv, EnvPatch, Variables, Written};
+use crate::ownership;
 
 /// A `fw_env.config` is some lines; the limit bounds memory where a wrong path is configured.
 const MAX_CONFIG_BYTES: u64 = 64 << 10;
@@ -319,7 +319,7 @@ impl UbootEnv {
 
 fn read_config(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(MAX_CONFIG_BYTES + 1).read_to_string(&mut text)?;
+    ownership::open(path)?.take(MAX_CONFIG_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > MAX_CONFIG_BYTES {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
@@ -339,6 +339,8 @@ impl BootEnv for UbootEnv {
         let layout = storage.layout();
         let new = old.environment.patched(patch, layout.data_bytes())?;
         if new == old.environment {
+            // A process that was killed before it could sync may have written it.
+            storage.sync(old.taken)?;
             return Ok(Written::Unchanged { damaged: old.other_is_bad });
         }
         storage.put(&new, &old)?;
@@ -409,6 +411,13 @@ impl Storage {
             taken,
             other_is_bad: layout.redundant && taken.other().of(&good).is_none(),
         })
+    }
+
+    fn sync(&self, taken: CopyIndex) -> Result<(), BootEnvError> {
+        match self {
+            Self::Single(only) => only.sync(),
+            Self::Redundant(copies) => taken.of(copies).sync(),
+        }
     }
 
     /// Writes `environment` in the place of `old`, or beside it.

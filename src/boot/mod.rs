@@ -12,6 +12,9 @@ use self::scheme::{Scheme, SchemeError, View};
 use crate::config;
 use crate::update::Slot;
 
+/// The variable, of ours and none of the boot loader's, that remembers the version that was committed last.
+const MIN_VERSION: &str = "twinboot_min_version";
+
 /// Names and values of a boot environment.
 pub type Variables = BTreeMap<String, String>;
 
@@ -108,7 +111,7 @@ impl BootControl {
     pub fn variables(&mut self) -> Result<Variables, BootError> {
         let own = [Slot::A, Slot::B].map(|slot| self.scheme.activate(slot, self.attempts).0);
         let mut variables = self.environment.read()?;
-        variables.retain(|name, _| own.iter().any(|patch| patch.contains_key(name)));
+        variables.retain(|name, _| name == MIN_VERSION || own.iter().any(|patch| patch.contains_key(name)));
         Ok(variables)
     }
 
@@ -144,6 +147,24 @@ impl BootControl {
     /// As [`Self::disable`].
     pub fn roll_back(&mut self, to: Slot) -> Result<Written, BootError> {
         Ok(self.environment.write(&self.scheme.roll_back(to, self.attempts))?)
+    }
+
+    /// The version that was committed last, as far as [`Self::keep_version`] was told.
+    ///
+    /// # Errors
+    /// When the environment cannot be read.
+    pub fn min_version(&mut self) -> Result<Option<String>, BootError> {
+        Ok(self.environment.read()?.remove(MIN_VERSION).filter(|version| !version.is_empty()))
+    }
+
+    /// Remembers the version that was committed last. Not part of a decision: one must not fail for want of room
+    /// for this.
+    ///
+    /// # Errors
+    /// As [`Self::disable`].
+    pub fn keep_version(&mut self, version: &str) -> Result<Written, BootError> {
+        let patch = EnvPatch([(MIN_VERSION.to_owned(), Some(version.to_owned()))].into());
+        Ok(self.environment.write(&patch)?)
     }
 
     /// Gives a committed `slot` back what the boot script took for this boot, once it is known to be well.

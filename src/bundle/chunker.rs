@@ -88,6 +88,12 @@ impl Chunker {
         Ok(Self { chunking })
     }
 
+    /// Of a chunk.
+    #[must_use]
+    pub fn average_bytes(&self) -> usize {
+        self.chunking.average_bytes as usize
+    }
+
     /// How many bytes [`Chunker::cut`] wants to see: a chunk, and the zero block that might end it.
     #[must_use]
     pub fn lookahead_bytes(&self) -> usize {

@@ -1,9 +1,10 @@
 //! The manifest: what is signed, and what says how long all that follows is.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
-use serde::{Deserialize, Serialize};
+use minisign_verify::PublicKey;
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::chunker::Chunking;
@@ -12,7 +13,7 @@ use super::{
     BundleError, CHUNKS_MAX, CONTEXT_BYTES_MAX, FRAME_BYTES_MAX, IMAGES_MAX, INDEX_BYTES_MAX, PATCHES_MAX,
     PREFIX_BYTES_MAX, TABLE_BYTES_MAX,
 };
-use crate::update::Sha256Digest;
+use crate::update::{KeyList, Sha256Digest};
 
 /// Larger than any slot, and small enough that sums of all parts cannot overflow.
 const IMAGE_BYTES_MAX: u64 = 1 << 40;
@@ -24,6 +25,9 @@ const COMPATIBLE_MAX: usize = 64;
 
 /// Places of a base that are looked at, to know it again.
 const SAMPLES_MAX: usize = 64;
+
+/// One that signs, one in the safe, and what is left of their predecessors.
+const KEYS_MAX: usize = 16;
 
 /// Length of a sample.
 pub const SAMPLE_BYTES: u64 = 4096;
@@ -74,6 +78,12 @@ pub struct Manifest {
     /// In the order of their tables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patches: Vec<PatchPart>,
+    /// Whose signatures count on a device that has committed it.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "closed_list")]
+    pub keys: Option<KeyList>,
+    /// The name of a file beside the bundle that may have more: a [`PatchFile`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patches_file: Option<String>,
 }
 
 /// One image, for all slots of a class.
@@ -192,6 +202,8 @@ impl Manifest {
             index,
             pieces_bytes: 0,
             patches: Vec::new(),
+            keys: None,
+            patches_file: None,
         }
     }
 
@@ -243,6 +255,7 @@ impl Manifest {
         ] {
             version.iter().try_for_each(|version| text(field, version))?;
         }
+        self.keys.iter().try_for_each(check_keys)?;
         self.check_images()?;
         self.chunking.check()?;
         BundleError::at_most("context_bytes", self.context_bytes.into(), CONTEXT_BYTES_MAX.into())?;
@@ -254,7 +267,7 @@ impl Manifest {
         if !self.patches.iter().all(|patch| classes.contains(patch.class.as_str())) {
             return Err(BundleError::Field { field: "patches", why: "names a class that has no image" });
         }
-        Ok(())
+        self.patches_file.iter().try_for_each(|name| file_name(name))
     }
 
     fn check_images(&self) -> Result<(), BundleError> {
@@ -348,9 +361,44 @@ fn check_patches(patches: &[PatchPart]) -> Result<(), BundleError> {
     Ok(())
 }
 
+/// In a manifest unknown keys are refused; in the state file, which an older program may have to read, they are not.
+fn closed_list<'de, D: Deserializer<'de>>(from: D) -> Result<Option<KeyList>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Closed {
+        serial: u64,
+        trusted: BTreeMap<String, String>,
+    }
+    let Closed { serial, trusted } = Closed::deserialize(from)?;
+    Ok(Some(KeyList { serial, trusted }))
+}
+
+fn check_keys(list: &KeyList) -> Result<(), BundleError> {
+    BundleError::at_least("the number of a key list", list.serial, 1)?;
+    BundleError::at_least("the number of keys", list.trusted.len() as u64, 1)?;
+    BundleError::at_most("the number of keys", list.trusted.len() as u64, KEYS_MAX as u64)?;
+    for (name, key) in &list.trusted {
+        text("keys", name)?;
+        if PublicKey::from_base64(key).is_err() {
+            return Err(BundleError::Field { field: "keys", why: "has one that is no minisign public key" });
+        }
+    }
+    Ok(())
+}
+
 fn text(field: &'static str, text: &str) -> Result<(), BundleError> {
     if text.is_empty() || text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control) {
         return Err(BundleError::Field { field, why: "must have 1 to 128 printable characters" });
+    }
+    Ok(())
+}
+
+/// Beside the bundle, and nowhere else.
+fn file_name(name: &str) -> Result<(), BundleError> {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let why = "must have 1 to 128 of letters, digits, `-`, `_` and `.`, and not begin with `.`";
+    if name.is_empty() || name.len() > TEXT_BYTES_MAX || name.starts_with('.') || !name.bytes().all(legal) {
+        return Err(BundleError::Field { field: "patches_file", why });
     }
     Ok(())
 }

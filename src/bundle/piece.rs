@@ -25,6 +25,13 @@ pub fn unpack(stored: &[u8], size_bytes: u32, prefix: &[u8], out: &mut Vec<u8>) 
     if made == size { Ok(()) } else { Err(BundleError::Unpack { what, why: "it makes less than it says" }) }
 }
 
+/// From here on zstd weighs all matches that it finds in its trees.
+const SEARCHING_LEVEL: i32 = 16;
+
+/// How deep those trees are searched for a chunk: 8 steps, not 128. Nearly all the time goes into entering the same prefix
+/// again for each chunk; this takes 0.6 of the time, and 0.6 % more bytes.
+const SEARCH_LOG: u32 = 3;
+
 /// What [`unpack`] decompresses, at a zstd level; as it is if that is no longer.
 ///
 /// # Errors
@@ -38,6 +45,8 @@ pub fn pack(bytes: &[u8], prefix: &[u8], level: i32) -> Result<Vec<u8>, BundleEr
         // Far matches are what a patch lives on.
         let window_log = (prefix.len() + bytes.len()).next_power_of_two().ilog2();
         context.set_parameter(CParameter::WindowLog(window_log)).map_err(failed)?;
+    } else if level >= SEARCHING_LEVEL {
+        context.set_parameter(CParameter::SearchLog(SEARCH_LOG)).map_err(failed)?;
     }
     context.ref_prefix(prefix).map_err(failed)?;
     let mut stored = Vec::with_capacity(zstd::zstd_safe::compress_bound(bytes.len()));

@@ -157,7 +157,9 @@ impl CliError {
                 Code::Busy => "wait for it, or stop it: `twinboot cancel`",
                 Code::Uncommitted => "decide about it first: `twinboot commit` or `twinboot rollback`",
                 Code::Unverifiable => "give `--check-value`, or sign the image",
-                Code::VersionNotNewer | Code::RolledBackBefore => "`--force` takes it all the same",
+                Code::VersionNotNewer | Code::VersionBelowMinimum | Code::RolledBackBefore => {
+                    "`--force` takes it all the same"
+                }
                 _ => "",
             },
             _ => "",

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tracing::{Level, info};
 
-use super::run::{on_one_thread, stopped};
+use super::run::{keep_memory_private, on_one_thread, stopped};
 use super::{CliError, Exit, credentials_directory, logging};
 use crate::config::{Config, DEFAULT_PATH};
 use crate::network::serve;
@@ -34,6 +34,7 @@ pub(super) struct Network {
 
 impl Network {
     pub(super) fn run(self) -> Result<Exit, CliError> {
+        keep_memory_private()?;
         let credentials = credentials_directory();
         let config = Config::load(&self.config, credentials.as_deref()).map_err(CliError::Config)?.config;
         logging::init(if self.verbose { Level::DEBUG } else { Level::INFO }).map_err(CliError::Logging)?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use nix::sys::prctl;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{Level, info};
@@ -39,8 +40,14 @@ pub(super) struct Run {
     verbose: bool,
 }
 
+/// No core dump, and no debugger without root's capabilities: the memory may hold the device's key.
+pub(super) fn keep_memory_private() -> Result<(), CliError> {
+    prctl::set_dumpable(false).map_err(|errno| CliError::Runtime(errno.into()))
+}
+
 impl Run {
     pub(super) fn run(self) -> Result<Exit, CliError> {
+        keep_memory_private()?;
         let loaded = match self.network {
             Some(network) => Config::load_beside(&self.config, network),
             None => Config::load(&self.config, credentials_directory().as_deref()),

@@ -109,8 +109,9 @@ fn table(status: &Status, paint: Paint) -> String {
 
 /// `a, version 1.4.1, committed, /dev/disk/by-partlabel/rootfs_a`
 fn slot_line(slot: SlotView, version: Option<String>) -> String {
+    let version = version.or(slot.version).filter(|version| !version.is_empty());
     let version =
-        version.or(slot.version).map_or_else(|| "no known version".to_owned(), |v| format!("version {v}"));
+        version.map_or_else(|| "no known version".to_owned(), |version| format!("version {version}"));
     let parts = [Some(format!("slot {}", slot.slot)), Some(version), slot.state, slot.device];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }

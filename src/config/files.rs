@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +9,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::fault::{Fault, Place};
+use crate::ownership;
 
 /// A configuration has some 40 keys; a file larger than this is not one.
 const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
@@ -91,7 +91,7 @@ fn drop_ins(directory: &Path, faults: &mut Vec<Fault>) -> Vec<PathBuf> {
 
 fn read_limited(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(FILE_LIMIT_BYTES + 1).read_to_string(&mut text)?;
+    ownership::open(path)?.take(FILE_LIMIT_BYTES + 1).read_to_string(&mut text)?;
     if u64::try_from(text.len()).is_ok_and(|length| length <= FILE_LIMIT_BYTES) {
         Ok(text)
     } else {
@@ -104,6 +104,7 @@ fn unreadable(place: Place, error: &io::Error) -> Fault {
         io::ErrorKind::NotFound => ("no such file".to_owned(), format!("an example is {EXAMPLE}")),
         io::ErrorKind::InvalidData => ("is not text".to_owned(), "save it as UTF-8".to_owned()),
         io::ErrorKind::PermissionDenied => ("permission denied".to_owned(), "run as root".to_owned()),
+        io::ErrorKind::Other => ("is not taken".to_owned(), error.to_string()),
         _ => (format!("cannot be read: {error}"), String::new()),
     };
     Fault { place, key: String::new(), problem, hint }

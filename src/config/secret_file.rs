@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::section::{Wrong, wrong};
+use crate::ownership;
 
 /// A connection string has some 200 bytes, a PEM chain some 10 KiB.
 const SECRET_LIMIT_BYTES: u64 = 64 * 1024;
@@ -23,13 +24,13 @@ pub(super) fn check(path: &Path) -> Result<(), Wrong> {
     open(path).map(drop)
 }
 
-/// Looks whether a public file could be read.
+/// Looks whether a public file could be read, and is root's to change.
 pub(super) fn check_public(path: &Path) -> Result<(), Wrong> {
-    File::open(path).map(drop).map_err(|error| unreadable(path, &error))
+    ownership::open(path).map(drop).map_err(|error| unreadable(path, &error))
 }
 
 fn open(path: &Path) -> Result<File, Wrong> {
-    let file = File::open(path).map_err(|error| unreadable(path, &error))?;
+    let file = ownership::open(path).map_err(|error| unreadable(path, &error))?;
     let metadata = file.metadata().map_err(|error| unreadable(path, &error))?;
     if metadata.mode() & 0o007 != 0 {
         let hint = format!("take that away: `chmod o= {}`", path.display());

@@ -14,6 +14,7 @@ mod trust;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -23,6 +24,7 @@ use crate::config::Config;
 use crate::control::{Client, ClientError, Status};
 use crate::install::one_line;
 use crate::store::{self, StoreError};
+use crate::system;
 use crate::update::record::RecordError;
 use crate::update::{Record, State};
 
@@ -163,12 +165,28 @@ impl Patient {
 pub async fn visit(main: &Path, credentials: Option<&Path>) -> (Report, Option<Config>) {
     let (mut findings, config) = configuration::check(main, credentials);
     if let Some(config) = &config {
-        let daemon = Client::status(&config.system.control_socket);
+        let daemon = ask_daemon(config).await;
         let is_alone = daemon.as_ref().is_err_and(ClientError::nobody_is_there);
         let daemon = daemon.map_err(|error| one_line(&error));
         findings.extend(examine(Patient::usual(config.clone(), daemon, is_alone)).await.0);
     }
     (Report(findings), config)
+}
+
+/// What the daemon says of itself. Who has just started it asks at once: it gets the time to reach the hub.
+async fn ask_daemon(config: &Config) -> Result<Status, ClientError> {
+    /// A handshake over a slow mobile network.
+    const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+    const ASK_AGAIN: Duration = Duration::from_millis(500);
+    let began = system::uptime();
+    loop {
+        let status = Client::status(&config.system.control_socket);
+        let is_offline = config.hub.is_some() && status.as_ref().is_ok_and(|status| !status.hub_connected);
+        if !is_offline || system::uptime().saturating_sub(began) >= CONNECT_LIMIT {
+            return status;
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
 }
 
 /// Looks at everything but the configuration.
@@ -221,6 +239,11 @@ impl<'a> Seen<'a> {
             record: store::peek(&config.state_directory),
             home: booted::home(&config.system.proc, &config.state_directory, &config.slots),
         }
+    }
+
+    /// The state, where there is one that is believed.
+    fn record(&self) -> Option<&Record> {
+        self.record.as_ref().ok()?.as_ref()?.as_ref().ok()
     }
 
     /// Whether the state file says that no update is under way, or is missing as at the factory: but not because its

@@ -1,21 +1,54 @@
 //! Whom the device trusts: with images, and to run programs as root.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::{Finding, Seen};
+use crate::boot::fw_env::UbootEnv;
 use crate::install::one_line;
-use crate::install::verify::{ImageCheck, read_keys};
+use crate::install::verify::{ImageCheck, listed, read_keys};
+use crate::ownership::{self, OwnershipError};
 use crate::scripts;
-use crate::update::Hook;
+use crate::update::{Hook, KeyList};
 
 pub(super) fn check(seen: &Seen<'_>) -> Vec<Finding> {
-    vec![keys(seen), changeable(&seen.config.install.keys), programs(seen)]
+    let directory = &seen.config.install.keys;
+    let keys = match seen.record().and_then(|record| record.keys.as_ref()) {
+        Some(list) => of_list(list, directory),
+        None => of_image(seen),
+    };
+    vec![keys, key_files(directory), environment_files(seen), programs(seen)]
 }
 
-fn keys(seen: &Seen<'_>) -> Finding {
-    const CHECK: &str = "trust.keys";
+const KEYS: &str = "trust.keys";
+
+/// What an update said counts alone: a key that only the image brings is revoked.
+fn of_list(list: &KeyList, directory: &Path) -> Finding {
+    let (trusted, image) = match (listed(list), read_keys(directory)) {
+        (Ok(trusted), Ok(image)) => (trusted, image),
+        (Err(error), _) | (_, Err(error)) => {
+            return Finding::warning(
+                KEYS,
+                one_line(&error),
+                "bring a new list by an update, or mend the file",
+            );
+        }
+    };
+    let revoked = image.iter().filter(|(_, key)| !trusted.contains(key));
+    let revoked: Vec<_> = revoked.map(|(path, _)| path.display().to_string()).collect();
+    if revoked.is_empty() {
+        return Finding::ok(KEYS, list.to_string());
+    }
+    // Where the state is lost, the image's keys count again.
+    Finding::warning(
+        KEYS,
+        format!("{list}; revoked by it: {}", revoked.join(", ")),
+        "leave them out of the next image",
+    )
+}
+
+fn of_image(seen: &Seen<'_>) -> Finding {
+    const CHECK: &str = KEYS;
     let install = &seen.config.install;
     let directory = install.keys.display();
     match (read_keys(&install.keys), install.check) {
@@ -35,24 +68,43 @@ fn keys(seen: &Seen<'_>) -> Finding {
         (Ok(keys), ImageCheck::Required) if keys.is_empty() => {
             Finding::ok(CHECK, "no key: an image needs the check value of its request")
         }
-        (Ok(keys), _) => Finding::ok(CHECK, format!("{} in {directory}", keys.len())),
+        (Ok(keys), _) => {
+            let names = keys.iter().filter_map(|(path, _)| path.file_name());
+            let names: Vec<_> = names.map(|name| name.to_string_lossy()).collect();
+            Finding::ok(CHECK, format!("{} in {directory}: {}", keys.len(), names.join(", ")))
+        }
     }
 }
 
 /// Whoever can write there decides what this device runs.
-fn changeable(directory: &Path) -> Finding {
+fn key_files(directory: &Path) -> Finding {
     const CHECK: &str = "trust.key-files";
     let files = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
-    let open = std::iter::once(directory.to_owned())
+    match std::iter::once(directory.to_owned())
         .chain(files)
-        .find(|path| fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o022 != 0));
-    match open {
+        .find_map(|path| changeable(ownership::check(&path)))
+    {
         None => Finding::ok(CHECK, "only root changes the keys"),
-        Some(path) => {
-            let advice = format!("`chmod go-w {}`", path.display());
-            Finding::fault(CHECK, format!("others than root can change {}", path.display()), advice)
-        }
+        Some(error) => Finding::fault(CHECK, one_line(&error), "until then a forged image may pass"),
     }
+}
+
+/// Whoever can write there decides what this device boots.
+fn environment_files(seen: &Seen<'_>) -> Finding {
+    const CHECK: &str = "trust.environment";
+    let file = &seen.config.boot.environment;
+    let copies = UbootEnv::new(file, &[]).map(|environment| environment.paths());
+    let copies = copies.unwrap_or_default();
+    let copies = copies.iter().map(|copy| ownership::device(copy).map(drop));
+    match std::iter::once(ownership::check(file)).chain(copies).find_map(changeable) {
+        None => Finding::ok(CHECK, "only root changes the boot environment"),
+        Some(error) => Finding::fault(CHECK, one_line(&error), "until then others choose what boots"),
+    }
+}
+
+/// What is missing is another check's.
+fn changeable(looked: Result<(), OwnershipError>) -> Option<OwnershipError> {
+    looked.err().filter(|error| !matches!(error, OwnershipError::Look { .. }))
 }
 
 /// Health scripts and hooks: one that is refused fails an update, or rolls it back.

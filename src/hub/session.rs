@@ -29,6 +29,7 @@ use super::outbox::Outbox;
 use super::twin::Twin;
 use super::{HubEvent, MethodCall, MethodReply, Pace, Reported, auth, topic};
 use crate::config::{self, Credentials};
+use crate::system::EARLIEST_UNIX_SECS;
 use crate::tls;
 
 /// The largest message that an IoT hub carries anywhere; a method's payload has at most half of it,
@@ -50,11 +51,7 @@ const OUTGOING_MAX: usize = 2 * CALLS_MAX + 8;
 /// Above 1177 s the hub's own limit of 1767 s strikes first.
 const KEEP_ALIVE_MAX: Duration = Duration::from_secs(1177);
 
-/// 2025-01-01: a clock that shows less was never set, and neither a certificate nor a token would
-/// pass.
-const EARLIEST_UNIX_SECS: u64 = 1_735_689_600;
-
-/// A clock that is not set yet.
+/// A token says when it ends.
 const CLOCK_NOT_SET: &str = "the clock is not set";
 
 /// Why a session ended, with one line for a person.
@@ -368,10 +365,10 @@ pub(super) async fn options(
     pace: Pace,
     unix_now_secs: u64,
 ) -> Result<MqttOptions, End> {
-    if unix_now_secs < EARLIEST_UNIX_SECS {
-        return Err(End::NotReady(CLOCK_NOT_SET.to_owned()));
-    }
     let password = match &config.credentials {
+        Credentials::SharedAccessKey(_) if unix_now_secs < EARLIEST_UNIX_SECS => {
+            return Err(End::NotReady(CLOCK_NOT_SET.to_owned()));
+        }
         Credentials::SharedAccessKey(key) => {
             let token = auth::SasToken::new(
                 &config.host_name,
@@ -509,7 +506,7 @@ fn describe_io(error: &io::Error) -> String {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => {
             "the hub closed the connection".to_owned()
         }
-        _ => error.to_string(),
+        _ => tls::expired(error).unwrap_or_else(|| error.to_string()),
     }
 }
 

@@ -164,6 +164,12 @@ pub enum Setback {
         /// The library's words.
         source: reqwest::Error,
     },
+    /// It may be renewed, and this device's clock be set right.
+    #[error("{why}")]
+    Expired {
+        /// For a person.
+        why: String,
+    },
     /// 408, 429, 5xx.
     #[error("the server answered {status}")]
     Status {
@@ -536,6 +542,9 @@ impl Source {
         }
         if source.is_redirect() {
             return FetchError::Redirect { url: self.shown.clone(), source }.into();
+        }
+        if let Some(why) = tls::expired(&source) {
+            return Interruption::Again(Setback::Expired { why });
         }
         Interruption::Again(Setback::Connection { source })
     }

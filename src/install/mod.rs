@@ -1,9 +1,9 @@
 //! From an address to a verified slot.
 //!
 //! ```text
-//! fetch --chunks--> verify --chunks--> unpack --blocks--> write
-//! async             thread             thread             thread
-//! Range, retries    SHA-256            decode             compare, write, sync, read back
+//! fetch --chunks--> verify --chunks--> unpack --blocks--> write --synced--> read back
+//! async             thread             thread             thread            thread
+//! Range, retries    SHA-256            decode             write, sync       compare
 //! ```
 //!
 //! Every arrow is a bounded channel and every buffer is used again, so memory does not grow with the image.
@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod decode;
 pub mod fetch;
 mod parts;
+mod read_back;
 mod relayed;
 pub mod resume;
 pub mod slot;
@@ -32,13 +33,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use self::bundled::Refusal;
-pub use self::bundled::{Device, Other, ROOT_CLASS, is_class};
+pub use self::bundled::{Device, Other, Past, ROOT_CLASS, is_class};
 use self::checkpoint::Key;
 use self::decode::DecodeError;
 use self::fetch::{Clients, FetchError, Reach, Source, Wanted};
 use self::resume::Start;
 use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
-use self::verify::{Check, ImageCheck, Rule, SIGNATURE_LIMIT_BYTES, VerifyError};
+use self::verify::{Check, ImageCheck, Rule, SIGNATURE_LIMIT_BYTES, Trust, VerifyError};
 use self::write::WriteError;
 use crate::bundle::BundleError;
 use crate::redact::display_url;
@@ -129,8 +130,8 @@ pub struct Job {
     pub device: Device,
     /// What the image must come with.
     pub check: ImageCheck,
-    /// Directory of minisign public keys (`*.pub`).
-    pub keys: PathBuf,
+    /// Who may sign it.
+    pub trust: Trust,
     /// PEM file of the roots to trust in place of the system's.
     pub ca_file: Option<PathBuf>,
     /// Where the networked part listens; `None`: servers are asked from here.
@@ -208,6 +209,7 @@ impl InstallError {
             Self::Bundle(BundleError::Digest { .. } | BundleError::Unpack { .. }) | Self::Chunk { .. } => {
                 Code::DigestMismatch
             }
+            Self::Bundle(BundleError::NotASignature { .. }) => Code::SignatureInvalid,
             Self::Bundle(_) => Code::BundleInvalid,
             Self::Refused(refusal) => refusal.code(),
             Self::Slot(error) => error.code(),
@@ -357,7 +359,7 @@ impl Run<'_> {
     /// What the image must satisfy, with the signature fetched where one is needed.
     async fn check(&self, reach: &Reach) -> Result<Check, InstallError> {
         let job = self.job;
-        let keys = match Rule::decide(job.spec.check_value, &job.keys, job.check)? {
+        let keys = match Rule::decide(job.spec.check_value, &job.trust, job.check)? {
             Rule::Digest(digest) => return Ok(Check::Digest(digest)),
             Rule::Unchecked => return Ok(Check::Unchecked),
             Rule::SignedBy(keys) => keys,
@@ -379,7 +381,7 @@ impl Run<'_> {
                 return Err(VerifyError::NotASignature { url: shown }.into());
             }
         }
-        let check = Check::by_signature(&text, keys, job.spec.check_value, (&shown, &job.keys))?;
+        let check = Check::by_signature(&text, keys, job.spec.check_value, (&shown, &job.trust))?;
         check.admits_version(job.version.as_deref())?;
         Ok(check)
     }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -22,6 +23,9 @@ const REQUEST_BYTES: u64 = 4 << 20;
 /// Bytes that are fetched although nobody wants them, to make one request of two: about what a request costs.
 const GAP_BYTES: u64 = 1024;
 
+/// Where the bytes of the file beside begin, as if the one file went on with them: behind any bundle's end.
+pub const BESIDE_OFFSET: u64 = 1 << 60;
+
 /// Pieces that wait at the end of each request, of up to some 400 KiB.
 const PIECES: usize = 1;
 
@@ -40,6 +44,8 @@ pub struct Remote {
     pub limits: Limits,
     /// Told what is fetched.
     pub progress: watch::Sender<Progress>,
+    /// A file that belongs to it, from [`BESIDE_OFFSET`] on.
+    pub beside: Option<Arc<Remote>>,
 }
 
 impl Remote {
@@ -48,9 +54,13 @@ impl Remote {
     /// # Errors
     /// [`FetchError`].
     pub async fn open(&self, part: Range<u64>) -> Result<Source, FetchError> {
-        let wanted = Wanted { offset: part.start, end: Some(part.end), validator: self.validator.clone() };
-        let progress = self.progress.clone();
-        Source::open(&self.uri, self.expected_bytes, wanted, &self.reach, self.limits, progress).await
+        let (file, part) = match (&self.beside, part.start.checked_sub(BESIDE_OFFSET)) {
+            (Some(beside), Some(start)) => (beside.as_ref(), start..part.end - BESIDE_OFFSET),
+            _ => (self, part),
+        };
+        let wanted = Wanted { offset: part.start, end: Some(part.end), validator: file.validator.clone() };
+        let progress = file.progress.clone();
+        Source::open(&file.uri, file.expected_bytes, wanted, &file.reach, file.limits, progress).await
     }
 
     /// The next bytes of `source`, which are counted.

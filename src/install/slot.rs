@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::{major, minor};
 
+use crate::ownership::{self, OwnershipError};
 use crate::update::Code;
 
 /// What the installer writes and compares at a time. 1 MiB is a whole erase block of most eMMC, and large enough
@@ -52,6 +53,20 @@ pub enum SlotError {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// Others than root could change it, or put another one there.
+    #[error("{} is not safe to use", path.display())]
+    Untrusted {
+        /// The slot's path.
+        path: PathBuf,
+        /// Who, and what to do.
+        source: OwnershipError,
+    },
+    /// Between a look at it and its use.
+    #[error("{} became another device while it was opened", path.display())]
+    Replaced {
+        /// The slot's path.
+        path: PathBuf,
     },
     /// A directory, a character device, ...
     #[error("{} is neither a block device nor a regular file", path.display())]
@@ -132,7 +147,8 @@ impl BlockDevice {
     /// [`SlotError`]: booted, mounted, swap, held, in use, missing, or no device at all.
     pub fn open(path: &Path, running: Option<&Path>, proc: &Path) -> Result<Self, SlotError> {
         let inspect = |source| SlotError::Inspect { path: path.to_owned(), source };
-        let metadata = path.metadata().map_err(inspect)?;
+        let node = node(path)?;
+        let metadata = node.symlink_metadata().map_err(inspect)?;
         let is_block = metadata.file_type().is_block_device();
         if !is_block && !metadata.is_file() {
             return Err(SlotError::NotADevice { path: path.to_owned() });
@@ -145,8 +161,8 @@ impl BlockDevice {
             OpenOptions::new()
                 .read(true)
                 .write(true)
-                .custom_flags((OFlag::O_CLOEXEC | flags).bits())
-                .open(path)
+                .custom_flags((OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | flags).bits())
+                .open(&node)
         };
         // On a block device O_EXCL without O_CREAT claims it against mounts and other claims.
         let exclusive = if is_block { OFlag::O_EXCL } else { OFlag::empty() };
@@ -156,6 +172,11 @@ impl BlockDevice {
         })?;
         let capacity_bytes = buffered.seek(SeekFrom::End(0)).map_err(inspect)?;
         let direct = open(OFlag::O_DIRECT).ok().filter(direct_reads_work);
+        for file in std::iter::once(&buffered).chain(&direct) {
+            if identity(&file.metadata().map_err(inspect)?) != identity(&metadata) {
+                return Err(SlotError::Replaced { path: path.to_owned() });
+            }
+        }
         Ok(Self { direct, buffered, capacity_bytes })
     }
 
@@ -272,7 +293,8 @@ impl Default for Block {
 /// # Errors
 /// As [`BlockDevice::open`], but for what only an exclusive claim finds out.
 pub fn check_free(path: &Path, proc: &Path) -> Result<(), SlotError> {
-    let metadata = path.metadata().map_err(|source| SlotError::Inspect { path: path.to_owned(), source })?;
+    let inspect = |source| SlotError::Inspect { path: path.to_owned(), source };
+    let metadata = node(path)?.symlink_metadata().map_err(inspect)?;
     if metadata.file_type().is_block_device() {
         refuse_occupied(path, metadata.rdev(), proc)
     } else if metadata.is_file() {
@@ -282,13 +304,27 @@ pub fn check_free(path: &Path, proc: &Path) -> Result<(), SlotError> {
     }
 }
 
+/// Where a slot's path leads.
+fn node(path: &Path) -> Result<PathBuf, SlotError> {
+    ownership::device(path).map_err(|error| match error {
+        OwnershipError::Look { source, .. } => SlotError::Inspect { path: path.to_owned(), source },
+        source => SlotError::Untrusted { path: path.to_owned(), source },
+    })
+}
+
+/// What is the same for two names of one device, or of one file.
+fn identity(metadata: &Metadata) -> (bool, u64, u64) {
+    if metadata.file_type().is_block_device() {
+        (true, metadata.rdev(), 0)
+    } else {
+        (false, metadata.dev(), metadata.ino())
+    }
+}
+
 fn refuse_running(path: &Path, metadata: &Metadata, running: Option<&Path>) -> Result<(), SlotError> {
     let Some(running) = running else { return Ok(()) };
     let other =
         running.metadata().map_err(|source| SlotError::Inspect { path: running.to_owned(), source })?;
-    let identity = |m: &Metadata| {
-        if m.file_type().is_block_device() { (true, m.rdev(), 0) } else { (false, m.dev(), m.ino()) }
-    };
     if identity(metadata) == identity(&other) {
         return Err(SlotError::Running { path: path.to_owned(), running: running.to_owned() });
     }

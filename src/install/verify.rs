@@ -1,5 +1,6 @@
 //! What an image must satisfy: a SHA-256 check value, or a minisign signature by a known key.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use tokio::sync::mpsc;
 use super::resume::read_prefix;
 use super::slot::SlotDevice;
 use super::{Feed, InstallError};
-use crate::update::{Code, Sha256Digest};
+use crate::ownership;
+use crate::update::{Code, KeyList, Sha256Digest};
 
 /// A minisign file has four lines and some 300 bytes; comments may be longer.
 pub const SIGNATURE_LIMIT_BYTES: usize = 4096;
@@ -45,10 +47,10 @@ pub enum VerifyError {
         source: io::Error,
     },
     /// A key file that is none.
-    #[error("{} is not a minisign public key", path.display())]
+    #[error("{key} is not a minisign public key")]
     BadKey {
-        /// The file.
-        path: PathBuf,
+        /// The file, or the name in a list.
+        key: String,
         /// The decoder's words.
         source: minisign_verify::Error,
     },
@@ -73,12 +75,33 @@ pub enum VerifyError {
         url: String,
     },
     /// Signed by somebody else.
-    #[error("the signature at {url} is by a key that is not in {}", keys.display())]
+    #[error("the signature at {url} is by a key that is not in {trust}")]
     UnknownKey {
         /// Without secrets.
         url: String,
-        /// The keys directory.
-        keys: PathBuf,
+        /// Where the keys are that count.
+        trust: String,
+    },
+    /// A list of keys that nobody vouches for, or that would be the last.
+    #[error(
+        "the bundle brings key list {serial}, and is not signed by a key {}: sign it by both",
+        if *listed { "of that list" } else { "that counts on this device" }
+    )]
+    KeysNotSigned {
+        /// Of the list.
+        serial: u64,
+        /// Whether it is a new key whose signature is missing.
+        listed: bool,
+        /// Of the last signature.
+        source: Box<VerifyError>,
+    },
+    /// Two lists of one number.
+    #[error(
+        "the bundle brings other keys as key list {serial}, which this device has: give them the next number"
+    )]
+    OtherKeys {
+        /// Of both.
+        serial: u64,
     },
     /// Signed as another version: an older image cannot be passed off as a newer one.
     #[error(
@@ -124,6 +147,7 @@ impl VerifyError {
                 Code::Unverifiable
             }
             Self::Digest { .. } | Self::ManifestDigest { .. } => Code::DigestMismatch,
+            Self::KeysNotSigned { .. } | Self::OtherKeys { .. } => Code::KeysRefused,
             _ => Code::SignatureInvalid,
         }
     }
@@ -151,6 +175,37 @@ pub enum ImageCheck {
     Signature,
 }
 
+/// Who may sign.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trust {
+    /// Directory of minisign public keys (`*.pub`), which the image brings.
+    pub directory: PathBuf,
+    /// What an update brought: it counts alone.
+    pub list: Option<KeyList>,
+}
+
+impl Trust {
+    /// The keys that count; none, if nothing brings one.
+    ///
+    /// # Errors
+    /// When one cannot be read, or is no key.
+    pub fn keys(&self) -> Result<Vec<PublicKey>, VerifyError> {
+        match &self.list {
+            Some(list) => listed(list),
+            None => Ok(read_keys(&self.directory)?.into_iter().map(|(_, key)| key).collect()),
+        }
+    }
+}
+
+impl fmt::Display for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.list {
+            Some(list) => list.fmt(f),
+            None => self.directory.display().fmt(f),
+        }
+    }
+}
+
 /// What to verify an image by; decided before anything is fetched.
 #[derive(Debug)]
 pub enum Rule {
@@ -170,14 +225,14 @@ impl Rule {
     /// When there is nothing to verify by, or a key cannot be read.
     pub fn decide(
         check_value: Option<Sha256Digest>,
-        keys: &Path,
+        trust: &Trust,
         check: ImageCheck,
     ) -> Result<Self, VerifyError> {
         if let (Some(digest), ImageCheck::Optional | ImageCheck::Required) = (check_value, check) {
             return Ok(Self::Digest(digest));
         }
-        let known = read_keys(keys)?;
-        let keys = keys.to_owned();
+        let known = trust.keys()?;
+        let keys = trust.directory.clone();
         match check {
             _ if !known.is_empty() => Ok(Self::SignedBy(known)),
             ImageCheck::Optional => Ok(Self::Unchecked),
@@ -187,11 +242,22 @@ impl Rule {
     }
 }
 
-/// The keys in `*.pub` of a directory; none, if there is no such directory.
+/// The keys of a list.
+///
+/// # Errors
+/// When one is no key.
+pub fn listed(list: &KeyList) -> Result<Vec<PublicKey>, VerifyError> {
+    let key = |(name, key): (&String, &String)| {
+        PublicKey::from_base64(key).map_err(|source| VerifyError::BadKey { key: name.clone(), source })
+    };
+    list.trusted.iter().map(key).collect()
+}
+
+/// The keys in `*.pub` of a directory, with their files; none, if there is no such directory.
 ///
 /// # Errors
 /// When one cannot be read, or is no key.
-pub fn read_keys(directory: &Path) -> Result<Vec<PublicKey>, VerifyError> {
+pub fn read_keys(directory: &Path) -> Result<Vec<(PathBuf, PublicKey)>, VerifyError> {
     let failed = |source| VerifyError::Keys { path: directory.to_owned(), source };
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -201,9 +267,14 @@ pub fn read_keys(directory: &Path) -> Result<Vec<PublicKey>, VerifyError> {
     for entry in entries {
         let path = entry.map_err(failed)?.path();
         if path.extension().is_some_and(|extension| extension == "pub") {
-            let text = fs::read_to_string(&path)
+            let text = ownership::open(&path)
+                .and_then(io::read_to_string)
                 .map_err(|source| VerifyError::Keys { path: path.clone(), source })?;
-            keys.push(PublicKey::decode(&text).map_err(|source| VerifyError::BadKey { path, source })?);
+            let key = PublicKey::decode(&text).map_err(|source| {
+                let key = path.display().to_string();
+                VerifyError::BadKey { key, source }
+            })?;
+            keys.push((path, key));
         }
     }
     Ok(keys)
@@ -231,7 +302,7 @@ pub struct Signed {
 
 impl Check {
     /// By the signature in `text`, and `check_value` if there is one. For messages: where the signature was found
-    /// (without secrets), and the directory of the `keys`.
+    /// (without secrets), and where the `keys` are.
     ///
     /// # Errors
     /// When it is no signature, of the legacy kind, or by none of `keys`.
@@ -239,7 +310,7 @@ impl Check {
         text: &[u8],
         keys: Vec<PublicKey>,
         check_value: Option<Sha256Digest>,
-        (url, directory): (&str, &Path),
+        (url, trust): (&str, &Trust),
     ) -> Result<Self, VerifyError> {
         let url = url.to_owned();
         let decoded = std::str::from_utf8(text).ok().and_then(|text| Signature::decode(text).ok());
@@ -253,7 +324,7 @@ impl Check {
                 Err(_) => {}
             }
         }
-        Err(VerifyError::UnknownKey { url, keys: directory.to_owned() })
+        Err(VerifyError::UnknownKey { url, trust: trust.to_string() })
     }
 
     /// Whether the image may be called by this version. A signature that names one, by `version=...` in its trusted
@@ -398,13 +469,17 @@ mod tests {
     fn without_check_value_and_keys_nothing_is_taken_unless_the_configuration_says_so() {
         let keys = tempfile::tempdir().unwrap();
         let missing = keys.path().join("missing");
+        let trust = |directory: &Path| Trust { directory: directory.to_owned(), list: None };
         for directory in [keys.path(), &missing] {
-            let refused = Rule::decide(None, directory, ImageCheck::Required).unwrap_err();
+            let refused = Rule::decide(None, &trust(directory), ImageCheck::Required).unwrap_err();
             assert_eq!(refused.code(), Code::Unverifiable);
-            assert!(matches!(Rule::decide(None, directory, ImageCheck::Optional), Ok(Rule::Unchecked)));
+            assert!(matches!(
+                Rule::decide(None, &trust(directory), ImageCheck::Optional),
+                Ok(Rule::Unchecked)
+            ));
         }
         fs::File::create(keys.path().join("bad.pub")).unwrap();
-        let refused = Rule::decide(None, keys.path(), ImageCheck::Optional).unwrap_err();
+        let refused = Rule::decide(None, &trust(keys.path()), ImageCheck::Optional).unwrap_err();
         assert!(matches!(refused, VerifyError::BadKey { .. }));
     }
 }

@@ -1,11 +1,9 @@
-//! The last stage: blocks go to the slot, and come back from it.
+//! The fourth stage: blocks go to the slot.
 
 use std::io;
-use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
@@ -13,17 +11,22 @@ use tokio::sync::watch;
 
 use super::checkpoint::{Checkpoint, Key, prefix_crc32};
 use super::fetch::boot_time;
+use super::read_back::{self, Synced};
 use super::slot::{ALIGN_BYTES, BLOCK_BYTES, Block, SlotDevice};
 use super::unpack::{Filled, Mark, Part};
 use super::validator::Validator;
 use super::{InstallError, Phase, Progress};
-use crate::update::{Code, Image, Sha256Digest};
+use crate::update::{Code, Image};
 
 /// A checkpoint that saves less than this is not worth its sync.
 const CHECKPOINT_BYTES: u64 = 4 << 20;
 
-/// Readers of the slot after the write: while one waits for the medium the other compares.
-const READERS: usize = 2;
+/// How many blocks are synced and given to the reader at a time: little is left to read at the end, and a sync for
+/// each 32 MiB is no burden to any medium.
+const SECTION_BLOCKS: usize = 32;
+
+/// Sections that wait for the reader; the writer waits for a medium that reads slower than it writes.
+const SECTIONS: usize = 2;
 
 /// How a slot failed.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,12 @@ pub enum WriteError {
     #[error("cannot sync the slot")]
     Sync {
         /// What the medium says.
+        source: io::Error,
+    },
+    /// The system has no room for it.
+    #[error("cannot start the thread that reads the slot back")]
+    Reader {
+        /// What the system says.
         source: io::Error,
     },
     /// Other bytes came back.
@@ -99,7 +108,7 @@ pub struct Writer {
     pub checkpoint: Option<Checkpoints>,
     /// Told what is written.
     pub progress: watch::Sender<Progress>,
-    /// Looked at while the slot is read back; before, the source ends early.
+    /// Looked at while the slot is read back.
     pub cancel: watch::Receiver<bool>,
 }
 
@@ -116,13 +125,12 @@ struct State {
     reached: Option<Reached>,
     saved_at: Duration,
     saved_offset: u64,
+    /// Blocks that the reader knows of.
+    handed_on: usize,
 }
 
 impl Writer {
-    /// Writes what comes, until it is complete; then syncs, reads back, compares.
-    ///
-    /// Blocks are told apart by CRC-32: the enemy of the read-back is a failing medium, not a person, and a
-    /// CRC costs a fraction of the SHA-256 that the source had to pass before.
+    /// Writes what comes, until it is complete; each section is synced, read back and compared meanwhile.
     ///
     /// # Errors
     /// [`InstallError::Interrupted`] where the source did not complete; else what is wrong with the slot.
@@ -132,9 +140,28 @@ impl Writer {
         filled: &Receiver<Filled>,
         empty: &SyncSender<Block>,
     ) -> Result<Image, InstallError> {
+        let (hand_on, synced) = sync_channel(SECTIONS);
+        let read_back = move || read_back::run(self.device.as_ref(), synced, &self.cancel);
+        thread::scope(|scope| {
+            let reader = thread::Builder::new()
+                .spawn_scoped(scope, read_back)
+                .map_err(|source| WriteError::Reader { source })?;
+            let written = self.write(so_far, filled, empty, hand_on);
+            // A reader that found a fault has stopped the writer.
+            reader.join().unwrap_or(Err(InstallError::Interrupted)).and(written)
+        })
+    }
+
+    fn write(
+        &self,
+        so_far: SoFar,
+        filled: &Receiver<Filled>,
+        empty: &SyncSender<Block>,
+        hand_on: SyncSender<Synced>,
+    ) -> Result<Image, InstallError> {
         let saved_offset = so_far.image_offset;
-        let mut state =
-            State { so_far, scratch: Block::new(), reached: None, saved_at: boot_time(), saved_offset };
+        let (scratch, saved_at) = (Block::new(), boot_time());
+        let mut state = State { so_far, scratch, reached: None, saved_at, saved_offset, handed_on: 0 };
         loop {
             match filled.recv() {
                 Ok(Filled::Block(part)) => {
@@ -148,12 +175,21 @@ impl Writer {
                     state.so_far.image_offset = offset + len as u64;
                     self.progress.send_modify(|p| p.kept_bytes += len as u64);
                 }
-                Ok(Filled::Verified(source_digest)) => return self.complete(state, source_digest),
+                Ok(Filled::Verified(source_digest)) => {
+                    self.complete(&mut state, &hand_on)?;
+                    let size_bytes = state.so_far.image_offset;
+                    return Ok(Image { source_digest, size_bytes, version: None, keys: None });
+                }
                 Err(_) => {
                     // The last chance: whatever is new is worth it.
                     self.save(&mut state, 1)?;
                     return Err(InstallError::Interrupted);
                 }
+            }
+            // The last block may be a short one, and is left for the end.
+            if state.so_far.sums.len() > state.handed_on + SECTION_BLOCKS {
+                let next = self.sync_section(&mut state, 1)?;
+                hand_on.send(Synced::Blocks(next)).map_err(|_| InstallError::Interrupted)?;
             }
         }
     }
@@ -232,52 +268,20 @@ impl Writer {
         Ok(())
     }
 
-    fn complete(&self, mut state: State, source_digest: Sha256Digest) -> Result<Image, InstallError> {
+    fn complete(&self, state: &mut State, hand_on: &SyncSender<Synced>) -> Result<(), InstallError> {
         self.progress.send_modify(|p| p.phase = Phase::Verifying);
-        self.save_in_time(&mut state)?;
+        self.save_in_time(state)?;
+        let last = self.sync_section(state, 0)?;
+        hand_on.send(Synced::End(last, state.so_far.image_offset)).map_err(|_| InstallError::Interrupted)
+    }
+
+    /// Syncs; gives the sums of the blocks that the reader does not know, but for the last `but`.
+    fn sync_section(&self, state: &mut State, but: usize) -> Result<Vec<u32>, WriteError> {
         self.device.sync().map_err(|source| WriteError::Sync { source })?;
-        let SoFar { sums, image_offset } = state.so_far;
-        drop(state.scratch);
-        self.read_back(&sums, image_offset)?;
-        Ok(Image { source_digest, size_bytes: image_offset, version: None })
-    }
-
-    fn read_back(&self, sums: &[u32], size_bytes: u64) -> Result<(), InstallError> {
-        let next = AtomicUsize::new(0);
-        let compare = || self.compare_blocks(sums, size_bytes, &next);
-        let readers = thread::available_parallelism().map_or(1, NonZero::get).min(READERS);
-        thread::scope(|scope| {
-            // Where there is no thread to be had, this one reads all.
-            let others: Vec<_> = (1..readers)
-                .filter_map(|_| thread::Builder::new().spawn_scoped(scope, compare).ok())
-                .collect();
-            let mut result = compare();
-            for other in others {
-                result = result.and(other.join().unwrap_or(Err(InstallError::Interrupted)));
-            }
-            result
-        })
-    }
-
-    /// Compares blocks that no other reader took, until none is left.
-    fn compare_blocks(&self, sums: &[u32], size_bytes: u64, next: &AtomicUsize) -> Result<(), InstallError> {
-        let mut block = Block::new();
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(sum) = sums.get(index) else { return Ok(()) };
-            if *self.cancel.borrow() {
-                return Err(InstallError::Cancelled);
-            }
-            let offset = index as u64 * BLOCK_BYTES as u64;
-            let left = size_bytes - offset;
-            let len = usize::try_from(left).map_or(BLOCK_BYTES, |left| left.min(BLOCK_BYTES));
-            let (bytes, _) = block.bytes_mut().split_at_mut(len);
-            self.device.read_exact_at(bytes, offset).map_err(|source| WriteError::Read { offset, source })?;
-            if crc32fast::hash(bytes) != *sum {
-                // The other readers need not go on.
-                next.store(sums.len(), Ordering::Relaxed);
-                return Err(WriteError::ReadBack { offset }.into());
-            }
-        }
+        let sums = &state.so_far.sums;
+        let end = sums.len().saturating_sub(but);
+        let next = sums.get(state.handed_on..end).unwrap_or_default().to_vec();
+        state.handed_on = end;
+        Ok(next)
     }
 }

@@ -20,6 +20,8 @@ pub enum Code {
     Unverifiable,
     /// The version is not newer than the running one.
     VersionNotNewer,
+    /// The version is older than one that was committed here before.
+    VersionBelowMinimum,
     /// This very image was rolled back on this device before.
     RolledBackBefore,
     /// The boot loader's environment and the running system disagree, or it cannot be read.
@@ -68,6 +70,8 @@ pub enum Code {
     PreviousTooOld,
     /// Its images and the configured slots are not of the same classes.
     SlotClassMismatch,
+    /// The list of keys that it brings is not signed as it must be, or contradicts the one in force.
+    KeysRefused,
 
     // The slot.
     /// Booted, mounted, in use, missing, or not a slot at all.

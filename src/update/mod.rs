@@ -6,6 +6,7 @@
 
 pub mod code;
 pub mod hook;
+pub mod keys;
 pub mod metrics;
 pub mod moment;
 pub mod record;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use code::{Code, Failure};
 pub use hook::{Afterword, Deferral, Gate, Hook, HookRun, Verdict};
+pub use keys::KeyList;
 pub use moment::Moment;
 pub use record::{Denied, Finished, Outcome, Record, State, Update};
 pub use request::{Sha256Digest, UpdateId, UpdateRequest};
@@ -125,4 +127,7 @@ pub struct Image {
     /// What it says of itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Whose signatures count once it is committed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<KeyList>,
 }

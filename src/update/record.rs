@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::hook::{Afterword, Deferral, Gate};
-use super::{BootId, Failure, Image, Moment, Sha256Digest, Slot, UpdateId, UpdateRequest};
+use super::{BootId, Code, Failure, Image, KeyList, Moment, Sha256Digest, Slot, UpdateId, UpdateRequest};
 
 /// Everything that survives a power cut.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -17,6 +17,13 @@ pub struct Record {
     pub denied: Vec<Denied>,
     /// What each slot holds, as far as an update put it there.
     pub versions: Versions,
+    /// The version that was committed last: nothing older is taken, whatever the running slot holds. The boot
+    /// loader's variables hold it too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_version: Option<String>,
+    /// Whose signatures count, once an update has said so; before, it is those whose keys the image brings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys: Option<KeyList>,
     /// The slot with the system that was committed before the running one, until it is overwritten.
     pub fallback: Option<Slot>,
     /// The newest desired request that was dealt with: it is not started again until it changes.
@@ -93,6 +100,16 @@ pub struct Denied {
     pub source_digest: Sha256Digest,
     /// Why.
     pub failure: Failure,
+}
+
+impl Denied {
+    /// Why an image is not taken again, if it is among these.
+    #[must_use]
+    pub fn refusal(denied: &[Self], source_digest: Sha256Digest) -> Option<Failure> {
+        let denied = denied.iter().find(|denied| denied.source_digest == source_digest)?;
+        let message = format!("this image was rolled back on this device: {}", denied.failure);
+        Some(Failure::new(Code::RolledBackBefore, message))
+    }
 }
 
 /// An update that is under way.
@@ -311,6 +328,8 @@ impl Record {
             // One by one: an entry of a new kind must not set the others free.
             denied: denied.iter().filter_map(|entry| Denied::deserialize(entry).ok()).collect(),
             versions: field(&fields, "versions"),
+            min_version: field(&fields, "minVersion"),
+            keys: field(&fields, "keys"),
             fallback: field(&fields, "fallback"),
             times: field(&fields, "times"),
             // Hooks that were not run to the end are of the newer version too.
@@ -349,7 +368,6 @@ fn content(bytes: &[u8]) -> Result<(u32, &str), RecordError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::update::Code;
 
     fn record() -> Record {
         let request = UpdateRequest {
@@ -362,7 +380,9 @@ mod tests {
         };
         let update = Update { request, target: Slot::B, online_before: true };
         let failure = Failure::new(Code::HealthCheckFailed, "unit `app.service` is failed");
-        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 4096, version: None };
+        let keys = KeyList { serial: 3, trusted: [("release".to_owned(), "RWQ".to_owned())].into() };
+        let source_digest = Sha256Digest([7; 32]);
+        let image = Image { source_digest, size_bytes: 4096, version: None, keys: Some(keys.clone()) };
         Record {
             state: State::RollingBack {
                 update,
@@ -374,6 +394,8 @@ mod tests {
             },
             denied: vec![Denied { source_digest: Sha256Digest([7; 32]), failure }],
             versions: Versions { a: Some("1.0".into()), b: None },
+            min_version: Some("1.0".into()),
+            keys: Some(keys),
             fallback: None,
             desired: Some("fw-2".parse().unwrap()),
             times: Times {

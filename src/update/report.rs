@@ -121,6 +121,7 @@ pub fn reported(facts: &Facts<'_>) -> Map<String, Value> {
                 "a": slot(facts, Slot::A),
                 "b": slot(facts, Slot::B),
             },
+            "keySerial": facts.record.keys.as_ref().map(|list| list.serial),
             "agentVersion": env!("CARGO_PKG_VERSION"),
         }),
     );
@@ -297,7 +298,7 @@ mod tests {
 
     fn image() -> Image {
         let digest = Sha256Digest([1; 32]);
-        Image { source_digest: digest, size_bytes: 1, version: None }
+        Image { source_digest: digest, size_bytes: 1, version: None, keys: None }
     }
 
     fn at(unix_secs: Option<u64>) -> Moment {

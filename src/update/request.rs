@@ -210,6 +210,17 @@ impl UpdateRequest {
         Self::new(uri, check_value, text(fields, "fwVersion")?, size_bytes, text(fields, "updateId")?)
     }
 
+    /// Forgets what of the address may be a credential: nothing is fetched from it any more.
+    pub(super) fn forget_secrets(&mut self) {
+        let Ok(mut url) = Url::parse(&self.uri) else { return };
+        // An address that refuses a user name has none.
+        let _ = url.set_username("");
+        let _ = url.set_password(None);
+        url.set_query(None);
+        url.set_fragment(None);
+        self.uri = url.into();
+    }
+
     fn new(
         uri: &str,
         check_value: Option<&str>,

@@ -6,7 +6,7 @@ use std::cmp::Ordering;
 
 use super::hook::{Gate, Hook, HookRun, Verdict};
 use super::record::{Denied, Finished, Outcome, Record, State, Update};
-use super::{Boot, Code, Failure, Image, Moment, Slot, UpdateId, UpdateRequest, version};
+use super::{Boot, Code, Failure, Image, KeyList, Moment, Slot, UpdateId, UpdateRequest, version};
 use hooks::{ask, finish_with_hooks, hooks_ran, with_afterword};
 
 /// What the policy may know besides the record and the event.
@@ -24,6 +24,8 @@ pub struct Context {
     pub online: bool,
     /// The version of the running system by its own word; an update's word counts more.
     pub running_version: Option<String>,
+    /// The version that was committed last, by the boot loader's variables.
+    pub min_version: Option<String>,
     /// How many boots of the last trial systemd ended, since nobody had committed it in time.
     pub trial_timeouts: usize,
 }
@@ -39,7 +41,9 @@ impl Context {
 pub struct Policy {
     /// An image needs a check value or a signature.
     pub check_required: bool,
-    /// There are keys to verify a signature with.
+    /// An image needs a signature, and a check value is none.
+    pub signature_required: bool,
+    /// The image that runs brings keys to verify a signature with.
     pub has_keys: bool,
     /// A version that is not newer is taken.
     pub allow_downgrade: bool,
@@ -158,6 +162,9 @@ pub enum Effect {
     RunHooks(Box<HookRun>),
     /// A boot of the committed slot: refill its attempts where the scheme spends them on every boot.
     ConfirmBoot,
+    /// Keep the version that was committed last in the boot loader's variables too: who loses the state is not to
+    /// be led back to an older one.
+    KeepVersion(String),
 }
 
 /// The answer of [`step`].
@@ -205,10 +212,17 @@ pub fn step(context: &Context, mut record: Record, event: Event) -> Step {
 }
 
 /// A process begins: which boot is this, and what was it about?
-fn started(context: &Context, record: Record) -> Step {
+fn started(context: &Context, mut record: Record) -> Step {
     let boot = context.boot;
+    if record.min_version.is_none() {
+        record.min_version.clone_from(&context.min_version);
+    }
     match record.state.clone() {
-        State::Idle { .. } => unchanged(record, [Effect::Report, Effect::ConfirmBoot]),
+        State::Idle { .. } => {
+            let keep_version = record.min_version.clone().map(Effect::KeepVersion);
+            let effects = [Effect::Report, Effect::ConfirmBoot].into_iter().chain(keep_version);
+            unchanged(record, effects.collect::<Vec<_>>())
+        }
 
         State::Asking { update, .. } | State::Installing { update, .. } if boot.slot == update.target => {
             let message = format!("slot {} runs, which was not to be booted yet", update.target);
@@ -345,30 +359,41 @@ fn refusal(context: &Context, record: &Record, request: &UpdateRequest) -> Optio
         }
         Environment::Unusable(why) => return Some(Failure::new(Code::EnvironmentUnusable, why.clone())),
     }
-    let verifiable = request.check_value.is_some() || policy.has_keys;
-    let plain_http = request.uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"));
-    if !verifiable && (policy.check_required || plain_http) {
-        let message = "nothing to verify the image by: give `fwPackageCheckValue`, or sign it";
-        return Some(Failure::new(Code::Unverifiable, message));
+    if let Some(unverifiable) = unverifiable(policy, record, request) {
+        return Some(unverifiable);
     }
     if request.force {
         return None;
     }
-    if let Some(denied) = request.check_value.and_then(|digest| denial(record, &digest.0)) {
-        return Some(denied);
+    if let Some(failure) = request.check_value.and_then(|digest| Denied::refusal(&record.denied, digest)) {
+        return Some(failure);
     }
-    let (wanted, running) = (request.version.as_deref()?, context.running_version(record)?);
-    let newer = version::compare(wanted, running) == Ordering::Greater;
-    (!newer && !policy.allow_downgrade).then(|| {
+    let wanted = request.version.as_deref().filter(|_| !policy.allow_downgrade)?;
+    let running = context.running_version(record);
+    if let Some(running) = running.filter(|running| version::compare(wanted, running) != Ordering::Greater) {
         let message = format!("version {wanted} is not newer than {running}, which runs");
-        Failure::new(Code::VersionNotNewer, message)
+        return Some(Failure::new(Code::VersionNotNewer, message));
+    }
+    let min_version = record.min_version.as_deref();
+    min_version.filter(|least| version::compare(wanted, least) == Ordering::Less).map(|least| {
+        let message = format!("version {wanted} is older than {least}, which was committed on this device");
+        Failure::new(Code::VersionBelowMinimum, message)
     })
 }
 
-fn denial(record: &Record, source_digest: &[u8; 32]) -> Option<Failure> {
-    let denied = record.denied.iter().find(|denied| denied.source_digest.0 == *source_digest)?;
-    let message = format!("this image was rolled back on this device: {}", denied.failure);
-    Some(Failure::new(Code::RolledBackBefore, message))
+/// Why there is nothing to verify the image by, if there is nothing.
+fn unverifiable(policy: &Policy, record: &Record, request: &UpdateRequest) -> Option<Failure> {
+    let has_keys = policy.has_keys || record.keys.is_some();
+    if policy.signature_required && !has_keys {
+        let message = "only signed images are taken, and this device knows no key: see `install.keys`";
+        return Some(Failure::new(Code::Unverifiable, message));
+    }
+    let plain_http = request.uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"));
+    let unchecked = request.check_value.is_none() && !has_keys;
+    (unchecked && (policy.check_required || plain_http)).then(|| {
+        let message = "nothing to verify the image by: give `fwPackageCheckValue`, or sign it";
+        Failure::new(Code::Unverifiable, message)
+    })
 }
 
 fn cancel_requested(context: &Context, record: Record, id: Option<UpdateId>) -> Step {
@@ -478,8 +503,9 @@ fn installed(context: &Context, mut record: Record, id: &UpdateId, result: Resul
         Ok(image) => image,
         Err(failure) => return give_up(context, record, update, failure),
     };
-    // An image that is known by its signature alone shows its digest only now.
-    if let Some(failure) = denial(&record, &image.source_digest.0).filter(|_| !update.request.force) {
+    // A plain image that is known by its signature alone shows its digest only now.
+    let denied = Denied::refusal(&record.denied, image.source_digest);
+    if let Some(failure) = denied.filter(|_| !update.request.force) {
         return give_up(context, record, update, failure);
     }
     if update.request.version.is_none() {
@@ -535,13 +561,25 @@ fn committed(context: &Context, mut record: Record, id: &UpdateId, result: Resul
         Ok(()) => {
             record.fallback = Some(update.target.other());
             record.times.succeeded = Some(context.now);
-            finish_with_hooks(context, record, update, Outcome::Succeeded, Hook::AfterCommit)
+            // An older one was let through on purpose.
+            let version = update.request.version.clone();
+            record.min_version = version.clone().or(record.min_version);
+            record.keys = newer(record.keys, image.keys);
+            let mut step = finish_with_hooks(context, record, update, Outcome::Succeeded, Hook::AfterCommit);
+            step.effects.extend(version.map(Effect::KeepVersion));
+            step
         }
         Err(failure) => {
             let to = update.target.other();
             begin_roll_back(record, update, Some(image), to, failure)
         }
     }
+}
+
+/// An old list never comes back.
+fn newer(ours: Option<KeyList>, brought: Option<KeyList>) -> Option<KeyList> {
+    let least = ours.as_ref().map_or(0, |list| list.serial);
+    brought.filter(|list| list.serial > least).or(ours)
 }
 
 fn rolled_back(context: &Context, record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
@@ -604,7 +642,8 @@ fn finish_roll_back(
     finish_with_hooks(context, record, update, Outcome::RolledBack(failure), Hook::AfterRollback)
 }
 
-fn finish(context: &Context, mut record: Record, update: Update, outcome: Outcome) -> Step {
+fn finish(context: &Context, mut record: Record, mut update: Update, outcome: Outcome) -> Step {
+    update.request.forget_secrets();
     record.times.finished = Some(context.now);
     to_state(record, State::Idle { last: Some(Box::new(Finished { update, outcome })) }, [Effect::Report])
 }
@@ -632,6 +671,7 @@ fn note_desired<const N: usize>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::record::Versions;
     use super::super::{BootId, Sha256Digest};
     use super::*;
 
@@ -641,6 +681,7 @@ mod tests {
             now: Moment { boot: BootId(1), uptime_secs: 9, unix_secs: None },
             policy: Policy {
                 check_required: true,
+                signature_required: false,
                 has_keys: false,
                 allow_downgrade: false,
                 defer_limit_secs: 3600,
@@ -648,6 +689,7 @@ mod tests {
             environment: Environment::Committed,
             online: true,
             running_version: Some("1.0".into()),
+            min_version: None,
             trial_timeouts: 0,
         }
     }
@@ -748,6 +790,90 @@ mod tests {
     }
 
     #[test]
+    fn where_only_signatures_count_a_request_without_a_key_to_judge_it_by_is_refused_at_once() {
+        let mut context = context();
+        context.policy.signature_required = true;
+        let asked = |context: &Context, record: &Record| {
+            ask(context, record, request("one", Some("2.0")), Origin::Method)
+        };
+        assert_eq!(refused(&asked(&context, &Record::default())), Some(Code::Unverifiable));
+        let list = KeyList { serial: 1, trusted: [("a".to_owned(), "RWQ".to_owned())].into() };
+        assert!(started(&asked(&context, &Record { keys: Some(list), ..Record::default() })));
+        context.policy.has_keys = true;
+        assert!(started(&asked(&context, &Record::default())));
+    }
+
+    fn keys(serial: u64) -> KeyList {
+        KeyList { serial, trusted: [(format!("of {serial}"), "RWQ".to_owned())].into() }
+    }
+
+    /// The end of a trial of this version with these keys.
+    fn after_trial(record: Record, version: &str, list: Option<KeyList>, good: bool) -> Step {
+        let context = Context { boot: Boot { slot: Slot::B, ..context().boot }, ..context() };
+        let update = Update { request: request("one", Some(version)), target: Slot::B, online_before: true };
+        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None, keys: list };
+        let record = Record { state: State::Trial { update, image, since: context.now }, ..record };
+        let id: UpdateId = "one".parse().unwrap();
+        if good {
+            step(&context, record, Event::Committed(id, Ok(())))
+        } else {
+            step(&context, record, Event::HealthChecked(id, Err(Failure::new(Code::HealthCheckFailed, "m"))))
+        }
+    }
+
+    #[test]
+    fn a_key_list_counts_once_its_update_is_committed_and_an_old_one_never_comes_back() {
+        let ours = Record { keys: Some(keys(3)), ..Record::default() };
+        let serial = |step: &Step| step.record.keys.as_ref().map(|list| list.serial);
+        assert_eq!(serial(&after_trial(Record::default(), "2.0", Some(keys(1)), true)), Some(1));
+        assert_eq!(serial(&after_trial(ours.clone(), "2.0", Some(keys(4)), true)), Some(4));
+        assert_eq!(serial(&after_trial(ours.clone(), "2.0", Some(keys(2)), true)), Some(3));
+        assert_eq!(serial(&after_trial(ours.clone(), "2.0", None, true)), Some(3));
+        assert_eq!(serial(&after_trial(ours, "2.0", Some(keys(4)), false)), Some(3), "rolled back");
+    }
+
+    #[test]
+    fn what_was_committed_bars_the_way_to_older_versions_whatever_runs() {
+        let committed = after_trial(Record::default(), "2.0", None, true);
+        assert_eq!(committed.record.min_version.as_deref(), Some("2.0"));
+        let kept = |step: &Step| step.effects.contains(&Effect::KeepVersion("2.0".into()));
+        assert!(kept(&committed));
+        // By hand, back to 1.0.
+        let record = Record { versions: Versions::default(), denied: Vec::new(), ..committed.record };
+        let asked = |record: &Record, version| {
+            refused(&ask(&context(), record, request("two", Some(version)), Origin::Method))
+        };
+        assert_eq!(asked(&record, "1.5"), Some(Code::VersionBelowMinimum));
+        assert_eq!(asked(&record, "2.0"), None);
+        let mut lenient = context();
+        lenient.policy.allow_downgrade = true;
+        assert!(started(&ask(&lenient, &record, request("two", Some("1.5")), Origin::Method)));
+        // What was let through on purpose is the new least version.
+        let lower = after_trial(record.clone(), "1.5", None, true).record;
+        assert_eq!(lower.min_version.as_deref(), Some("1.5"));
+
+        // The state is lost: the boot loader's variables have it. The variables are lost: the state has it.
+        let bare = Context { min_version: Some("2.0".into()), running_version: None, ..context() };
+        let begun = step(&bare, Record::default(), Event::Started);
+        assert!(kept(&begun));
+        assert_eq!(asked(&begun.record, "1.5"), Some(Code::VersionBelowMinimum));
+        assert!(kept(&step(&context(), record, Event::Started)));
+        assert!(!kept(&step(&context(), Record::default(), Event::Started)));
+    }
+
+    #[test]
+    fn an_update_that_is_over_keeps_no_credential_of_its_address() {
+        let mut asked = request("one", Some("2.0"));
+        asked.uri = "https://user:passw0rd@host.example/a.img?sig=h1dden#h1dden".into();
+        let taken = ask(&context(), &Record::default(), asked, Origin::Method).record;
+        assert!(format!("{taken:?}").contains("h1dden"), "it is fetched again after a power cut");
+        let over = step(&context(), taken, Event::CancelRequested(None)).record;
+        let text = format!("{over:?}");
+        assert!(text.contains("https://host.example/a.img") && !text.contains("h1dden"), "{text}");
+        assert!(!text.contains("passw0rd"), "{text}");
+    }
+
+    #[test]
     fn a_desired_request_is_taken_up_once_and_not_while_another_runs() {
         let running = ask(&context(), &Record::default(), request("one", Some("2.0")), Origin::Method).record;
         let waiting = ask(&context(), &running, request("two", Some("3.0")), Origin::Desired);
@@ -788,7 +914,7 @@ mod tests {
             Context { boot: Boot { id, slot }, now, ..context() }
         };
         let update = Update { request: request("one", None), target: Slot::B, online_before: true };
-        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None };
+        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None, keys: None };
         let armed = State::Rebooting { update, image, armed_in: BootId(1) };
         let mut record = Record { state: armed, ..Record::default() };
         for (context, expected) in [(at(2, 9), 9), (at(2, 500), 9), (at(3, 12), 12), (at(3, 13), 12)] {
@@ -813,7 +939,7 @@ mod tests {
         let mut record = Record::default();
         for number in 0..40 {
             let source_digest = Sha256Digest([number; 32]);
-            let image = Image { source_digest, size_bytes: 1, version: None };
+            let image = Image { source_digest, size_bytes: 1, version: None, keys: None };
             let request = request("one", None);
             let update = Update { request, target: Slot::B, online_before: false };
             let failure = Failure::new(Code::BootFailed, "m");

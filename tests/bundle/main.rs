@@ -7,7 +7,10 @@
     reason = "what goes wrong here fails the test"
 )]
 
+mod keys;
 mod make;
+mod refused;
+mod safe;
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,13 +18,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use hub_emulator::images::{DropFault, Faults, FlipFault, ImageServer, StatusFault};
-use make::{digest, made, made_of, made_patched};
+use make::{digest, made, made_beside, made_of, made_patched};
 use tempfile::TempDir;
 use tokio::sync::watch;
 use twinboot::bundle::Manifest;
-use twinboot::install::verify::ImageCheck;
+use twinboot::install::verify::{ImageCheck, Trust};
 use twinboot::install::{Device, ImageSpec, Job, Limits, Other, Outcome, Progress, install};
-use twinboot::update::{Code, Sha256Digest};
+use twinboot::update::record::Denied;
+use twinboot::update::{Code, Failure, Sha256Digest};
 
 const MIB: usize = 1 << 20;
 const NAME: &str = "b.twb";
@@ -85,7 +89,7 @@ impl Bench {
             check: ImageCheck::Required,
             version: None,
             network: None,
-            keys: self.path("keys"),
+            trust: Trust { directory: self.path("keys"), list: None },
             ca_file: None,
             checkpoint: self.path("checkpoint.json"),
             limits: Limits {
@@ -270,6 +274,66 @@ async fn a_patch_of_what_runs_is_used_and_only_then() {
 }
 
 #[tokio::test]
+async fn patches_in_a_file_beside_the_bundle_are_found_by_its_name() {
+    let old = image(15, 4 * MIB);
+    let mut new = old.clone();
+    for at in (0..4 * MIB).step_by(300_000) {
+        new[at + 1000] ^= 0xff;
+    }
+    const BESIDE: &str = "patches-from-1.twb";
+    let (made, beside) = made_beside((&old, &new), BESIDE, None, |_| Vec::new());
+    let bench = Bench::new(5 * MIB, &made.bytes).await;
+    fs::write(bench.path("running"), &old).unwrap();
+    let mut job = bench.job(&made.manifest);
+    let fetch = async |job: &Job, beside: Option<&[u8]>| {
+        beside.into_iter().for_each(|bytes| bench.server.put(BESIDE, bytes.to_vec()));
+        fs::write(bench.path("slot"), vec![0xee; 5 * MIB]).unwrap();
+        let before = bench.sent();
+        run(job).await.0.unwrap();
+        bench.assert_holds(&new);
+        bench.sent() - before
+    };
+    // Nobody made them yet: one question, and chunks.
+    let chunks = fetch(&job, None).await;
+    assert_eq!(bench.server.requests(BESIDE), 1);
+    let patched = fetch(&job, Some(&beside)).await;
+    let of_beside = bench.server.bytes_sent(BESIDE);
+    assert!(patched + of_beside < chunks * 2 / 3, "{patched} and {of_beside} of {chunks}");
+    // What is there already is no reason to ask.
+    let asked = bench.server.requests(BESIDE);
+    run(&job).await.0.unwrap();
+    assert_eq!(bench.server.requests(BESIDE), asked);
+
+    // Whatever is wrong with it, the chunks do.
+    let mut damaged = beside.clone();
+    let at = damaged.len() / 2;
+    damaged[at..].fill(0);
+    fetch(&job, Some(&damaged)).await;
+    for hostile in
+        [&beside[..beside.len() / 2], &beside[..100], &beside[..10], b"not a bundle at all", &made.bytes]
+    {
+        fetch(&job, Some(hostile)).await;
+    }
+    let (_, foreign) = made_beside((&old, &new), BESIDE, Some(Sha256Digest([1; 32])), |_| Vec::new());
+    assert_eq!(fetch(&job, Some(&foreign)).await, chunks);
+    bench.server.set_faults(BESIDE, Faults { ignore_range: true, ..Faults::default() });
+    assert_eq!(fetch(&job, Some(&beside)).await, chunks);
+    bench.server.set_faults(BESIDE, Faults::default());
+
+    // From a stick, and by a link that grants access.
+    job.spec.uri = format!("{}?sig=1", job.spec.uri);
+    assert_eq!(fetch(&job, Some(&beside)).await, patched);
+    fs::write(bench.path(NAME), &made.bytes).unwrap();
+    fs::write(bench.path(BESIDE), &beside).unwrap();
+    job.spec.uri = format!("file://{}", bench.path(NAME).display());
+    fs::write(bench.path("slot"), vec![0xee; 5 * MIB]).unwrap();
+    let (outcome, progress) = run(&job).await;
+    outcome.unwrap();
+    bench.assert_holds(&new);
+    assert!(progress.fetched_bytes < chunks * 2 / 3, "{progress:?}");
+}
+
+#[tokio::test]
 async fn a_resume_at_half_way_fetches_the_other_half() {
     let image = image(3, 12 * MIB);
     let made = made(&image, |_| {});
@@ -417,7 +481,7 @@ async fn a_bundle_for_another_device_is_refused_before_the_first_byte() {
         let mut job = bench.job(&made.manifest);
         job.version = Some("2.0".into());
         job.device.compatible = Some("acme-2".into());
-        job.device.running_version = Some("1.4".into());
+        job.device.past.running_version = Some("1.4".into());
         assert_eq!(code_of(&job).await, code);
         bench.assert_untouched();
         assert!(bench.sent() <= 4096);
@@ -426,10 +490,14 @@ async fn a_bundle_for_another_device_is_refused_before_the_first_byte() {
     let bench = Bench::new(3 * MIB, &made.bytes).await;
     let mut job = bench.job(&made.manifest);
     job.device.compatible = Some("acme-2".into());
-    job.device.running_version = Some("2.0".into());
+    job.device.past.running_version = Some("2.0".into());
     assert_eq!(code_of(&job).await, Code::VersionNotNewer);
-    bench.assert_untouched();
     job.device.allow_downgrade = true;
+    let failure = Failure::new(Code::HealthCheckFailed, "unit app.service has failed");
+    job.device.past.denied = vec![Denied { source_digest: digest(&made.manifest), failure }];
+    assert_eq!(code_of(&job).await, Code::RolledBackBefore);
+    bench.assert_untouched();
+    job.device.past.denied.clear();
     run(&job).await.0.unwrap();
     bench.assert_holds(&image);
 }
@@ -465,23 +533,69 @@ async fn images_of_several_classes_are_installed_together_or_not_at_all() {
     assert!(bench.sent() - before <= (both.pieces_offset as u64).max(4096));
 }
 
+/// Two keys of the standard tool: `ours` and `theirs`.
+struct Keys(TempDir);
+
+impl Keys {
+    fn new() -> Self {
+        let keys = Self(tempfile::tempdir().unwrap());
+        for key in ["ours", "theirs"] {
+            let (public, secret) = (keys.path(&format!("{key}.pub")), keys.path(&format!("{key}.key")));
+            minisign(&["-G", "-W", "-p", &public, "-s", &secret]);
+        }
+        keys
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn sign(&self, key: &str, manifest: &[u8]) -> Vec<u8> {
+        fs::write(self.path("manifest"), manifest).unwrap();
+        let secret = self.path(&format!("{key}.key"));
+        minisign(&["-S", "-W", "-s", &secret, "-x", &self.path("sig"), "-m", &self.path("manifest")]);
+        fs::read(self.path("sig")).unwrap()
+    }
+}
+
+fn minisign(arguments: &[&str]) {
+    assert!(Command::new("minisign").args(arguments).output().unwrap().status.success());
+}
+
+#[tokio::test]
+async fn where_a_bundle_must_be_signed_so_must_what_lies_beside_it() {
+    const BESIDE: &str = "patches.twb";
+    let old = image(16, 4 * MIB);
+    let mut new = old.clone();
+    (0..4 * MIB).step_by(300_000).for_each(|at| new[at + 1000] ^= 0xff);
+    let keys = Keys::new();
+    let beside_by = |key: &'static str| {
+        let is_bundle = |manifest: &[u8]| manifest.windows(15).any(|text| text == b"twinboot bundle");
+        let sign = |manifest: &[u8]| keys.sign(if is_bundle(manifest) { "ours" } else { key }, manifest);
+        made_beside((&old, &new), BESIDE, None, sign)
+    };
+    let fetch = async |key: &'static str| {
+        let (made, beside) = beside_by(key);
+        let bench = Bench::new(5 * MIB, &made.bytes).await;
+        fs::copy(keys.path("ours.pub"), bench.path("keys/ours.pub")).unwrap();
+        fs::write(bench.path("running"), &old).unwrap();
+        bench.server.put(BESIDE, beside);
+        let mut job = bench.job(&made.manifest);
+        (job.check, job.spec.check_value) = (ImageCheck::Signature, None);
+        let (outcome, progress) = run(&job).await;
+        outcome.unwrap();
+        bench.assert_holds(&new);
+        progress.fetched_bytes
+    };
+    let (by_ours, by_theirs) = (fetch("ours").await, fetch("theirs").await);
+    assert!(by_ours < by_theirs * 2 / 3, "{by_ours} {by_theirs}");
+}
+
 #[tokio::test]
 async fn only_a_signature_or_a_check_value_makes_a_bundle_trusted() {
     let image = image(10, 2 * MIB);
-    let keys = tempfile::tempdir().unwrap();
-    let path = |name: &str| keys.path().join(name).to_str().unwrap().to_owned();
-    let minisign = |arguments: &[&str]| {
-        assert!(Command::new("minisign").args(arguments).output().unwrap().status.success());
-    };
-    for key in ["ours", "theirs"] {
-        minisign(&["-G", "-W", "-p", &path(&format!("{key}.pub")), "-s", &path(&format!("{key}.key"))]);
-    }
-    let sign = |key: &str, manifest: &[u8]| {
-        fs::write(path("manifest"), manifest).unwrap();
-        let key = path(&format!("{key}.key"));
-        minisign(&["-S", "-W", "-s", &key, "-x", &path("sig"), "-m", &path("manifest")]);
-        fs::read(path("sig")).unwrap()
-    };
+    let keys = Keys::new();
+    let sign = |key: &str, manifest: &[u8]| keys.sign(key, manifest);
     let both = |manifest: &[u8]| [sign("theirs", manifest), sign("ours", manifest)].concat();
     let signed = made_of(&[("rootfs", &image)], both, |_| {});
     let foreign = made_of(&[("rootfs", &image)], |manifest| sign("theirs", manifest), |_| {});
@@ -499,7 +613,7 @@ async fn only_a_signature_or_a_check_value_makes_a_bundle_trusted() {
         (&bare, ImageCheck::Required, Some(digest(&bare.manifest)), None),
     ] {
         let bench = Bench::new(3 * MIB, &made.bytes).await;
-        fs::copy(path("ours.pub"), bench.path("keys/ours.pub")).unwrap();
+        fs::copy(keys.path("ours.pub"), bench.path("keys/ours.pub")).unwrap();
         let mut job = bench.job(&made.manifest);
         job.check = check;
         job.spec.check_value = check_value;

@@ -3,10 +3,11 @@
 use std::fs;
 
 use hub_emulator::board::{Slot, Traits, board_image};
-use serde_json::json;
+use hub_emulator::images::{DropFault, Faults, StatusFault};
+use serde_json::{Value, json};
 
-use crate::cloud::sha256;
-use crate::make::{made, made_of};
+use crate::cloud::{World, sha256};
+use crate::make::{Made, made, made_of};
 use crate::rig::{Choice, IMAGE_BYTES, Rig};
 use crate::split::split;
 
@@ -79,4 +80,60 @@ async fn two_classes_are_switched_together() {
     assert!(fs::read(path("a")).unwrap().iter().all(|byte| *byte == 0xee), "what runs is untouched");
     let again = rig.twinboot(&["install", file.to_str().unwrap(), "--update-id", "again"]).await;
     assert_eq!(again.status.code(), Some(1), "the file itself tells its version, which runs");
+}
+
+/// A bundle whose first MiB is in the slot, while the rest comes slowly and will not come whole.
+async fn half_way(world: &World, uri: String) -> (Made, Value) {
+    let bundle = made(&board_image("2.0", Traits::default(), IMAGE_BYTES, 7), |_| {});
+    world.images.put(BUNDLE, bundle.bytes.clone());
+    let drop = Some(DropFault { after_bytes: 2 << 20, requests: 1000 });
+    world.images.set_faults(BUNDLE, Faults { drop, bytes_per_sec: Some(1_000_000), ..Faults::default() });
+    let payload = json!({
+        "fwPackageUri": uri, "fwPackageCheckValue": sha256(&bundle.manifest), "updateId": "winter",
+    });
+    let (status, answer) = world.call("firmwareUpdate", payload.clone()).await;
+    assert_eq!(status, 200, "{answer}");
+    let written = |status: &Value| status["reported"]["firmware"]["progress"]["writtenBytes"].as_u64();
+    world.rig.wait(|status| written(status) >= Some(1 << 20)).await;
+    (bundle, payload)
+}
+
+/// All but the first MiB; of the chunk at its end, the slot has only a part.
+fn rest_bytes(bundle: &Made) -> u64 {
+    bundle.bytes.len() as u64 - (1 << 20) + (64 << 10)
+}
+
+#[tokio::test]
+async fn an_expired_link_is_told_and_the_same_update_goes_on_by_a_new_one() {
+    let world = World::new(Traits::default(), "").await;
+    let (bundle, mut payload) = half_way(&world, format!("{}?sig=1", world.images.url(BUNDLE))).await;
+    let expired = StatusFault { code: 403, retry_after_secs: None, requests: 1000 };
+    world.images.set_faults(BUNDLE, Faults { status: Some(expired), ..Faults::default() });
+    let reported = world.wait_status("failed").await;
+    assert_eq!(reported["firmware"]["error"]["code"], "ImageForbidden");
+    assert_eq!(reported["firmware"]["updateId"], "winter");
+
+    const AGAIN: &str = "again.twb";
+    world.images.put(AGAIN, bundle.bytes.clone());
+    payload["fwPackageUri"] = json!(format!("{}?sig=2", world.images.url(AGAIN)));
+    let (status, answer) = world.call("firmwareUpdate", payload).await;
+    assert_eq!((status, &answer["updateId"]), (200, &json!("winter")), "{answer}");
+    let reported = world.wait_status("completed").await;
+    assert_eq!(reported["firmware"]["updateId"], "winter");
+    let sent = world.images.bytes_sent(AGAIN);
+    assert!(sent <= rest_bytes(&bundle), "what is in the slot is kept: {sent}");
+}
+
+#[tokio::test]
+async fn after_a_power_cut_what_is_in_the_slot_is_not_fetched_again() {
+    let mut world = World::new(Traits::default(), "").await;
+    let (bundle, _) = half_way(&world, world.images.url(BUNDLE)).await;
+    world.rig.board.cut().await;
+    let before = world.images.bytes_sent(BUNDLE);
+    world.images.set_faults(BUNDLE, Faults::default());
+    world.rig.board.power_on().await.unwrap();
+    world.wait_status("completed").await;
+    assert_eq!(world.rig.board.booted(), Some(Slot::B));
+    let sent = world.images.bytes_sent(BUNDLE) - before;
+    assert!(sent <= rest_bytes(&bundle), "{sent}");
 }

@@ -46,26 +46,27 @@ fn mortal_daemon(rig_dir: &std::path::Path, cut: Cut, then: &str) -> (PathBuf, P
 async fn update_with_cut(cut: Cut, power: bool, traits: Traits) -> bool {
     let scripts = tempfile::tempdir().unwrap();
     let (daemon, died) = mortal_daemon(scripts.path(), cut, if power { "exec sleep 1000" } else { "true" });
-    let mut rig = Rig::running(Choice { daemon: &daemon, ..Choice::default() }).await;
+    let mut rig = Rig::new(Choice { daemon: &daemon, ..Choice::default() });
+    rig.board.power_on().await.unwrap();
     let image = rig.image("2.0", traits);
     let start = ["install", image.to_str().unwrap(), "--version", "2.0", "--no-wait"];
-    rig.twinboot(&start).await;
+    let is_ready = |status: &Value| status["reported"]["firmwareStatus"] == "standBy";
+    within_limit(async || died.exists() || rig.peek().await.is_some_and(|status| is_ready(&status))).await;
+    if !died.exists() {
+        rig.twinboot(&start).await;
+    }
     if power {
-        let limit = async {
-            // The last durable write notes that the hooks were told of the end.
-            let state = rig.board.dir().join("state/state");
-            let told = || !std::fs::read_to_string(&state).is_ok_and(|state| state.contains("afterword"));
-            while !(died.exists() || rig.peek().await.is_some_and(|status| is_over(&status)) && told()) {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(LIMIT, limit).await.unwrap();
+        // The last durable write notes that the hooks were told of the end.
+        let state = rig.board.dir().join("state/state");
+        let told = || !std::fs::read_to_string(&state).is_ok_and(|state| state.contains("afterword"));
+        let is_over = async || rig.peek().await.is_some_and(|status| is_over(&status)) && told();
+        within_limit(async || died.exists() || is_over().await).await;
         if died.exists() {
             rig.board.cut().await;
             rig.board.power_on().await.unwrap();
         }
     }
-    let at_rest = |status: &Value| is_over(status) || status["reported"]["firmwareStatus"] == "standBy";
+    let at_rest = |status: &Value| is_over(status) || is_ready(status);
     if rig.wait(at_rest).await["reported"]["firmwareStatus"] == "standBy" {
         // Cut before the request was durable: nobody was told that it began, and the caller asks again.
         assert!(rig.twinboot(&start).await.status.success());
@@ -81,6 +82,16 @@ async fn update_with_cut(cut: Cut, power: bool, traits: Traits) -> bool {
     let names: Vec<_> = mark.map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["armed-by"], "{cut:?}: the mark of the trial was left over");
     died.exists()
+}
+
+/// Until it is so.
+async fn within_limit(is_so: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !is_so().await {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, wait).await.unwrap();
 }
 
 fn is_over(status: &Value) -> bool {

@@ -134,7 +134,8 @@ async fn a_hook_that_refuses_leaves_everything_as_it_was_and_says_why_in_the_twi
     world.start().await;
     let told = |reported: &Value| {
         let message = reported["firmware"]["error"]["message"].as_str();
-        message.is_some_and(|message| message.contains("30-later may be changed by others than root"))
+        message
+            .is_some_and(|message| message.contains("30-later has mode 777, so that others could change it"))
     };
     world.wait(told).await;
     assert!(!hooks.path("later").exists());

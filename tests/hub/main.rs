@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use peer::{Peer, twin_answer, within};
+use peer::{Credentials, Peer, twin_answer, within};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{ConnectReturnCode, Packet};
 use rustls::version::{TLS12, TLS13};
@@ -443,6 +443,35 @@ async fn an_unknown_hub_is_not_trusted() {
     assert!(peer.accept_tls().await.is_err());
     let reason = device.disconnected().await;
     assert!(reason.starts_with("cannot connect to localhost:") && reason.contains("certificate"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_device_with_a_certificate_needs_no_clock() {
+    let peer = peer().await;
+    let Credentials { certificate_file, key_file, .. } = &peer.devices[0];
+    let (certificate_file, key_file) = (certificate_file.clone(), key_file.clone());
+    let credentials = config::Credentials::Certificate { certificate_file, key_file };
+    let config = config::Hub { credentials, ..config(&peer) };
+    let mut device = Device::start(quick(), config, || 86_400);
+    let _connection = peer.session(&empty_twin()).await;
+    device.connected().await;
+}
+
+#[tokio::test]
+async fn a_hub_whose_certificate_has_ended_is_waited_for_and_the_reason_is_told() {
+    let peer = Peer::listen_with(&[&TLS12, &TLS13], |certificate| {
+        certificate.not_after = rcgen::date_time_ymd(2026, 1, 1);
+    })
+    .await;
+    let mut device = Device::start(quick(), config(&peer), unix_now);
+    assert!(peer.accept_tls().await.is_err());
+    let reason = device.disconnected().await;
+    assert!(
+        reason.contains("certificate ended at 2026-01-01T00:00:00Z, and this device's clock says 20"),
+        "{reason}"
+    );
+    // It is asked again: the clock may be set back, or the certificate renewed.
+    assert!(peer.accept_tls().await.is_err());
 }
 
 #[tokio::test]

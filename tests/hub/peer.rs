@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use rcgen::{CertifiedKey, KeyPair, generate_simple_self_signed};
+use rcgen::{CertificateParams, KeyPair};
 use rumqttc::mqttbytes::Error as MqttError;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{
@@ -48,10 +48,18 @@ pub struct Peer {
 
 impl Peer {
     pub async fn listen(versions: &[&'static SupportedProtocolVersion]) -> Self {
+        Self::listen_with(versions, |_| {}).await
+    }
+
+    /// With a certificate that is as told.
+    pub async fn listen_with(
+        versions: &[&'static SupportedProtocolVersion],
+        edit: impl FnOnce(&mut CertificateParams),
+    ) -> Self {
         let directory = TempDir::new().unwrap();
-        let (ca_file, certificate, key) = make(directory.path(), "hub", "localhost");
+        let (ca_file, certificate, key) = make(directory.path(), "hub", "localhost", edit);
         let devices = ["first", "second"].map(|name| {
-            let (certificate_file, certificate, _) = make(directory.path(), name, "dev-1");
+            let (certificate_file, certificate, _) = make(directory.path(), name, "dev-1", |_| {});
             Credentials {
                 certificate_file,
                 key_file: directory.path().join(format!("{name}.key")),
@@ -231,8 +239,16 @@ pub async fn within<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(LIMIT, future).await.expect("in time")
 }
 
-fn make(directory: &Path, file: &str, name: &str) -> (PathBuf, CertificateDer<'static>, KeyPair) {
-    let CertifiedKey { cert, signing_key } = generate_simple_self_signed([name.to_owned()]).unwrap();
+fn make(
+    directory: &Path,
+    file: &str,
+    name: &str,
+    edit: impl FnOnce(&mut CertificateParams),
+) -> (PathBuf, CertificateDer<'static>, KeyPair) {
+    let mut parameters = CertificateParams::new([name.to_owned()]).unwrap();
+    edit(&mut parameters);
+    let signing_key = KeyPair::generate().unwrap();
+    let cert = parameters.self_signed(&signing_key).unwrap();
     let certificate_file = directory.join(format!("{file}.pem"));
     let mut opened = std::fs::File::create(&certificate_file).unwrap();
     std::io::Write::write_all(&mut opened, cert.pem().as_bytes()).unwrap();

@@ -11,6 +11,7 @@ import time
 
 import environments
 
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """What QEMU is told of a board, and who has it; the rest is in config/boards/qemu-NAME."""
@@ -22,8 +23,8 @@ class Kind:
 
 
 def _accelerator(own):
-    """KVM for this machine's own architecture. Without the processor's help it emulates what is not 64-bit, as U-Boot is
-    here, and far more slowly than QEMU does."""
+    """KVM for this machine's own architecture. Without the processor's help it emulates what is not 64-bit, as U-Boot
+    is here, and far more slowly than QEMU does."""
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
         helped = re.search(r"^flags.*\b(vmx|svm)\b", file.read(), re.M)
     return "kvm" if own == os.uname().machine and helped and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
@@ -35,7 +36,6 @@ KINDS = {
     "x86": Kind("amd64", "qemu-system-x86", "u-boot.rom",
                 ("qemu-system-x86_64", "-M", "q35", "-cpu", "max", "-accel", _accelerator("x86_64"))),
 }
-
 
 # How the image with the environment is attached. This SD card has no cache, and is never told to flush one: what it took
 # is there.
@@ -92,7 +92,7 @@ class Board:
         command = [*self.kind.qemu, "-smp", "1", "-m", "384", "-nodefaults", "-nographic", "-serial", "stdio"]
         command += ["-bios", self.u_boot, "-rtc", f"base={rtc}"]
         command += [argument.format(self.medium) for argument in MEDIA[self.environment.medium]]
-        command += ["-drive", f"if=none,id=disk,format=raw,file={self.disk}", "-device", "virtio-blk-pci,drive=disk,ioeventfd=off"]
+        command += ["-drive", f"if=none,id=disk,format=raw,file={self.disk}", "-device", "virtio-blk-pci,drive=disk"]
         command += ["-device", "virtio-rng-pci", "-device", "i6300esb", "-watchdog-action", "reset"]
         command += ["-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.shell_port}-:2222"]
         command += ["-device", "virtio-net-pci,netdev=net,romfile="]

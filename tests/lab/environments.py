@@ -27,8 +27,8 @@ class Environment:
         medium = os.path.join(directory, self.medium)
         if self.offsets:
             return [(medium, offset) for offset in self.offsets]
-        subprocess.run(["mcopy", "-n", "-o", "-i", f"{medium}@@{FAT_OFFSET_BYTES}", *(f"::{name}" for name in FAT_FILES),
-                        directory], check=True)
+        files = [f"::{name}" for name in FAT_FILES]
+        subprocess.run(["mcopy", "-n", "-o", "-i", f"{medium}@@{FAT_OFFSET_BYTES}", *files, directory], check=True)
         return [(os.path.join(directory, name), 0) for name in FAT_FILES]
 
 
@@ -41,7 +41,7 @@ def _fstab(line):
         return file.read() + line + "\n", 0o644
 
 
-# The drop-in that `twinboot check-config --unit` asks for, which a story compares.
+# Part of the drop-in that `twinboot check-config --unit` makes.
 def _writable(*paths):
     return "[Service]\n" + "".join(f"ReadWritePaths=-{path}\n" for path in paths), 0o644
 

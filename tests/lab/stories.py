@@ -104,9 +104,17 @@ class Scene:
         command_line = self.board.run("cat /proc/cmdline")
         self.check(f"the kernel was started from slot {slot}", f"twinboot.slot={slot}" in command_line)
 
+    def confine(self):
+        """Until the next boot, the service may reach what `check-config --unit` says of this board, and no more."""
+        self.board.run("mkdir -p /run/systemd/system/twinboot.service.d && twinboot check-config --unit "
+                       ">/run/systemd/system/twinboot.service.d/devices.conf && systemctl daemon-reload && "
+                       "systemctl restart twinboot")
+        self.wait("restarted, the board is connected", BOOT_SECS, lambda: self.status("hubConnected") is True)
+
     def environment_elsewhere(self):
         """Each of U-Boot and twinboot finds there what the other wrote: three boots are counted, and taken back."""
         self.falls_back("init-dies", "BootFailed", "abbba")
+        self.confine()
         self.update("3.0", "b")
         checks = self.json("twinboot doctor --json").get("checks", [])
         found = [check for check in checks if check["check"].startswith("environment.") and check["level"] != "ok"]
@@ -302,8 +310,7 @@ def sandbox(scene):
     scene.start()
     drop_in = scene.board.run("twinboot check-config --unit")
     scene.check("a drop-in for this board is offered", "DeviceAllow=" in drop_in)
-    scene.board.run("mkdir -p /run/systemd/system/twinboot.service.d && twinboot check-config --unit "
-                    ">/run/systemd/system/twinboot.service.d/devices.conf && systemctl daemon-reload")
+    scene.confine()
     probe = "for d in vda vda1 vda2 vda3 vda4 mmcblk0; do dd if=/dev/$d of=/dev/null bs=512 count=1 2>/dev/null " \
             "&& echo $d opened || echo $d refused; done; cat /proc/net/dev"
     scene.board.run(f"cat >/run/probe <<'X'\n#!/bin/sh\n{probe}\nX\nchmod 755 /run/probe\n"

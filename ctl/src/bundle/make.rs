@@ -8,7 +8,7 @@ use twinboot::bundle::{
     BundleError, Chunker, Chunking, Context, Cut, Entry, Header, Image, Index, IndexBuilder, Manifest, Part,
     PatchFile, PatchPart, Signatures, pack,
 };
-use twinboot::update::Sha256Digest;
+use twinboot::update::{KeyList, Sha256Digest};
 
 use super::base::BaseImage;
 use super::file::BundleFile;
@@ -31,6 +31,7 @@ pub struct Recipe {
     pub created: String,
     pub min_agent_version: Option<String>,
     pub min_previous_version: Option<String>,
+    pub keys: Option<KeyList>,
     /// zstd's.
     pub level: i32,
     /// None: the smallest that keeps the index within its bounds.
@@ -59,7 +60,8 @@ pub struct Plan {
 }
 
 impl Maker {
-    /// Writes the bundle, and the patches into a file of their own if that is wanted; gives the manifest's digest.
+    /// Writes the bundle, and the patches into a file of their own if that is wanted, which the bundle then names;
+    /// gives the manifest's digest.
     pub fn make(
         &self,
         path: &Path,
@@ -80,11 +82,15 @@ impl Maker {
         manifest.compatible.clone_from(&self.recipe.compatible);
         manifest.min_agent_version.clone_from(&self.recipe.min_agent_version);
         manifest.min_previous_version.clone_from(&self.recipe.min_previous_version);
+        manifest.keys.clone_from(&self.recipe.keys);
         manifest.images.clone_from(&plan.images);
         (manifest.context_bytes, manifest.pieces_bytes) = (self.recipe.context_bytes, pieces_bytes);
         let parts = || patches.iter().map(|patch| patch.part.clone()).collect::<Vec<PatchPart>>();
-        if patches_to.is_none() {
-            manifest.patches = parts();
+        match patches_to {
+            Some(path) => {
+                manifest.patches_file = path.file_name().map(|name| name.to_string_lossy().into_owned())
+            }
+            None => manifest.patches = parts(),
         }
         let manifest_bytes = manifest.to_bytes()?;
         let digest = Manifest::digest(&manifest_bytes);
@@ -96,7 +102,9 @@ impl Maker {
             }
             copy(out, &pieces)
         })?;
-        if let Some(path) = patches_to {
+        if let Some(path) = patches_to
+            && !patches.is_empty()
+        {
             let manifest_bytes = PatchFile::new(digest, parts()).to_bytes()?;
             write(path, |out| {
                 out.write_all(&head(&manifest_bytes, &Signatures::default()))?;

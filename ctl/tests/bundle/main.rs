@@ -126,14 +126,39 @@ fn a_bundle_is_signed_here_or_on_another_machine() {
 }
 
 #[test]
+fn a_bundle_may_say_whose_signatures_count_from_now_on() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    images(directory);
+    let key = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
+    write(&directory.join("2027.pub"), format!("untrusted comment: a key\n{key}\n").as_bytes());
+    write(&directory.join("no.pub"), b"no key\n");
+    done(directory, &format!("{CREATE} --trust 2027.pub --trust-serial 4 -o 2.0.twb"));
+    let keys = &done(directory, "inspect 2.0.twb")["manifest"]["keys"];
+    assert_eq!(*keys, serde_json::json!({"serial": 4, "trusted": {"2027": key}}));
+    for (wrong, what) in [
+        ("--trust 2027.pub", "--trust-serial"),
+        ("--trust-serial 4", "--trust"),
+        ("--trust 2027.pub --trust-serial 0", "--trust-serial"),
+        ("--trust no.pub --trust-serial 4", "not a minisign public key"),
+        ("--trust none.pub --trust-serial 4", "none.pub"),
+    ] {
+        let (_, why) = refused(directory, &format!("{CREATE} {wrong} -o 3.0.twb"));
+        assert!(why.contains(what) && !directory.join("3.0.twb").exists(), "{wrong}: {why}");
+    }
+}
+
+#[test]
 fn patches_may_come_in_a_file_of_their_own() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     images(directory);
-    done(directory, &format!("{CREATE} -o plain.twb"));
+    done(directory, &format!("{CREATE} --patches-to 1-2.twb -o plain.twb"));
+    assert!(!directory.join("1-2.twb").exists(), "there are none yet");
     done(directory, &format!("{CREATE} --base rootfs=old.img --patches-to 1-2.twb -o 2.0.twb"));
     let bytes = |name: &str| fs::read(directory.join(name)).unwrap();
-    assert!(bytes("plain.twb") == bytes("2.0.twb"), "a bundle does not know of patches beside it");
+    assert!(bytes("plain.twb") == bytes("2.0.twb"), "published before the patches were made");
+    assert_eq!(done(directory, "inspect 2.0.twb")["manifest"]["patches_file"], "1-2.twb");
     done(directory, "verify 1-2.twb --bundle 2.0.twb --base old.img");
     let (exit, why) = refused(directory, "verify 1-2.twb");
     assert_eq!((exit, why.contains("--bundle")), (2, true), "{why}");

@@ -189,21 +189,40 @@ impl Region {
     /// When any byte did not provably leave for the medium.
     pub fn overwrite(&self, image: &[u8]) -> Result<(), BootEnvError> {
         self.check_writable()?;
-        let target = match &self.kind {
-            Kind::NorFlash { block_device, .. } => block_device,
-            Kind::File | Kind::BlockDevice { .. } => &self.path,
-        };
+        let target = self.written_through();
         let file = open_for_writing(target)?;
         file.write_all_at(image, self.offset_bytes).map_err(|source| BootEnvError::Write {
-            path: target.clone(),
+            path: target.to_owned(),
             offset_bytes: self.offset_bytes,
             source,
         })?;
+        self.sync_through(&file)
+    }
+
+    /// Returns once the copy is on the medium as it is read.
+    ///
+    /// # Errors
+    /// When that is not certain.
+    pub fn sync(&self) -> Result<(), BootEnvError> {
+        let path = self.written_through();
+        let file = File::open(path).map_err(|source| BootEnvError::Open { path: path.to_owned(), source })?;
+        self.sync_through(&file)
+    }
+
+    fn sync_through(&self, file: &File) -> Result<(), BootEnvError> {
         // tests/campaign shows that it finds a sync that is missing.
         if cfg!(twinboot_no_sync = "environment") {
             return Ok(());
         }
-        file.sync_all().map_err(|source| BootEnvError::Sync { path: target.clone(), source })
+        file.sync_all()
+            .map_err(|source| BootEnvError::Sync { path: self.written_through().to_owned(), source })
+    }
+
+    fn written_through(&self) -> &Path {
+        match &self.kind {
+            Kind::NorFlash { block_device, .. } => block_device,
+            Kind::File | Kind::BlockDevice { .. } => &self.path,
+        }
     }
 
     /// Clears the flags of a superseded copy on flash, which takes no erase and no sync.

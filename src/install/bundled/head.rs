@@ -1,14 +1,15 @@
 //! The beginning of a bundle: read as far as it is needed, and trusted before it is believed.
 
 use bytes::{Bytes, BytesMut};
+use minisign_verify::PublicKey;
 
 use super::super::fetch::Source;
 use super::super::parts::Remote;
-use super::super::verify::{Check, Rule, VerifyError};
+use super::super::verify::{self, Check, Rule, Trust, VerifyError};
 use super::super::{InstallError, Job};
 use crate::bundle::{BundleError, HEADER_BYTES, Header, Index, Layout, MAGIC, Manifest, Signatures};
 use crate::redact::display_url;
-use crate::update::Sha256Digest;
+use crate::update::{KeyList, Sha256Digest};
 
 /// The header, and with it mostly the manifest. What is too much is of the index.
 const FIRST_BYTES: u64 = 4096;
@@ -65,6 +66,28 @@ impl Front {
         Ok(taken)
     }
 
+    /// Header, manifest, signatures.
+    ///
+    /// # Errors
+    /// The source; no bundle, or not all of that.
+    pub async fn signed(&mut self) -> Result<(Header, Bytes, Bytes), InstallError> {
+        let header = Header::parse(&self.take(HEADER_BYTES).await?)?;
+        let text = self.take(header.manifest_bytes as usize).await?;
+        let signatures = self.take(header.signatures_bytes as usize).await?;
+        match header.body_offset().saturating_sub(self.offset) {
+            0 => Ok((header, text, signatures)),
+            missing_bytes => Err(BundleError::Truncated { part: "manifest", missing_bytes }.into()),
+        }
+    }
+
+    /// Whether the file is as long as a part needs it to be, as far as the server says.
+    pub fn reaches(&self, part: &'static str, end: u64) -> Result<(), BundleError> {
+        match end.saturating_sub(self.source.total_bytes().unwrap_or(u64::MAX)) {
+            0 => Ok(()),
+            missing_bytes => Err(BundleError::Truncated { part, missing_bytes }),
+        }
+    }
+
     /// What follows, as it comes, and where it is in the file; `None` at the end. Only where all of it comes.
     pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>, InstallError> {
         let bytes = match self.ahead.split().freeze() {
@@ -86,6 +109,8 @@ pub struct Head {
     pub digest: Sha256Digest,
     /// Where everything is.
     pub layout: Layout,
+    /// Whose signatures are to count once this is committed.
+    pub keys: Option<KeyList>,
 }
 
 impl Head {
@@ -93,23 +118,14 @@ impl Head {
     ///
     /// # Errors
     /// The source; no bundle, or one that is not to be trusted.
-    pub async fn read(front: &mut Front, rule: Rule, job: &Job) -> Result<Self, InstallError> {
-        let header = Header::parse(&front.take(HEADER_BYTES).await?)?;
-        let text = front.take(header.manifest_bytes as usize).await?;
-        let signatures = front.take(header.signatures_bytes as usize).await?;
-        let missing = header.body_offset().saturating_sub(front.offset);
-        if missing > 0 {
-            return Err(BundleError::Truncated { part: "manifest", missing_bytes: missing }.into());
-        }
+    pub async fn read(front: &mut Front, rule: &Rule, job: &Job) -> Result<Self, InstallError> {
+        let (header, text, signatures) = front.signed().await?;
         let digest = judge(&text, &signatures, rule, job)?;
         let manifest = Manifest::parse(&text)?;
+        let keys = key_list(&manifest, &text, &signatures, job)?;
         let layout = manifest.layout(header);
-        let total_bytes = front.source.total_bytes().unwrap_or(u64::MAX);
-        if let Some(missing_bytes) = layout.pieces.end.checked_sub(total_bytes).filter(|missing| *missing > 0)
-        {
-            return Err(BundleError::Truncated { part: "chunks", missing_bytes }.into());
-        }
-        Ok(Self { manifest, digest, layout })
+        front.reaches("chunks", layout.pieces.end)?;
+        Ok(Self { manifest, digest, layout, keys })
     }
 
     /// Reads the index, which follows.
@@ -123,24 +139,60 @@ impl Head {
 }
 
 /// Nothing of a manifest is believed before this; gives its digest.
-fn judge(text: &[u8], signatures: &[u8], rule: Rule, job: &Job) -> Result<Sha256Digest, InstallError> {
-    let keys = match rule {
-        Rule::Unchecked => return Ok(Check::Unchecked.judge(text)?),
-        Rule::Digest(digest) => {
-            let judged = Check::Digest(digest).judge(text);
-            return judged.map_err(|error| VerifyError::of_manifest(error).into());
+fn judge(text: &[u8], signatures: &[u8], rule: &Rule, job: &Job) -> Result<Sha256Digest, InstallError> {
+    let judged = match rule {
+        Rule::Unchecked => Check::Unchecked.judge(text),
+        Rule::Digest(digest) => Check::Digest(*digest).judge(text),
+        Rule::SignedBy(keys) => {
+            let found = (display_url(&job.spec.uri), &job.trust);
+            by_any_signature(text, signatures, keys, job.spec.check_value, found)?
         }
-        Rule::SignedBy(keys) => keys,
     };
-    let url = display_url(&job.spec.uri);
+    judged.map_err(|error| VerifyError::of_manifest(error).into())
+}
+
+/// The list of keys that the bundle brings, if it is newer than the one in force. It must be signed by a key that
+/// counts, whatever the images are verified by; and by one that is to count, since a list whose keys nobody has would
+/// be the last.
+fn key_list(
+    manifest: &Manifest,
+    text: &[u8],
+    signatures: &[u8],
+    job: &Job,
+) -> Result<Option<KeyList>, InstallError> {
+    let Some(list) = &manifest.keys else { return Ok(None) };
+    match &job.trust.list {
+        Some(ours) if ours == list || list.serial < ours.serial => return Ok(None),
+        Some(ours) if list.serial == ours.serial => {
+            return Err(VerifyError::OtherKeys { serial: list.serial }.into());
+        }
+        _ => {}
+    }
+    for (keys, listed) in [(job.trust.keys()?, false), (verify::listed(list)?, true)] {
+        let found = (display_url(&job.spec.uri), &job.trust);
+        by_any_signature(text, signatures, &keys, job.spec.check_value, found)?.map_err(|error| {
+            let source = Box::new(VerifyError::of_manifest(error));
+            VerifyError::KeysNotSigned { serial: list.serial, listed, source }
+        })?;
+    }
+    Ok(Some(list.clone()))
+}
+
+/// Whether one of the signatures is of `text` and by one of the keys; what was found where is for messages.
+pub fn by_any_signature(
+    text: &[u8],
+    signatures: &[u8],
+    keys: &[PublicKey],
+    check_value: Option<Sha256Digest>,
+    (url, trust): (String, &Trust),
+) -> Result<Result<Sha256Digest, VerifyError>, InstallError> {
     let mut judged = Err(VerifyError::NoSignature { url: url.clone() });
     for signature in Signatures::parse(signatures)?.texts() {
-        let found = (url.as_str(), job.keys.as_path());
-        judged = Check::by_signature(signature.as_bytes(), keys.clone(), job.spec.check_value, found)
+        judged = Check::by_signature(signature.as_bytes(), keys.to_vec(), check_value, (&url, trust))
             .and_then(|check| check.judge(text));
         if judged.is_ok() {
             break;
         }
     }
-    judged.map_err(|error| VerifyError::of_manifest(error).into())
+    Ok(judged)
 }

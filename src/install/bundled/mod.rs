@@ -11,6 +11,7 @@
 //! After an interruption the same happens again: what is in the slot by then is kept.
 
 mod assemble;
+mod beside;
 mod head;
 mod patch;
 mod plan;
@@ -26,20 +27,20 @@ use tokio::sync::watch;
 
 use self::assemble::{Assembly, Bench};
 use self::head::{Front, Head};
-use self::patch::{Patch, is_base, is_modest};
+use self::patch::{Patch, Search, find_all};
 use self::plan::Plan;
 use self::supply::{Supply, supply};
-use self::survey::{Copies, Kept, Wanted, seems_complete};
+use self::survey::{Copies, Kept, Wanted};
 use super::fetch::Reach;
 use super::parts::{Parts, Remote, requests};
 use super::slot::{Block, BlockDevice, SlotDevice};
 use super::verify::Rule;
 use super::write::{SoFar, Writer};
-use super::{BLOCKS, InstallError, Phase, Progress, Run, joined};
-use crate::bundle::{BundleError, Chunking, Index, PatchTable};
+use super::{BLOCKS, InstallError, Phase, Progress, Run, joined, one_line};
+use crate::bundle::{BundleError, Chunking, Index};
 use crate::update::{Image, Sha256Digest};
 
-pub use refusal::{Device, Refusal};
+pub use refusal::{Device, Past, Refusal};
 
 /// The slot class of the root filesystem, which a plain image is of too.
 pub const ROOT_CLASS: &str = "rootfs";
@@ -92,15 +93,15 @@ impl Run<'_> {
         let job = self.job;
         self.progress.send_replace(Progress::default());
         let mut front = self.or_cancelled(Front::open(self.remote(reach))).await?;
-        let rule = Rule::decide(job.spec.check_value, &job.keys, job.check)?;
-        let head = match self.or_cancelled(Head::read(&mut front, rule, job)).await {
+        let rule = Rule::decide(job.spec.check_value, &job.trust, job.check)?;
+        let head = match self.or_cancelled(Head::read(&mut front, &rule, job)).await {
             Err(InstallError::Bundle(BundleError::NotABundle)) => return Ok(None),
             head => head?,
         };
-        job.device.admits(&head.manifest, job.version.as_deref())?;
+        job.device.admits(&head.manifest, head.digest, job.version.as_deref())?;
         let places = self.places(&head).await?;
         let index = Arc::new(self.or_cancelled(head.index(&mut front)).await?);
-        let patches = self.or_cancelled(patches(&front, &head, &index, &places)).await?;
+        let patches = self.or_cancelled(self.patches(&mut front, &head, &rule, &index, &places)).await?;
         let image = self.assemble(front, head, index, (places, patches)).await?;
         Ok(Some(image))
     }
@@ -123,7 +124,44 @@ impl Run<'_> {
             reach: reach.clone(),
             limits: self.job.limits,
             progress: self.progress.clone(),
+            beside: None,
         }
+    }
+
+    /// For each image the patch that fits what runs: one of the bundle, or else of the file beside it. Without ranges
+    /// they would come before they are needed: there are none then.
+    async fn patches(
+        &self,
+        front: &mut Front,
+        head: &Head,
+        rule: &Rule,
+        index: &Arc<Index>,
+        places: &[Place],
+    ) -> Result<Vec<Option<Patch>>, InstallError> {
+        let images = head.manifest.images.iter().zip(&index.images).zip(places);
+        let mut patches = Vec::new();
+        let mut wanting = Vec::new();
+        for (number, ((image, indexed), place)) in images.enumerate() {
+            patches.push(None);
+            let found = match &place.running {
+                Some(running) if !front.is_whole() => {
+                    let slots = (running.clone(), place.target.clone());
+                    Search::new(image, indexed.clone(), index.clone(), slots).await
+                }
+                _ => None,
+            };
+            wanting.extend(found.map(|search| (number, search)));
+        }
+        let bundled: Vec<_> =
+            head.manifest.patches.iter().cloned().zip(head.layout.patches.iter().cloned()).collect();
+        wanting = find_all(wanting, &bundled, &front.remote, &mut patches).await?;
+        if !wanting.is_empty() {
+            let beside = beside::patches(front, head, rule, self.job).await;
+            if let Err(error) = find_all(wanting, &beside, &front.remote, &mut patches).await {
+                tracing::warn!(reason = %one_line(&error), "the patches beside the bundle are of no use");
+            }
+        }
+        Ok(patches)
     }
 
     /// The slots for the images of a bundle, all of which must fit.
@@ -166,7 +204,7 @@ impl Run<'_> {
         index: Arc<Index>,
         (places, patches): (Vec<Place>, Vec<Option<Patch>>),
     ) -> Result<Image, InstallError> {
-        let Head { manifest, digest, layout } = head;
+        let Head { manifest, digest, layout, keys } = head;
         let sizes: Vec<u64> = manifest.images.iter().map(|image| image.size_bytes).collect();
         self.progress.send_modify(|p| p.total_bytes = Some(sizes.iter().sum()));
         let work = Arc::new(Work {
@@ -204,43 +242,9 @@ impl Run<'_> {
         // Where one was cut off by the other, the other knows why.
         match (joined(assembling).await, supplied) {
             (Err(InstallError::Interrupted), Err(error)) => Err(error),
-            (assembled, _) => Ok(Image { version: Some(manifest.version), ..assembled? }),
+            (assembled, _) => Ok(Image { version: Some(manifest.version), keys, ..assembled? }),
         }
     }
-}
-
-/// The patches that fit what runs. Without ranges they would come before they are needed: there are none then.
-async fn patches(
-    front: &Front,
-    head: &Head,
-    index: &Arc<Index>,
-    places: &[Place],
-) -> Result<Vec<Option<Patch>>, InstallError> {
-    let mut patches = Vec::new();
-    for ((image, indexed), place) in head.manifest.images.iter().zip(&index.images).zip(places) {
-        let mut found = None;
-        let known = head.manifest.patches.iter().zip(&head.layout.patches);
-        for (part, range) in
-            known.filter(|(part, _)| part.class == image.class && is_modest(part) && !front.is_whole())
-        {
-            let Some(running) = place.running.clone() else { break };
-            let (base, target, shared) = (part.base.clone(), place.target.clone(), index.clone());
-            let (ours, size_bytes) = (indexed.clone(), image.size_bytes);
-            let look = move || {
-                let wanted = Wanted::new(&shared, &ours, size_bytes);
-                is_base(running.as_ref(), &base) && !seems_complete(wanted, target.as_ref())
-            };
-            let fits = tokio::task::spawn_blocking(look).await;
-            if fits.unwrap_or_default() {
-                let bytes = front.remote.read(range.table.clone()).await?;
-                let table = PatchTable::parse(&bytes, part, index, indexed)?;
-                found = Some(Patch { table, frames_offset: range.frames.start });
-                break;
-            }
-        }
-        patches.push(found);
-    }
-    Ok(patches)
 }
 
 /// A slot that runs is only read. Where that is impossible, everything comes from elsewhere.
@@ -249,7 +253,7 @@ fn readable(path: Option<&PathBuf>) -> Option<Arc<BlockDevice>> {
     match BlockDevice::open_to_read(path) {
         Ok(device) => Some(Arc::new(device)),
         Err(error) => {
-            tracing::warn!(error = %super::one_line(&error), "cannot copy from the running slot");
+            tracing::warn!(error = %one_line(&error), "cannot copy from the running slot");
             None
         }
     }
@@ -298,7 +302,7 @@ impl Work {
             self.progress.send_modify(|p| p.phase = Phase::Downloading);
             size_bytes += self.install_one(number, image, plan, &mut supply)?.size_bytes;
         }
-        Ok(Image { source_digest: self.digest, size_bytes, version: None })
+        Ok(Image { source_digest: self.digest, size_bytes, version: None, keys: None })
     }
 
     fn install_one(

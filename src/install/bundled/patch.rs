@@ -1,11 +1,17 @@
 //! What turns the image that runs into the new one, if it is one that the bundle knows.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::super::slot::SlotDevice;
-use crate::bundle::{Base, Frame, PatchPart, PatchTable, SAMPLE_BYTES, Source};
+use super::super::InstallError;
+use super::super::parts::Remote;
+use super::super::slot::{BlockDevice, SlotDevice};
+use super::survey::{Guess, Wanted};
+use crate::bundle::{
+    Base, Frame, Image, ImageIndex, Index, PatchPart, PatchRange, PatchTable, SAMPLE_BYTES, Source,
+};
 
 /// A table, and where its frames are in the file.
 #[derive(Debug)]
@@ -48,6 +54,73 @@ impl Patch {
         }
         Ok(prefix)
     }
+}
+
+/// The search for a patch of one image.
+#[derive(Debug)]
+pub struct Search {
+    class: String,
+    size_bytes: u64,
+    image: ImageIndex,
+    index: Arc<Index>,
+    running: Arc<BlockDevice>,
+}
+
+impl Search {
+    /// Nothing to search where the target slot seems to hold the image already.
+    pub async fn new(
+        image: &Image,
+        indexed: ImageIndex,
+        index: Arc<Index>,
+        (running, target): (Arc<BlockDevice>, Arc<dyn SlotDevice>),
+    ) -> Option<Self> {
+        let (class, size_bytes) = (image.class.clone(), image.size_bytes);
+        let search = Self { class, size_bytes, image: indexed, index, running };
+        let look = move || {
+            let wanted = Wanted::new(&search.index, &search.image, search.size_bytes);
+            (Guess::of(wanted, target.as_ref()) != Guess::All).then_some(search)
+        };
+        tokio::task::spawn_blocking(look).await.ok().flatten()
+    }
+
+    /// The first whose base runs; its table is fetched.
+    async fn find(
+        &self,
+        known: &[(PatchPart, PatchRange)],
+        remote: &Remote,
+    ) -> Result<Option<Patch>, InstallError> {
+        for (part, range) in known.iter().filter(|(part, _)| part.class == self.class && is_modest(part)) {
+            let (base, running) = (part.base.clone(), self.running.clone());
+            let fits = tokio::task::spawn_blocking(move || is_base(running.as_ref(), &base)).await;
+            if fits.unwrap_or_default() {
+                let bytes = remote.read(range.table.clone()).await?;
+                let table = PatchTable::parse(&bytes, part, &self.index, &self.image)?;
+                return Ok(Some(Patch { table, frames_offset: range.frames.start }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Puts what is found into `patches`, by the number of the image; gives what goes on searching.
+///
+/// # Errors
+/// The source; a table that makes no sense.
+pub async fn find_all(
+    searches: Vec<(usize, Search)>,
+    known: &[(PatchPart, PatchRange)],
+    remote: &Remote,
+    patches: &mut [Option<Patch>],
+) -> Result<Vec<(usize, Search)>, InstallError> {
+    let mut left = Vec::new();
+    for (number, search) in searches {
+        let found = search.find(known, remote).await?;
+        match patches.get_mut(number) {
+            Some(patch) if found.is_some() => *patch = found,
+            _ => left.push((number, search)),
+        }
+    }
+    Ok(left)
 }
 
 /// What the frames of a patch may take in memory: what stays of the daemon's 32 MiB, and what `twinbootctl` keeps to.

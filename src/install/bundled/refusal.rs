@@ -3,7 +3,8 @@
 use std::cmp::Ordering;
 
 use crate::bundle::Manifest;
-use crate::update::{Code, version};
+use crate::update::record::Denied;
+use crate::update::{Code, Failure, Sha256Digest, version};
 
 /// Why a bundle is not for this device; found out before the first byte is written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +25,14 @@ pub enum Refusal {
         /// What runs.
         running: String,
     },
+    /// No way back by the slot that runs, either.
+    #[error("the bundle's version {bundle} is older than {least}, which was committed on this device")]
+    BelowMinimum {
+        /// By the manifest.
+        bundle: String,
+        /// What was committed last.
+        least: String,
+    },
     /// For other hardware.
     #[error("the bundle is for {boards}, and this device is {}", match ours {
         Some(ours) => ours.as_str(),
@@ -43,6 +52,9 @@ pub enum Refusal {
         /// This program's.
         ours: &'static str,
     },
+    /// It was given up here.
+    #[error("{}", .0.message)]
+    RolledBackBefore(Failure),
     /// An update in between was left out.
     #[error("the bundle needs version {needed} to come from, and {} runs: install that first", match running {
         Some(running) => running.as_str(),
@@ -75,8 +87,10 @@ impl Refusal {
         match self {
             Self::OtherVersion { .. } => Code::VersionMismatch,
             Self::NotNewer { .. } => Code::VersionNotNewer,
+            Self::BelowMinimum { .. } => Code::VersionBelowMinimum,
             Self::OtherBoard { .. } => Code::BoardIncompatible,
             Self::OldAgent { .. } => Code::AgentTooOld,
+            Self::RolledBackBefore(failure) => failure.code,
             Self::OldPrevious { .. } => Code::PreviousTooOld,
             Self::UnknownClass { .. } | Self::MissingClass { .. } => Code::SlotClassMismatch,
         }
@@ -88,20 +102,39 @@ impl Refusal {
 pub struct Device {
     /// `install.compatible`.
     pub compatible: Option<String>,
-    /// The version that runs, where known.
-    pub running_version: Option<String>,
-    /// Whether one that is not newer is taken.
+    /// What it has been through.
+    pub past: Past,
+    /// Whether one that is older, or the same, is taken.
     pub allow_downgrade: bool,
 }
 
+/// What a device has been through.
+#[derive(Clone, Debug, Default)]
+pub struct Past {
+    /// The version that runs, where known.
+    pub running_version: Option<String>,
+    /// The version that was committed last, where known.
+    pub min_version: Option<String>,
+    /// What is not taken again.
+    pub denied: Vec<Denied>,
+}
+
 impl Device {
-    /// Whether this device takes a bundle, which was asked for as version `asked`.
+    /// Whether this device takes a bundle, which was asked for as version `asked`; `digest` is its manifest's.
     ///
     /// # Errors
     /// Why not.
-    pub fn admits(&self, manifest: &Manifest, asked: Option<&str>) -> Result<(), Refusal> {
+    pub fn admits(
+        &self,
+        manifest: &Manifest,
+        digest: Sha256Digest,
+        asked: Option<&str>,
+    ) -> Result<(), Refusal> {
         let ours = env!("CARGO_PKG_VERSION");
-        let Self { compatible, running_version, allow_downgrade } = self;
+        let Self { compatible, past: Past { running_version, min_version, denied }, allow_downgrade } = self;
+        if let Some(failure) = Denied::refusal(denied, digest) {
+            return Err(Refusal::RolledBackBefore(failure));
+        }
         let bundle = manifest.version.clone();
         let is_older = |version: &str, than: &String| version::compare(version, than) == Ordering::Less;
         if let Some(asked) = asked.filter(|asked| *asked != bundle) {
@@ -118,11 +151,15 @@ impl Device {
         if let Some(needed) = manifest.min_previous_version.clone().filter(|needed| !comes_from(needed)) {
             return Err(Refusal::OldPrevious { needed, running: running_version.clone() });
         }
-        match running_version {
-            Some(running) if !allow_downgrade && !is_older(running, &bundle) => {
-                Err(Refusal::NotNewer { bundle, running: running.clone() })
-            }
-            _ => Ok(()),
+        if *allow_downgrade {
+            return Ok(());
+        }
+        if let Some(running) = running_version.clone().filter(|running| !is_older(running, &bundle)) {
+            return Err(Refusal::NotNewer { bundle, running });
+        }
+        match min_version.clone().filter(|least| is_older(&bundle, least)) {
+            Some(least) => Err(Refusal::BelowMinimum { bundle, least }),
+            None => Ok(()),
         }
     }
 }

@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::super::InstallError;
-use super::super::slot::{BLOCK_BYTES, Block, SlotDevice};
+use super::super::slot::{ALIGN_BYTES, BLOCK_BYTES, Block, SlotDevice};
 use crate::bundle::{
     BundleError, Chunker, Chunking, Cut, Entry, ImageIndex, Index, PatchTable, Piece, Source,
 };
@@ -40,27 +40,48 @@ impl<'a> Wanted<'a> {
     }
 }
 
-/// Places of the target that tell whether a patch is worth its table.
-const PROBES: usize = 16;
+/// Places of a slot that are looked at before all of it is read. If none of an image is at so many, what there may
+/// still be, a few percent at most, is not worth reading the slot.
+const PROBES: usize = 64;
 
-/// Whether the target slot seems to hold the whole image already, by a few of its pieces.
-pub fn seems_complete(image: Wanted<'_>, target: &dyn SlotDevice) -> bool {
-    let step = image.entries.len().div_ceil(PROBES).max(1);
-    let (mut place, mut probes, mut bytes) = (0, 0, Vec::new());
-    for (number, entry) in image.entries.iter().enumerate() {
-        let size_bytes = image.index.size_bytes(*entry);
-        if let (Entry::Piece(piece), true) = (*entry, number % step == step - 1) {
-            bytes.resize(size_bytes as usize, 0);
-            let readable = target.read_exact_at(&mut bytes, place).is_ok();
-            let is_right = |piece: &Piece| readable && *Sha256::digest(&bytes) == piece.sha256.0;
-            if !image.piece(piece).is_ok_and(is_right) {
-                return false;
+/// Chunks at each place of the running slot: cut from anywhere, the first ones are not cut as the image was.
+const PROBE_CHUNKS: usize = 8;
+
+/// What the target slot seems to hold of an image, by a few of its pieces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guess {
+    /// No piece.
+    Nothing,
+    /// To be found out.
+    Some,
+    /// The whole image.
+    All,
+}
+
+impl Guess {
+    /// Looks at pieces in their places. The first is among them: with it an install begins.
+    pub fn of(image: Wanted<'_>, target: &dyn SlotDevice) -> Self {
+        let step = image.entries.len().div_ceil(PROBES).max(1);
+        let (mut place, mut next, mut probes, mut right, mut bytes) = (0, 0, 0, 0, Vec::new());
+        for (number, entry) in image.entries.iter().enumerate() {
+            let size_bytes = image.index.size_bytes(*entry);
+            if let Entry::Piece(piece) = *entry
+                && number >= next
+            {
+                bytes.resize(size_bytes as usize, 0);
+                let readable = target.read_exact_at(&mut bytes, place).is_ok();
+                let is_right = |piece: &Piece| readable && *Sha256::digest(&bytes) == piece.sha256.0;
+                right += usize::from(image.piece(piece).is_ok_and(is_right));
+                (probes, next) = (probes + 1, number + step);
             }
-            probes += 1;
+            place += u64::from(size_bytes);
         }
-        place += u64::from(size_bytes);
+        match right {
+            0 if probes > 0 => Self::Nothing,
+            _ if right == probes && probes > 0 => Self::All,
+            _ => Self::Some,
+        }
     }
-    probes > 0
 }
 
 /// What the target slot holds where the image wants it.
@@ -80,7 +101,7 @@ impl Kept {
         self.blocks.get(first..=last).is_some_and(|blocks| blocks.iter().all(Option::is_some))
     }
 
-    /// What was found in the target, which is read once. What cannot be read is not kept.
+    /// What was found in the target, which is read once, if it seems to hold anything. What cannot be read is not kept.
     ///
     /// # Errors
     /// When the install is cancelled meanwhile.
@@ -89,6 +110,9 @@ impl Kept {
         target: &dyn SlotDevice,
         cancel: &watch::Receiver<bool>,
     ) -> Result<Self, InstallError> {
+        if Guess::of(image, target) == Guess::Nothing {
+            return Ok(Self::default());
+        }
         let mut walk = Walk { image, kept: Vec::with_capacity(image.entries.len()), seen: 0, sha256: None };
         let mut block = Block::new();
         let mut blocks = Vec::new();
@@ -207,7 +231,7 @@ impl Copies {
         Ok(Self { places })
     }
 
-    /// Cuts what the running slot holds as the image was cut, and looks for its pieces.
+    /// Cuts what the running slot holds as the image was cut, and looks for its pieces, if there seem to be any.
     ///
     /// # Errors
     /// When the install is cancelled meanwhile. A slot that cannot be read on holds no more.
@@ -218,22 +242,20 @@ impl Copies {
         cancel: &watch::Receiver<bool>,
     ) -> Result<Self, InstallError> {
         let pieces = image.index.pieces.get(image.pieces.clone()).unwrap_or_default();
-        let mut by_digest: Vec<(&[u8; 32], usize)> =
-            pieces.iter().enumerate().map(|(number, piece)| (&piece.sha256.0, number)).collect();
-        by_digest.sort_unstable();
+        let known = ByDigest::of(pieces);
+        let mut scan = Scan::new(chunking, running, image.size_bytes)?;
+        if !scan.finds_any(&known) {
+            return Ok(Self::default());
+        }
         let mut places = vec![NOWHERE; pieces.len()];
         let mut missing = pieces.len();
-        let mut scan = Scan::new(chunking, running, image.size_bytes)?;
         while missing > 0
             && let Some((place, chunk)) = scan.next()
         {
             if *cancel.borrow() {
                 return Err(InstallError::Cancelled);
             }
-            let digest: [u8; 32] = Sha256::digest(chunk).into();
-            let found = by_digest.binary_search_by(|(known, _)| (*known).cmp(&digest)).ok();
-            let number = found.and_then(|at| by_digest.get(at)).map(|(_, number)| *number);
-            if let Some(known) = number.and_then(|number| places.get_mut(number))
+            if let Some(known) = known.number(chunk).and_then(|number| places.get_mut(number))
                 && *known == NOWHERE
             {
                 *known = place;
@@ -241,6 +263,25 @@ impl Copies {
             }
         }
         Ok(Self { places })
+    }
+}
+
+/// Pieces of an image by their digests.
+struct ByDigest<'a>(Vec<(&'a [u8; 32], usize)>);
+
+impl<'a> ByDigest<'a> {
+    fn of(pieces: &'a [Piece]) -> Self {
+        let mut known: Vec<_> =
+            pieces.iter().enumerate().map(|(number, piece)| (&piece.sha256.0, number)).collect();
+        known.sort_unstable();
+        Self(known)
+    }
+
+    /// Which piece this chunk is.
+    fn number(&self, chunk: &[u8]) -> Option<usize> {
+        let digest: [u8; 32] = Sha256::digest(chunk).into();
+        let at = self.0.binary_search_by(|(known, _)| (*known).cmp(&digest)).ok()?;
+        self.0.get(at).map(|(_, number)| *number)
     }
 }
 
@@ -270,6 +311,29 @@ impl<'a> Scan<'a> {
             start: 0,
             offset: 0,
         })
+    }
+
+    /// Looks at a few places, before the first [`Scan::next`].
+    fn finds_any(&mut self, known: &ByDigest<'_>) -> bool {
+        let step = self.end / PROBES as u64;
+        (0..PROBES as u64).any(|number| self.finds_any_at(known, number * step).unwrap_or(false))
+    }
+
+    fn finds_any_at(&mut self, known: &ByDigest<'_>, place: u64) -> Option<bool> {
+        let place = place - place % ALIGN_BYTES as u64;
+        let len = (self.chunker.average_bytes() * PROBE_CHUNKS).min(BLOCK_BYTES);
+        let len = usize::try_from(self.end - place).map_or(len, |left| left.min(len));
+        let bytes = self.block.bytes_mut().get_mut(..len)?;
+        self.slot.read_exact_at(bytes, place).ok()?;
+        let mut at = 0;
+        while let Some(cut) = self.chunker.cut(place + at as u64, bytes.get(at..)?, true) {
+            let (Cut::Data(len) | Cut::Zeros(len)) = cut;
+            if matches!(cut, Cut::Data(_)) && known.number(bytes.get(at..at + len)?).is_some() {
+                return Some(true);
+            }
+            at += len;
+        }
+        Some(false)
     }
 
     fn next(&mut self) -> Option<(u64, &[u8])> {

@@ -81,10 +81,11 @@ fn go_on(mut record: Record, update: Update, gate: Gate) -> Step {
 pub(super) fn finish_with_hooks(
     context: &Context,
     mut record: Record,
-    update: Update,
+    mut update: Update,
     outcome: Outcome,
     hook: Hook,
 ) -> Step {
+    update.request.forget_secrets();
     let reason = match &outcome {
         Outcome::Succeeded => None,
         Outcome::Failed(failure) | Outcome::RolledBack(failure) => Some(failure.to_string()),
@@ -121,6 +122,7 @@ mod tests {
             now: Moment { boot: id, uptime_secs, unix_secs: None },
             policy: Policy {
                 check_required: false,
+                signature_required: false,
                 has_keys: false,
                 allow_downgrade: false,
                 defer_limit_secs: 100,
@@ -128,6 +130,7 @@ mod tests {
             environment: Environment::Committed,
             online: true,
             running_version: None,
+            min_version: None,
             trial_timeouts: 0,
         }
     }
@@ -138,7 +141,7 @@ mod tests {
     }
 
     fn image() -> Image {
-        Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None }
+        Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None, keys: None }
     }
 
     fn asking(gate: Gate) -> Record {

@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::uboot::Slot;
+
 /// A sector lands whole or not at all.
 pub const SECTOR_BYTES: usize = 512;
 
@@ -26,6 +28,12 @@ pub enum Medium {
     SlotB,
     /// ext4, with the state directory.
     Data,
+}
+
+impl Slot {
+    pub fn medium(self) -> Medium {
+        if self == Self::A { Medium::SlotA } else { Medium::SlotB }
+    }
 }
 
 impl Medium {

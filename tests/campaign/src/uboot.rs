@@ -6,8 +6,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::Medium;
-
 /// Size of a copy.
 pub const COPY_BYTES: usize = 0x4000;
 
@@ -38,10 +36,6 @@ impl Slot {
 
     pub fn other(self) -> Self {
         if self == Self::A { Self::B } else { Self::A }
-    }
-
-    pub fn medium(self) -> Medium {
-        if self == Self::A { Medium::SlotA } else { Medium::SlotB }
     }
 }
 

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
+use minisign_verify::PublicKey;
 use serde_json::json;
-use twinboot::update::Sha256Digest;
+use twinboot::update::{KeyList, Sha256Digest};
 
 use super::super::{CliError, Exit, screen};
 use crate::bundle::{BaseImage, Failure, ImageFile, Maker, Progress, Recipe};
@@ -16,8 +17,13 @@ Examples:
   twinbootctl bundle create --version 2.0 --image rootfs=new.ext4 --image boot=boot.vfat \\
       --base rootfs=1.0.ext4@1.0 --base rootfs=1.1.ext4@1.1 -o 2.0.twb
       with patches: devices that run 1.0 or 1.1 fetch less
+  twinbootctl bundle create --version 2.0 --image rootfs=new.ext4 --patches-to 2.0-patches.twb -o 2.0.twb
+      patches may follow: the same again with --base makes them
   twinbootctl bundle sign 2.0.twb --key release.key
-      afterwards, here or on another machine";
+      afterwards, here or on another machine
+  twinbootctl bundle create --version 2.0 --image rootfs=root.ext4 -o 2.0.twb \
+      --trust 2027.pub --trust spare.pub --trust-serial 4
+      new signing keys; sign it with the old one and with a new one";
 
 /// Make a bundle of images
 ///
@@ -54,11 +60,19 @@ pub(super) struct Options {
     /// Oldest firmware that can be updated to it
     #[arg(long, value_name = "V")]
     min_previous_version: Option<String>,
+    /// A public key that counts on devices once they have committed this bundle, in place of all others; several
+    /// times for several. The bundle must be signed by a key that counts before, and by one of these
+    #[arg(long = "trust", value_name = "FILE", requires = "trust_serial")]
+    trusted: Vec<PathBuf>,
+    /// Number of that list of keys: higher than that of any before
+    #[arg(long, value_name = "N", requires = "trusted", value_parser = clap::value_parser!(u64).range(1..))]
+    trust_serial: Option<u64>,
     /// An older image that devices run: they fetch patches instead of chunks; several times for several
     #[arg(long = "base", value_name = "CLASS=FILE[@VERSION]", value_parser = class_and_file)]
     bases: Vec<(String, PathBuf)>,
-    /// Put the patches into a file of their own; the bundle is the same as without --base
-    #[arg(long, value_name = "FILE", requires = "bases")]
+    /// Put the patches into a file of their own, which devices find beside the bundle by its name. The bundle is the
+    /// same without --base, so that patches can be made for it when it is published already
+    #[arg(long, value_name = "FILE")]
     patches_to: Option<PathBuf>,
     /// zstd's level
     #[arg(long, value_name = "N", default_value_t = 19, value_parser = clap::value_parser!(i32).range(1..=22))]
@@ -105,6 +119,7 @@ impl Options {
             created: humantime::format_rfc3339_seconds(created).to_string(),
             min_agent_version: self.min_agent_version,
             min_previous_version: self.min_previous_version,
+            keys: self.trust_serial.map(|serial| key_list(serial, &self.trusted)).transpose()?,
             level: self.level,
             average_bytes: self.chunk_bytes,
             context_bytes: self.context_bytes,
@@ -137,6 +152,20 @@ fn report(
 pub(super) fn class_and_file(text: &str) -> Result<(String, PathBuf), String> {
     let (class, file) = text.split_once('=').ok_or("write CLASS=FILE, like rootfs=root.ext4")?;
     Ok((class.to_owned(), PathBuf::from(file)))
+}
+
+/// Each key by the name of its file.
+fn key_list(serial: u64, files: &[PathBuf]) -> Result<KeyList, Failure> {
+    let key = |path: &PathBuf| {
+        let failed = |source| Failure::Read { path: path.clone(), source };
+        let text = std::fs::read_to_string(path).map_err(failed)?;
+        if PublicKey::decode(&text).is_err() {
+            return Err(failed(std::io::Error::other("not a minisign public key")));
+        }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        Ok((name, text.lines().nth(1).unwrap_or_default().trim().to_owned()))
+    };
+    Ok(KeyList { serial, trusted: files.iter().map(key).collect::<Result<_, _>>()? })
 }
 
 /// `old.ext4@1.0`; a file whose own name is that is taken as it is.

@@ -72,12 +72,14 @@ fn describe(manifest: &Manifest, lines: &mut Vec<(&'static str, String)>) {
     {
         lines.extend(version.iter().map(|version| (name, version.clone())));
     }
+    lines.extend(manifest.keys.iter().map(|list| ("trusts", list.to_string())));
     for image in &manifest.images {
         let (class, size, chunks) = (&image.class, BinaryBytes(image.size_bytes), image.chunks);
         lines.push(("image", format!("{class}: {size} in {chunks} chunks, SHA-256 {}", image.sha256)));
     }
     lines.push(("index", BinaryBytes(manifest.index.size_bytes.into()).to_string()));
     lines.push(("pieces", BinaryBytes(manifest.pieces_bytes).to_string()));
+    lines.extend(manifest.patches_file.iter().map(|name| ("patches in", format!("{name}, if it is there"))));
 }
 
 /// The trusted comments; whether they are to be trusted, `verify` says.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use twinboot::agent::{Found, Machine};
+use twinboot::agent::{Found, Known, Machine};
 use twinboot::config;
 use twinboot::health::{self, HealthError};
 use twinboot::install::verify::VerifyError;
@@ -141,6 +141,7 @@ impl Simulated {
             record: kept.record.clone(),
             state_fault: None,
             image_version: Some(kept.slot(running).version.clone()),
+            min_version: None,
             trial_timeouts: 0,
             clock_is_right: true,
         }
@@ -187,7 +188,7 @@ impl Simulated {
         tokio::time::sleep(duration / READ_BACK_SHARE).await;
         let version = update.request.version.clone().unwrap_or_default();
         *self.kept().slot(update.target) = System { version, fate };
-        Ok(Image { source_digest: expected, size_bytes: total_bytes, version: None })
+        Ok(Image { source_digest: expected, size_bytes: total_bytes, version: None, keys: None })
     }
 
     /// The hub reached again, as the daemon itself checks it, and then the application.
@@ -220,7 +221,7 @@ impl Machine for Simulated {
     async fn install(
         &self,
         update: &Update,
-        _running_version: Option<String>,
+        _known: Known,
         progress: &watch::Sender<install::Progress>,
         mut cancelled: watch::Receiver<bool>,
     ) -> install::Outcome {
@@ -259,6 +260,7 @@ impl Machine for Simulated {
             }
             Effect::RunHooks(run) => Some(Event::HooksRan(run.update.request.id, run.hook, Verdict::GoOn)),
             Effect::ConfirmBoot
+            | Effect::KeepVersion(_)
             | Effect::Respond(_)
             | Effect::Report
             | Effect::Install(_)

@@ -64,10 +64,7 @@ do_install:append() {
     done
     install -m 0644 ${S}/10-layout.toml ${D}${sysconfdir}/twinboot/config.d/
     install -d ${D}${systemd_system_unitdir}
-    for unit in twinboot.service twinboot-network.service twinboot-network.socket twinboot-trial.service \
-        twinboot-trial.timer twinboot-usb@.service; do
-        install -m 0644 ${S}/systemd/$unit ${D}${systemd_system_unitdir}/
-    done
+    install -m 0644 ${S}/systemd/*.service ${S}/systemd/*.socket ${S}/systemd/*.timer ${D}${systemd_system_unitdir}/
     install -D -m 0644 ${S}/systemd/twinboot-usb.rules ${D}${nonarch_base_libdir}/udev/rules.d/80-twinboot-usb.rules
     install -D -m 0644 ${S}/systemd/twinboot.catalog ${D}${nonarch_libdir}/systemd/catalog/twinboot.catalog
     install -D -m 0644 ${S}/systemd/twinboot.tmpfiles ${D}${nonarch_libdir}/tmpfiles.d/twinboot.conf

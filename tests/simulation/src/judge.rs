@@ -1,0 +1,210 @@
+//! What must hold, at every start and in the end.
+
+use std::fs;
+
+use serde_json::{Map, Value, json};
+use twinboot::update::step::INSTALL_ATTEMPTS_MAX;
+use twinboot::update::{Outcome, Record, State};
+
+use crate::cloud::Cloud;
+use crate::disk;
+use crate::kept::Kept;
+use crate::life::Fault;
+use crate::site::Site;
+use crate::story::{Act, Before, Images, Story};
+use crate::uboot::{COPY_BYTES, Environment, Slot};
+
+/// More than a trial has boots.
+const RESETS: usize = 6;
+
+/// Of an image that was rolled back here before this story.
+const DENIED: &str = "4242424242424242424242424242424242424242424242424242424242424242";
+
+/// The state file that another version of the daemon left.
+pub fn state_before(before: Before) -> Option<Vec<u8>> {
+    let schema = match before {
+        Before::New | Before::EnvironmentDamaged => return None,
+        Before::NewerState => 2,
+        Before::OlderState => 1,
+    };
+    let denied = json!([{ "sourceDigest": DENIED, "failure": { "code": "BootFailed", "message": "m" } }]);
+    let mut content = json!({ "state": { "state": "idle", "last": null }, "denied": denied });
+    if before == Before::NewerState {
+        content["state"] = json!({ "state": "somethingNew" });
+    }
+    let content = content.to_string();
+    let checksum = crc32fast::hash(content.as_bytes());
+    Some(format!("twinboot-state {schema} {checksum:08x} {}\n{content}\n", content.len()).into_bytes())
+}
+
+/// At a start, before anything runs.
+///
+/// # Errors
+/// What must not be.
+pub fn judge(site: &Site, story: &Story, is_accepted: bool) -> Result<(), Fault> {
+    boots(site, story)?;
+    let Some(kept) = read_kept(site)? else { return Ok(()) };
+    let environment = environment(site);
+    match contradiction(site, story, &kept, is_accepted) {
+        Some(fault) => Err(format!("in state {}, {fault}; the environment has {environment}", kept.phase())),
+        None => Ok(()),
+    }
+}
+
+fn environment(site: &Site) -> Environment {
+    disk::change(|disk| Environment::load(disk.safe(&site.environment())))
+}
+
+/// A verified system boots, at this start and at all that follow where no daemon runs.
+fn boots(site: &Site, story: &Story) -> Result<(), Fault> {
+    disk::change(|disk| {
+        let mut medium = disk.safe(&site.environment()).to_vec();
+        let is_verified = [Slot::A, Slot::B].map(|slot| {
+            let image = Images::all().in_slot(disk.safe(&site.slot(slot)));
+            image.is_some_and(|image| story.check.is_right() || image.version != story.image().version)
+        });
+        for reset in 1..=RESETS {
+            let environment = Environment::load(&medium);
+            if environment.current.is_none() {
+                return Err("both copies of the environment are bad".to_owned());
+            }
+            let start = environment.start();
+            if !is_verified[start.slot as usize] {
+                let slot = start.slot.letter();
+                return Err(format!("slot {slot} boots at reset {reset}, and holds no verified image"));
+            }
+            for (offset, copy) in start.saves {
+                medium[offset..offset + COPY_BYTES].copy_from_slice(&copy);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// `None`: a state of another schema, which is not read yet.
+fn read_kept(site: &Site) -> Result<Option<Kept>, Fault> {
+    match Kept::read(&site.state()) {
+        Err(why) if why.contains("schema 2") => Ok(None),
+        kept => kept.map(Some),
+    }
+}
+
+/// Tells the cloud what this daemon need not fetch.
+pub fn note_kept(site: &Site, cloud: &mut Cloud) -> Result<(), Fault> {
+    if let Some(kept) = read_kept(site)? {
+        cloud.proven_bytes = kept.proven_bytes();
+        cloud.is_installed = !matches!(kept.state(), State::Idle { .. }) && kept.is_installed();
+    }
+    Ok(())
+}
+
+fn contradiction(site: &Site, story: &Story, kept: &Kept, is_accepted: bool) -> Option<&'static str> {
+    let environment = environment(site);
+    let (state, is_armed, first) = (kept.state(), environment.is_trial(), environment.slot());
+    let image = story.image();
+    let proven = usize::try_from(kept.image_bytes()).unwrap_or(usize::MAX);
+    let (holds_image, holds_proven) = disk::change(|disk| {
+        let slot = disk.safe(&site.slot(story.target()));
+        (image.is_in(slot), slot.get(..proven) == image.content.get(..proven))
+    });
+    let is_committed = |slot| !is_armed && first == slot;
+    let is_over = matches!(state, State::Idle { .. });
+    if is_accepted && !kept.knows_update() {
+        return Some("an update that was answered with 200 is not known");
+    }
+    if is_armed && matches!(state, State::Idle { .. } | State::Asking { .. } | State::Installing { .. }) {
+        return Some("a trial is armed that the daemon does not know of");
+    }
+    if !is_over && kept.is_installed() && !holds_image {
+        return Some("the target does not hold the image");
+    }
+    if !holds_proven {
+        return Some("the target does not hold what the checkpoint says");
+    }
+    if let State::Asking { attempt, .. } | State::Installing { attempt, .. } = state
+        && attempt > INSTALL_ATTEMPTS_MAX
+    {
+        return Some("more was attempted than may be");
+    }
+    match kept.outcome() {
+        Some(Outcome::Succeeded) if !is_committed(story.target()) => Some("the new slot is not committed"),
+        Some(Outcome::RolledBack(_) | Outcome::Failed(_)) if !is_committed(story.origin) => {
+            Some("the old slot is not in force")
+        }
+        _ => None,
+    }
+}
+
+/// What a daemon, which ran in this slot, made of the environment, write by write.
+///
+/// # Errors
+/// What must not be.
+pub fn judge_decisions(site: &Site, story: &Story, running: Slot) -> Result<(), Fault> {
+    let (history, holds_image) = disk::change(|disk| {
+        let history: Vec<_> = disk.history().iter().map(|medium| Environment::load(medium)).collect();
+        (history, story.image().is_in(disk.safe(&site.slot(story.target()))) && story.check.is_right())
+    });
+    for (before, after) in history.iter().zip(history.iter().skip(1)) {
+        let told = || format!("from {before} to {after}, in slot {}", running.letter());
+        if !after.is_trial() {
+            continue;
+        }
+        if before.is_trial() {
+            return Err(format!("a trial is armed over another: {}", told()));
+        }
+        if after.slot() == running {
+            return Err(format!("what runs is armed: {}", told()));
+        }
+        if !holds_image {
+            return Err(format!("what is not verified is armed: {}", told()));
+        }
+    }
+    Ok(())
+}
+
+/// After everything.
+///
+/// # Errors
+/// What must not be.
+pub fn judge_end(
+    site: &Site,
+    story: &Story,
+    reported: Option<&Map<String, Value>>,
+    failures: usize,
+) -> Result<(), Fault> {
+    let none = Map::new();
+    let reported = reported.unwrap_or(&none);
+    let firmware = &reported["firmware"];
+    let environment = environment(site);
+    let status = reported["firmwareStatus"].as_str().unwrap_or_default();
+    if !story.may_end(status, failures) {
+        return Err(format!("the twin ends with {status} instead of {}: {firmware}", story.ends));
+    }
+    let runs = if status == "completed" { story.target() } else { story.origin };
+    if environment.is_trial() || environment.slot() != runs {
+        return Err(format!("the twin says {status}, the environment has {environment}"));
+    }
+    let path = site.slot(runs);
+    let version = disk::change(|disk| Images::all().in_slot(disk.safe(&path)).map(|image| image.version));
+    if firmware["slots"]["booted"] != runs.letter() || firmware["currentFwVersion"] != json!(version) {
+        return Err(format!("slot {} of {version:?} runs, and the twin says {firmware}", runs.letter()));
+    }
+    let Record { denied, .. } = read_kept(site)?.and_then(|kept| kept.record).unwrap_or_default();
+    let is_denied = |digest: &str| denied.iter().any(|denied| denied.source_digest.to_string() == digest);
+    if state_before(story.before).is_some() && !is_denied(DENIED) {
+        return Err("an image that was rolled back before is not known any more".to_owned());
+    }
+    if status == "rolledBack" && story.act != Act::RollBack && !is_denied(&story.image().digest) {
+        return Err("the image that was rolled back is not known".to_owned());
+    }
+    if story.before == Before::NewerState
+        && fs::read(site.state().join("state.damaged")).ok() != state_before(story.before)
+    {
+        return Err("the state of the newer version is not kept aside".to_owned());
+    }
+    let mark = fs::read_dir(site.state().join("trial")).into_iter().flatten().flatten();
+    if mark.into_iter().any(|entry| entry.file_name().to_string_lossy().starts_with("reboot-")) {
+        return Err("systemd may still reboot what is committed".to_owned());
+    }
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! Which runs there are: failures one by one, by pairs, and at random.
+
+use std::io::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fastrand::Rng;
+
+use crate::disk::Loss;
+use crate::life::{self, Failure, Fault, Plan, Tally};
+use crate::site::Site;
+use crate::story::{STORIES, Story};
+
+pub struct Campaign<'a> {
+    /// Whether failures come in pairs, too.
+    pub pairs: bool,
+    /// Whether the first fault is enough.
+    pub until_fault: bool,
+    /// Random runs.
+    pub runs: u64,
+    /// This one alone.
+    pub story: Option<&'a str>,
+}
+
+/// The plan that is asked for, if one is.
+///
+/// # Errors
+/// What of it is not understood.
+pub fn one(seed: Option<u64>, story: Option<&str>, fail: &[String]) -> Result<Option<Plan>, Fault> {
+    if let Some(seed) = seed {
+        return Ok(Some(random(seed)));
+    }
+    let Some(name) = story else { return Ok(None) };
+    let story = Story::named(name).ok_or_else(|| {
+        format!(
+            "no story {name}: there are {}",
+            STORIES.iter().map(|story| story.name).collect::<Vec<_>>().join(", ")
+        )
+    })?;
+    if fail.is_empty() {
+        return Ok(None);
+    }
+    let failures: Option<Vec<_>> = fail.iter().map(|text| failure(text)).collect();
+    let failures = failures.ok_or("a failure is AFTER:LOSS, for example 17:all")?;
+    Ok(Some(Plan { story, failures, seed: 1, is_stormy: false }))
+}
+
+fn failure(text: &str) -> Option<Failure> {
+    let (after, loss) = text.split_once(':')?;
+    let loss = Loss::ALL.into_iter().find(|other| other.name() == loss)?;
+    Some(Failure { after: after.parse().ok()?, loss })
+}
+
+/// What shows it again.
+pub fn name(plan: &Plan) -> String {
+    if plan.is_stormy {
+        return format!("--seed {}", plan.seed);
+    }
+    let failures =
+        plan.failures.iter().map(|failure| format!(" --fail {}:{}", failure.after, failure.loss.name()));
+    format!("--story {}{}", plan.story.name, failures.collect::<String>())
+}
+
+/// Any story, any failures, any weather.
+fn random(seed: u64) -> Plan {
+    let mut dice = Rng::with_seed(seed);
+    let story = &STORIES[dice.usize(..STORIES.len())];
+    // Now and then, one after the other, each a little after the start was counted.
+    let (count, after) =
+        if dice.u8(..100) < 3 { (dice.usize(12..20), 6..12) } else { (dice.usize(1..5), 1..80) };
+    let failures =
+        (0..count).map(|_| Failure { after: dice.u64(after.clone()), loss: Loss::ALL[dice.usize(..5)] });
+    Plan { story, failures: failures.collect(), seed, is_stormy: true }
+}
+
+/// What is run now, for whoever finds the process dead.
+pub static NOW: Mutex<String> = Mutex::new(String::new());
+
+struct Worker<'a> {
+    site: &'a Arc<Site>,
+    until_fault: bool,
+    runs: u64,
+    faults: u64,
+}
+
+impl Worker<'_> {
+    /// `Ok(None)`: a fault, which is told.
+    fn live(&mut self, plan: &Plan) -> Result<Option<Tally>, Fault> {
+        *NOW.lock().unwrap_or_else(PoisonError::into_inner) = name(plan);
+        self.runs += 1;
+        if self.runs.is_multiple_of(64) {
+            tell("runs", "64");
+        }
+        match life::live(self.site, plan) {
+            Ok(tally) => Ok(Some(tally)),
+            Err(fault) => {
+                self.faults += 1;
+                tell("fault", &format!("{}: {fault}", name(plan)));
+                if self.until_fault { Err("that is enough".to_owned()) } else { Ok(None) }
+            }
+        }
+    }
+}
+
+/// A line for the process that waits for it.
+fn tell(word: &str, text: &str) {
+    println!("{word} {}", text.replace('\n', " "));
+    let _ = std::io::stdout().flush();
+}
+
+/// The share of one of several workers.
+///
+/// # Errors
+/// When there was a fault.
+pub fn work(site: &Arc<Site>, campaign: &Campaign<'_>, worker: usize, workers: usize) -> Result<(), Fault> {
+    let mut all = Worker { site, until_fault: campaign.until_fault, runs: 0, faults: 0 };
+    let is_mine = |number: u64| number % workers as u64 == worker as u64;
+    for story in STORIES.iter().filter(|story| campaign.story.is_none_or(|name| name == story.name)) {
+        let plan = |failures| Plan { story, failures, seed: 1, is_stormy: false };
+        // What is without failures is each worker's, to know how far it goes.
+        let Some(Tally { operations, .. }) = all.live(&plan(Vec::new()))? else { continue };
+        if worker == 0 {
+            tell("points", &format!("{} {operations}", story.name));
+        }
+        tell("phase", "singles");
+        for after in (1..=operations).filter(|after| is_mine(*after)) {
+            for loss in Loss::ALL {
+                all.live(&plan(vec![Failure { after, loss }]))?;
+            }
+        }
+        if !campaign.pairs {
+            continue;
+        }
+        tell("phase", "pairs");
+        for first in (1..=operations).filter(|first| is_mine(*first)) {
+            for second in 1.. {
+                let loss = |number: u64| Loss::ALL[(number % 5) as usize];
+                let failures = vec![
+                    Failure { after: first, loss: loss(first / 2 + second) },
+                    Failure { after: second, loss: loss(first + 2 * second) },
+                ];
+                // Beyond the end.
+                if all.live(&plan(failures))?.is_some_and(|tally| tally.failures < 2) {
+                    break;
+                }
+                if second > 4 * operations {
+                    return Err("a story has no end".to_owned());
+                }
+            }
+        }
+    }
+    tell("phase", "random");
+    for seed in (0..campaign.runs).filter(|seed| is_mine(*seed)) {
+        let plan = random(seed);
+        if campaign.story.is_none_or(|name| name == plan.story.name) {
+            all.live(&plan)?;
+        }
+    }
+    tell("runs", &(all.runs % 64).to_string());
+    if all.faults == 0 { Ok(()) } else { Err(format!("{} faults", all.faults)) }
+}
