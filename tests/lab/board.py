@@ -75,6 +75,9 @@ class Log:
 class Board:
     """One board with the images of build-board in `directory`."""
 
+    # What QEMU is told besides.
+    qemu = ()
+
     def __init__(self, kind, u_boot, directory, log, environment=environments.ENVIRONMENTS["raw"]):
         self.kind, self.u_boot, self.directory, self.log = kind, u_boot, directory, log
         self.environment = environment
@@ -89,7 +92,7 @@ class Board:
             self.shell_port = probe.getsockname()[1]
         self.log.story(f"power on, clock {rtc}")
         # Emulated, one processor is faster than two.
-        command = [*self.kind.qemu, "-smp", "1", "-m", "384", "-nodefaults", "-nographic", "-serial", "stdio"]
+        command = [*self.kind.qemu, *self.qemu, "-smp", "1", "-m", "384", "-nodefaults", "-nographic", "-serial", "stdio"]
         command += ["-bios", self.u_boot, "-rtc", f"base={rtc}"]
         command += [argument.format(self.medium) for argument in MEDIA[self.environment.medium]]
         command += ["-drive", f"if=none,id=disk,format=raw,file={self.disk}", "-device", "virtio-blk-pci,drive=disk"]
