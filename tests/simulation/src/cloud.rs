@@ -38,7 +38,7 @@ pub struct Cloud {
     weather: Option<Rng>,
     /// The twin.
     pub reported: Option<Map<String, Value>>,
-    /// The update was answered with 200.
+    /// The update was answered with 200, or the twin told of it.
     pub is_accepted: bool,
     /// What people do in this story was done.
     is_acted: bool,
@@ -96,9 +96,12 @@ impl Cloud {
         } else {
             &["completed", "failed", "rolledBack"]
         };
-        let is_about_update =
-            self.reported.as_ref().is_some_and(|reported| reported["firmware"]["updateId"] == UPDATE_ID);
-        ends.contains(&self.status()) && is_about_update
+        ends.contains(&self.status()) && self.is_told()
+    }
+
+    /// The twin tells of this update.
+    fn is_told(&self) -> bool {
+        self.reported.as_ref().is_some_and(|reported| reported["firmware"]["updateId"] == UPDATE_ID)
     }
 
     /// Whether weather of this chance strikes now.
@@ -140,12 +143,15 @@ impl Cloud {
             }
             (200, Some(text)) if text.contains("cancelled") => {}
             (409, _) => {}
+            // The answer before was lost, and the update is over.
+            (412, _) if payload["error"]["code"] == "RolledBackBefore" => self.is_accepted = true,
             _ => self.blame(format!("a method was answered {status} {payload}")),
         }
     }
 
     fn on_reported(&mut self, reported: Map<String, Value>, site: &Site) {
         self.reported = Some(reported);
+        self.is_accepted |= self.is_told();
         let settled_in = match self.status() {
             "completed" => Some(self.story.target()),
             "failed" | "rolledBack" => Some(self.story.origin),
