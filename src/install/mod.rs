@@ -415,6 +415,10 @@ impl Run<'_> {
         let written = joined(stages.writing).await;
         let unpacked = joined(stages.unpacking).await;
         let verified = joined(stages.verifying).await;
+        if matches!(unpacked, Err(InstallError::IsBundle)) {
+            // The check is for another reader; of a short bundle it has seen everything by now, and complains.
+            return Err(InstallError::IsBundle);
+        }
         let first = [fetched.err(), verified.err(), unpacked.err()];
         match written {
             Err(InstallError::Interrupted) => {

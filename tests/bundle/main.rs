@@ -396,6 +396,18 @@ async fn a_bundle_by_any_other_name_is_one() {
 }
 
 #[tokio::test]
+async fn a_bundle_that_comes_in_one_piece_is_one_by_any_other_name_too() {
+    let image = vec![7; 64 << 10];
+    let made = made(&image, |_| {});
+    let bench = Bench::new(MIB, &made.bytes).await;
+    bench.server.put("release.img", made.bytes.clone());
+    let mut job = bench.job(&made.manifest);
+    job.spec.uri = bench.server.url("release.img");
+    run(&job).await.0.unwrap();
+    bench.assert_holds(&image);
+}
+
+#[tokio::test]
 async fn a_damaged_chunk_is_fetched_once_more_and_no_oftener() {
     let image = image(6, 4 * MIB);
     let made = made(&image, |_| {});
