@@ -155,9 +155,9 @@ class Life:
     """A board from the factory, told to update to the other slot and back, its power cut again and again. Its number
     and the seed of the campaign say how often, at which moments, and what survives."""
 
-    def __init__(self, campaign, board, number):
-        self.campaign, self.board, self.number = campaign, board, number
-        self.disk, self.hub, self.log = campaign.disk, campaign.hub, board.log
+    def __init__(self, worker, board, number):
+        self.worker, self.board, self.number = worker, board, number
+        self.disk, self.hub, self.log = worker.disk, worker.hub, board.log
         # Where the cuts fell.
         self.fell = collections.Counter()
         self.resumed = 0
@@ -165,14 +165,14 @@ class Life:
     def live(self):
         self.disk.ask("factory")
         self.power_on(is_trial=False)
-        source, installed, *releases = "a", *self.campaign.releases
+        source, installed, *releases = "a", *self.worker.releases
         # The life that is not cut is over when it has told how long an update takes.
-        releases = releases if self.campaign.measure else releases[:1]
+        releases = releases if self.worker.measure else releases[:1]
         for count, release in enumerate(releases, 1):
             if count > 1:
                 # What the last one came to is what boots, and the next begins from there.
                 self.power_on(is_trial=False)
-            update = Update(f"life-{self.campaign.seed}-{self.number}-{count}", source, installed, release)
+            update = Update(f"life-{self.worker.seed}-{self.number}-{count}", source, installed, release)
             self.follow(update)
             if update.ended == "completed":
                 source, installed = update.target, release
@@ -181,13 +181,13 @@ class Life:
         self.is_trial = is_trial
         self.disk.ask("power_on")
         self.seen = len(self.log.lines)
-        self.asked = len(self.campaign.server.asked)
+        self.asked = len(self.worker.server.asked)
         self.board.power_on()
         self.powered_at = time.monotonic()
 
     def follow(self, update):
         """Until the twin says how the update ended, and once more without power."""
-        planned = self.dice(update, "cuts").randint(1, CUTS_MAX) if self.campaign.measure else 0
+        planned = self.dice(update, "cuts").randint(1, CUTS_MAX) if self.worker.measure else 0
         cuts = 0
         while True:
             self.rng = self.dice(update, cuts)
@@ -207,8 +207,8 @@ class Life:
             self.log.story(f"cut {fell}, {verdict['left']}, state {verdict['phase']}, slot {verdict['slot']} is next")
             self.power_on(verdict["is_trial"])
         self.check_end(update)
-        if not self.campaign.measure:
-            self.campaign.measure = Measure(update, progress, self.powered_at)
+        if not self.worker.measure:
+            self.worker.measure = Measure(update, progress, self.powered_at)
 
     def dice(self, update, what):
         """Each cut has dice of its own: that one came a little later does not change the next."""
@@ -257,7 +257,7 @@ class Life:
         """`firmwareUpdate`; the power may go before it is answered."""
         def wait_for_answer():
             try:
-                status, answer = self.hub.call("firmwareUpdate", update.request(self.campaign.server))
+                status, answer = self.hub.call("firmwareUpdate", update.request(self.worker.server))
                 self.log.story(f"firmwareUpdate: {status} {answer}")
                 update.accepted |= status == 200
             except OSError as error:
@@ -270,14 +270,14 @@ class Life:
 
     def arm(self, update):
         """Chooses the moment of a cut: by the disk's operations, or in seconds, which are returned as a time."""
-        ways = moments(update, self.is_trial, self.campaign.measure, self.rng)
+        ways = moments(update, self.is_trial, self.worker.measure, self.rng)
         choice = self.rng.randrange(len(ways) + 2)
         if choice < len(ways):
             chosen = ways[choice]
             self.disk.ask("cut_after", chosen)
             self.log.story(f"the power will go after {chosen}")
             return None
-        secs = self.rng.random() * self.campaign.measure.secs
+        secs = self.rng.random() * self.worker.measure.secs
         self.log.story(f"the power will go in {secs:.3f} s")
         return time.monotonic() + secs
 
@@ -285,7 +285,7 @@ class Life:
         """In what a cut fell, by what the disk and the console saw."""
         changes, last = progress["changes"], progress["last"][MEDIA.index(f"slot_{update.target}")]
         is_in_environment = progress["cut_at"] == "environment"
-        save = self.campaign.measure.save if self.campaign.measure else 1
+        save = self.worker.measure.save if self.worker.measure else 1
         saves = (changes[0] - is_in_environment) // save + self.is_trial
         if update.fell_back:
             return "while it was given up"
@@ -315,7 +315,7 @@ class Life:
 
     def check_fetched(self, update):
         """What is in the slot for certain is not fetched again."""
-        asked = self.campaign.server.asked[self.asked:]
+        asked = self.worker.server.asked[self.asked:]
         if not asked:
             return
         if update.is_installed:
