@@ -198,6 +198,9 @@ pub enum State {
         /// When its present boot was first seen to be one: its time limit counts from there, however often
         /// the daemon starts.
         since: Moment,
+        /// An operator wants it committed, and was told that it will be: no health check counts any more.
+        #[serde(default)]
+        by_hand: bool,
     },
     /// Giving the target up.
     RollingBack {

@@ -251,7 +251,10 @@ fn started(context: &Context, mut record: Record) -> Step {
         State::Rebooting { armed_in, .. } if armed_in == boot.id => {
             unchanged(record, [Effect::Report, Effect::Reboot])
         }
-        State::Trial { update, image, since } if boot.slot == update.target && since.boot == boot.id => {
+        State::Trial { update, by_hand: true, .. } if boot.slot == update.target => {
+            unchanged(record, [Effect::Report, Effect::Commit(update)])
+        }
+        State::Trial { update, image, since, .. } if boot.slot == update.target && since.boot == boot.id => {
             begin_trial(record, update, image, since)
         }
         State::Rebooting { update, image, .. } | State::Trial { update, image, .. } => {
@@ -428,9 +431,10 @@ fn cancel_requested(context: &Context, record: Record, id: Option<UpdateId>) -> 
 }
 
 fn commit_requested(record: Record) -> Step {
-    if let State::Trial { update, .. } = record.state.clone() {
-        let response = Response::Committing(update.request.id.clone());
-        return unchanged(record, [Effect::Respond(response), Effect::Commit(update)]);
+    if let State::Trial { update, image, since, .. } = record.state.clone() {
+        let effects =
+            [Effect::Respond(Response::Committing(update.request.id.clone())), Effect::Commit(update.clone())];
+        return to_state(record, State::Trial { update, image, since, by_hand: true }, effects);
     }
     let failure = Failure::new(Code::NothingToCommit, "no trial is running");
     let running = record.state.update_id().cloned();
@@ -541,7 +545,7 @@ fn activated(context: &Context, record: Record, id: &UpdateId, result: Result<()
 }
 
 fn health_checked(record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
-    let Some(State::Trial { update, image, .. }) = awaiting(&record, id) else {
+    let Some(State::Trial { update, image, by_hand: false, .. }) = awaiting(&record, id) else {
         return unchanged(record, []);
     };
     match result {
@@ -613,7 +617,7 @@ fn rolled_back(context: &Context, record: Record, id: &UpdateId, result: Result<
 
 fn begin_trial(record: Record, update: Update, image: Image, since: Moment) -> Step {
     let check = Effect::CheckHealth { update: update.clone(), since_uptime_secs: since.uptime_secs };
-    to_state(record, State::Trial { update, image, since }, [Effect::Report, check])
+    to_state(record, State::Trial { update, image, since, by_hand: false }, [Effect::Report, check])
 }
 
 fn begin_roll_back(record: Record, update: Update, image: Option<Image>, to: Slot, failure: Failure) -> Step {
@@ -812,13 +816,28 @@ mod tests {
         let context = Context { boot: Boot { slot: Slot::B, ..context().boot }, ..context() };
         let update = Update { request: request("one", Some(version)), target: Slot::B, online_before: true };
         let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None, keys: list };
-        let record = Record { state: State::Trial { update, image, since: context.now }, ..record };
+        let record = Record { state: State::Trial { update, image, since: context.now, by_hand: false }, ..record };
         let id: UpdateId = "one".parse().unwrap();
         if good {
             step(&context, record, Event::Committed(id, Ok(())))
         } else {
             step(&context, record, Event::HealthChecked(id, Err(Failure::new(Code::HealthCheckFailed, "m"))))
         }
+    }
+
+    #[test]
+    fn what_an_operator_committed_stays_committed_after_a_restart_and_an_unhealthy_answer() {
+        let context = Context { boot: Boot { slot: Slot::B, ..context().boot }, ..context() };
+        let update = Update { request: request("one", Some("2.0")), target: Slot::B, online_before: true };
+        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None, keys: None };
+        let trial = begin_trial(Record::default(), update.clone(), image, context.now).record;
+        let asked = step(&context, trial, Event::CommitRequested).record;
+        let unhealthy = Err(Failure::new(Code::HealthCheckFailed, "m"));
+        let judged = step(&context, asked.clone(), Event::HealthChecked(update.request.id.clone(), unhealthy));
+        assert_eq!((judged.record, judged.effects), (asked.clone(), Vec::new()));
+        let later = Context { boot: Boot { id: BootId(99), slot: Slot::B }, ..context };
+        let restarted = step(&later, asked.clone(), Event::Started);
+        assert_eq!((restarted.record, restarted.effects), (asked, vec![Effect::Report, Effect::Commit(update)]));
     }
 
     #[test]

@@ -210,7 +210,7 @@ mod tests {
     fn hooks_hear_how_an_update_ended_until_they_did_but_not_for_ever() {
         let committed = || {
             let since = context(2, Slot::B, 5).now;
-            let state = State::Trial { update: update(), image: image(), since };
+            let state = State::Trial { update: update(), image: image(), since, by_hand: false };
             let record = Record { state, ..asking(Gate::BeforeInstall) };
             let id = update().request.id;
             step(&context(2, Slot::B, 5), record, Event::Committed(id, Ok(())))
