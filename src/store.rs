@@ -71,13 +71,15 @@ pub struct Loaded {
 
 impl StateStore {
     /// Makes the directory if it is missing, durably: a state that is saved in a directory that is lost is lost with
-    /// it. Blocks.
+    /// it. Durable is then also what a daemon left that was killed between a rename and its sync: nobody is to be
+    /// told of a state that a power cut takes back. Blocks.
     ///
     /// # Errors
     /// When that is not certain.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(directory)
             .and_then(|()| sync_directory(directory.parent().unwrap_or(directory)))
+            .and_then(|()| sync_directory(directory))
             .map_err(|source| StoreError::MakeDirectory { path: directory.to_owned(), source })?;
         Ok(Self { directory: directory.to_owned() })
     }

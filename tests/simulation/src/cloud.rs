@@ -17,6 +17,7 @@ use twinboot::network::wire::{
 };
 
 use crate::disk::{self, NEWS};
+use crate::judge;
 use crate::scheduler;
 use crate::site::Site;
 use crate::story::{Act, Check, Images, Story};
@@ -166,9 +167,10 @@ impl Cloud {
         }
     }
 
-    fn on_fetch(&mut self, request: &FetchRequest) {
+    fn on_fetch(&mut self, request: &FetchRequest, site: &Site) {
         let FetchRequest { offset, .. } = request;
-        if self.is_over() {
+        // The twin may still tell of the same update's end that an operator began again.
+        if judge::is_idle(site) {
             self.blame("an image is fetched for nobody".to_owned());
         }
         if self.is_installed {
@@ -223,7 +225,7 @@ async fn converse(stream: UnixStream, site: Arc<Site>, cloud: Shared) {
             let signature = lock(&cloud).story.signature();
             send_signature(writer, signature).await
         }
-        Ok((Opening::Fetch(request), _)) => send_image(writer, &request, &cloud).await,
+        Ok((Opening::Fetch(request), _)) => send_image(writer, &request, &site, &cloud).await,
         Ok((Opening::Upload { .. }, _)) | Err(_) => Ok(()),
     };
 }
@@ -267,6 +269,10 @@ async fn hold_session(
             let wanted = lock(cloud).call();
             if let Some((name, payload)) = &wanted {
                 call += 1;
+                if *name == "firmwareUpdate" {
+                    // After one that failed, this is another one, and fetches what it needs.
+                    lock(cloud).is_installed = false;
+                }
                 let name = (*name).to_owned();
                 writer.send(&FromHub::Method { call, name }, payload.to_string().as_bytes()).await?;
             }
@@ -298,10 +304,15 @@ async fn hold_session(
     timeout(life, session).await.unwrap_or(Ok(()))
 }
 
-async fn send_image(mut writer: Writer, request: &FetchRequest, cloud: &Shared) -> Result<(), WireError> {
+async fn send_image(
+    mut writer: Writer,
+    request: &FetchRequest,
+    site: &Site,
+    cloud: &Shared,
+) -> Result<(), WireError> {
     let (story, is_refused) = {
         let mut cloud = lock(cloud);
-        cloud.on_fetch(request);
+        cloud.on_fetch(request, site);
         (cloud.story, cloud.strikes(10))
     };
     if is_refused {

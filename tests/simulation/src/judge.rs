@@ -89,6 +89,11 @@ fn read_kept(site: &Site) -> Result<Option<Kept>, Fault> {
     }
 }
 
+/// The daemon has nothing to do.
+pub fn is_idle(site: &Site) -> bool {
+    matches!(read_kept(site), Ok(Some(kept)) if matches!(kept.state(), State::Idle { .. }))
+}
+
 /// Tells the cloud what this daemon need not fetch.
 pub fn note_kept(site: &Site, cloud: &mut Cloud) -> Result<(), Fault> {
     if let Some(kept) = read_kept(site)? {

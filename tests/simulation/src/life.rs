@@ -417,7 +417,13 @@ async fn news(cloud: &Shared) -> Result<End, Fault> {
         }
         if is_over {
             sleep(AFTERWARDS).await;
-            return Ok(if disk::change(|disk| disk.is_on()) { End::Over } else { End::Failed });
+            if !disk::change(|disk| disk.is_on()) {
+                return Ok(End::Failed);
+            }
+            // Unless an operator, who had no answer, began it again.
+            if lock(cloud).is_over() {
+                return Ok(End::Over);
+            }
         }
     }
 }
