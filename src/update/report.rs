@@ -335,7 +335,11 @@ mod tests {
                 "applying",
                 "rebooting",
             ),
-            (State::Trial { update: update.clone(), image, since: at(None), by_hand: false }, "applying", "applying"),
+            (
+                State::Trial { update: update.clone(), image, since: at(None), by_hand: false },
+                "applying",
+                "applying",
+            ),
             (
                 State::RollingBack { update, image: None, to, failure, asked_in: None, reboots: 0 },
                 "applying",

@@ -432,8 +432,10 @@ fn cancel_requested(context: &Context, record: Record, id: Option<UpdateId>) -> 
 
 fn commit_requested(record: Record) -> Step {
     if let State::Trial { update, image, since, .. } = record.state.clone() {
-        let effects =
-            [Effect::Respond(Response::Committing(update.request.id.clone())), Effect::Commit(update.clone())];
+        let effects = [
+            Effect::Respond(Response::Committing(update.request.id.clone())),
+            Effect::Commit(update.clone()),
+        ];
         return to_state(record, State::Trial { update, image, since, by_hand: true }, effects);
     }
     let failure = Failure::new(Code::NothingToCommit, "no trial is running");
@@ -816,7 +818,8 @@ mod tests {
         let context = Context { boot: Boot { slot: Slot::B, ..context().boot }, ..context() };
         let update = Update { request: request("one", Some(version)), target: Slot::B, online_before: true };
         let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None, keys: list };
-        let record = Record { state: State::Trial { update, image, since: context.now, by_hand: false }, ..record };
+        let record =
+            Record { state: State::Trial { update, image, since: context.now, by_hand: false }, ..record };
         let id: UpdateId = "one".parse().unwrap();
         if good {
             step(&context, record, Event::Committed(id, Ok(())))
@@ -833,11 +836,15 @@ mod tests {
         let trial = begin_trial(Record::default(), update.clone(), image, context.now).record;
         let asked = step(&context, trial, Event::CommitRequested).record;
         let unhealthy = Err(Failure::new(Code::HealthCheckFailed, "m"));
-        let judged = step(&context, asked.clone(), Event::HealthChecked(update.request.id.clone(), unhealthy));
+        let judged =
+            step(&context, asked.clone(), Event::HealthChecked(update.request.id.clone(), unhealthy));
         assert_eq!((judged.record, judged.effects), (asked.clone(), Vec::new()));
         let later = Context { boot: Boot { id: BootId(99), slot: Slot::B }, ..context };
         let restarted = step(&later, asked.clone(), Event::Started);
-        assert_eq!((restarted.record, restarted.effects), (asked, vec![Effect::Report, Effect::Commit(update)]));
+        assert_eq!(
+            (restarted.record, restarted.effects),
+            (asked, vec![Effect::Report, Effect::Commit(update)])
+        );
     }
 
     #[test]
