@@ -5,6 +5,7 @@
 
 mod bundles;
 mod catalog;
+mod clocks;
 mod cloud;
 mod cuts;
 mod edges;
@@ -24,3 +25,4 @@ mod split;
 mod trial;
 mod trust;
 mod uploads;
+mod weather;
