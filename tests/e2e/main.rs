@@ -15,6 +15,7 @@ mod local;
 #[expect(dead_code, reason = "the tests of the installer use the rest")]
 #[path = "../bundle/make.rs"]
 mod make;
+mod media;
 mod metrics;
 mod rig;
 #[path = "../bundle/safe.rs"]
