@@ -22,6 +22,7 @@ mod rig;
 mod safe;
 mod secrets;
 mod service;
+mod soak;
 mod split;
 mod trial;
 mod trust;
