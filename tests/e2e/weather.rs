@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use crate::clocks::Clocks;
 use crate::cloud::{DEVICE, IMAGE, World, sha256};
 use crate::rig::{Choice, DAEMON, IMAGE_BYTES, LIMIT, Rig, script};
+use crate::split::Meeting;
 
 fn slowly() -> Faults {
     Faults { bytes_per_sec: Some(1_000_000), ..Faults::default() }
@@ -163,6 +164,29 @@ async fn links_that_go_dead_without_a_word_are_left_and_made_anew() {
     world.completes().await;
     let log = world.rig.board.log();
     assert!(log.contains("the hub fell silent") && log.contains("the server was silent for"), "{log}");
+}
+
+/// No slot is to blame for it.
+#[tokio::test]
+async fn a_networked_part_that_says_nothing_is_what_is_waited_for() {
+    let (clocks, meeting) = (Clocks::new(), Meeting::new());
+    // Its connections are taken by the kernel, and by nobody else.
+    let _silent = std::os::unix::net::UnixListener::bind(meeting.socket()).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = directory.path().join("daemon");
+    let agent = clocks.daemon();
+    let line = format!("exec {} \"$@\" --network {}", agent.display(), meeting.socket().display());
+    script(&daemon, &line);
+    let rig = Rig::running(Choice { daemon: &daemon, extra_config: PATIENT, ..Choice::default() }).await;
+    let digest = "00".repeat(32);
+    let install = ["install", "http://images.example/2.0.img", "--check-value", &digest, "--no-wait"];
+    assert!(rig.twinboot(&install).await.status.success());
+    let waits = |status: &Value| {
+        clocks.pass(Duration::from_secs(61));
+        status["reported"]["firmware"]["fwUpdateSubstatus"] == "Waiting for the server"
+    };
+    rig.wait(waits).await;
+    assert!(!rig.board.log().contains("download interrupted"), "{}", rig.board.log());
 }
 
 /// A byte now and then: neither the hub nor an operator is kept waiting.
