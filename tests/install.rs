@@ -320,6 +320,28 @@ fn shell(program: &str, arguments: &[&str]) -> String {
 
 // -------------------------------------------------------------------------------------------- good servers
 
+/// mender's 8ba599b6, and SWUpdate's limit: where 32 bits end, nothing does.
+#[tokio::test]
+async fn an_image_beyond_four_gibibytes_reaches_the_slot() {
+    const ZEROS_BYTES: usize = 128 * MIB;
+    const START: u64 = 4 << 30;
+    let (zeros, end) = (packed(&["zstd", "-q", "-c"], &vec![0; ZEROS_BYTES]), image(27, 2 * MIB + 5));
+    let frames = zeros.repeat(32);
+    let source = [frames.as_slice(), &packed(&["zstd", "-q", "-c"], &end)].concat();
+    let bench = Bench::new(0);
+    // Zeros that take no room are kept where they are.
+    let slot = File::options().read(true).write(true).open(bench.path("slot")).unwrap();
+    slot.set_len(START + 4 * MIB as u64).unwrap();
+    let body = source.clone();
+    let server = Server::start(move |_, request| serve_file(&body, "\"1\"", request));
+    let (outcome, progress) = run(&bench.job(server.url("/image"), &source)).await;
+    assert_eq!(outcome.unwrap().size_bytes, START + end.len() as u64);
+    assert_eq!((progress.kept_bytes, progress.written_bytes), (START, end.len() as u64));
+    let mut there = vec![0; end.len()];
+    slot.read_exact_at(&mut there, START).unwrap();
+    assert!(there == end, "the last bytes of the image are in their place");
+}
+
 #[tokio::test]
 async fn raw_and_compressed_images_reach_the_slot() {
     let image = image(1, 5 * MIB + 1234);

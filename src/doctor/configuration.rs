@@ -12,6 +12,7 @@ pub(super) fn check(main: &Path, credentials: Option<&Path>) -> (Vec<Finding>, O
     const CHECK: &str = "configuration.valid";
     let mut findings: Vec<Finding> =
         config::secret_files(main).iter().filter_map(|path| secret(path)).collect();
+    findings.extend(unread(&main.with_file_name("config.d")));
     match Config::load(main, credentials) {
         Ok(loaded) => {
             findings.insert(0, Finding::ok(CHECK, format!("{} is valid", main.display())));
@@ -40,4 +41,16 @@ fn secret(path: &Path) -> Option<Finding> {
         let advice = "whoever can read it is this device; `twinboot doctor --fix` takes it away from others";
         Finding::fault(CHECK, evidence, advice).repaired_by(Repair::SecretMode(path.to_owned()))
     })
+}
+
+/// Files that look like drop-ins to whoever wrote them.
+fn unread(directory: &Path) -> Vec<Finding> {
+    let paths = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    let others = paths.filter(|path| path.extension().is_none_or(|extension| extension != "toml"));
+    let advice = "only names that end in `.toml` are read: rename it, or take it away";
+    others
+        .map(|path| {
+            Finding::warning("configuration.drop-ins", format!("{} is not read", path.display()), advice)
+        })
+        .collect()
 }

@@ -73,6 +73,9 @@ const BATCHES: usize = 1;
 /// Blocks between decoder and writer: one is filled, one written, and one waits. More were not faster.
 const BLOCKS: usize = 3;
 
+/// Longer than the largest slots take to be looked through, which shows no progress.
+const STUCK: Duration = Duration::from_secs(3600);
+
 /// Limits in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -190,6 +193,12 @@ pub enum InstallError {
     /// Found out by the first bytes.
     #[error("the image is a bundle")]
     IsBundle,
+    /// A medium that never answers; nothing can end the call that waits for it.
+    #[error("nothing has moved for {}: a slot's medium does not answer", humantime::format_duration(*limit))]
+    Stuck {
+        /// How long.
+        limit: Duration,
+    },
     /// As the operator wished, or because the daemon stops.
     #[error("cancelled")]
     Cancelled,
@@ -216,7 +225,7 @@ impl InstallError {
             Self::Write(error) => error.code(),
             Self::TooLarge { .. } => Code::ImageTooLarge,
             Self::Cancelled => Code::Cancelled,
-            Self::Interrupted | Self::IsBundle => Code::SlotFailed,
+            Self::Stuck { .. } | Self::Interrupted | Self::IsBundle => Code::SlotFailed,
         }
     }
 
@@ -257,8 +266,33 @@ pub(crate) fn one_line(error: &dyn Error) -> String {
 ///
 /// Nothing is written before the target was found to be free and the image to be verifiable. After a failure the
 /// target holds a part of the image, or none. Dropping the future is like a power cut, except that the threads
-/// finish the block they are at.
+/// finish the block they are at. A medium may never let them: that is told as a failure like any other, and their claim
+/// keeps others from the slot.
 pub async fn install(
+    job: &Job,
+    progress: &watch::Sender<Progress>,
+    cancel: watch::Receiver<bool>,
+) -> Outcome {
+    tokio::select! {
+        outcome = open_and_install(job, progress, cancel) => outcome,
+        () = stuck(progress.subscribe(), STUCK) => Err(InstallError::Stuck { limit: STUCK }.into()),
+    }
+}
+
+/// Ends once nothing has moved for `limit`, or at most twice as long, but for a server that is waited for.
+async fn stuck(progress: watch::Receiver<Progress>, limit: Duration) {
+    let mut before = *progress.borrow();
+    loop {
+        tokio::time::sleep(limit).await;
+        let now = *progress.borrow();
+        if now == before && now.phase != Phase::Waiting {
+            return;
+        }
+        before = now;
+    }
+}
+
+async fn open_and_install(
     job: &Job,
     progress: &watch::Sender<Progress>,
     cancel: watch::Receiver<bool>,

@@ -7,13 +7,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::fetch::{FetchError, Interruption, Setback, Wanted};
 use super::validator::Validator;
 use super::{Limits, Phase, Progress};
 use crate::network::wire::{self, FetchRequest, Fetched, Opening, Reader, WireError};
 use crate::update::Code;
+
+/// After so long without a word it is the networked part that is waited for, and nobody else.
+const SILENT: Duration = Duration::from_secs(60);
 
 /// One download through the networked part.
 #[derive(Debug)]
@@ -107,6 +110,17 @@ impl Relayed {
                     (Fetched::Waiting, _) => drop(progress.send_if_modified(waits)),
                     answer => return Ok(answer),
                 }
+            }
+        };
+        let silent = async {
+            sleep(SILENT).await;
+            progress.send_if_modified(waits);
+            std::future::pending().await
+        };
+        let answered = async {
+            tokio::select! {
+                answer = answered => answer,
+                never = silent => never,
             }
         };
         match timeout(patience, answered).await.unwrap_or(Err(WireError::Silent)).map_err(away)? {

@@ -39,3 +39,14 @@ fn a_configuration_with_faults_and_a_secret_for_everyone() {
     let advice = board.finds("configuration.valid", "fault", "boot.scheme");
     assert!(advice.contains("\"rauc\""), "{advice}");
 }
+
+/// coreos/zincati#1160: a fragment by another name is not silently left out.
+#[test]
+fn a_drop_in_that_is_not_read() {
+    let board = Board::new();
+    put(&board.path("config.d/50-hub.toml"), "[hooks]\nlimit = \"1m\"\n");
+    board.finds("configuration.valid", "ok", "");
+    put(&board.path("config.d/50-hub.yaml"), "hub:\n");
+    let advice = board.finds("configuration.drop-ins", "warning", "50-hub.yaml is not read");
+    assert!(advice.contains("`.toml`"), "{advice}");
+}

@@ -51,7 +51,7 @@ impl World {
         Self { hub, images, rig: Rig::new(choice), image }
     }
 
-    fn payload(&self) -> Value {
+    pub fn payload(&self) -> Value {
         json!({
             "fwPackageUri": self.images.url(IMAGE),
             "fwPackageCheckValue": sha256(&self.image),
@@ -156,17 +156,30 @@ async fn a_desired_property_starts_the_update_once() {
         }
     });
     waited.await.unwrap();
-    let (_, answer) = world.call_when_connected("firmwareUpdateStatus").await;
+    let (_, answer) = world.call_when_connected("firmwareUpdateStatus", Value::Null).await;
     assert_eq!(answer["firmwareStatus"], "completed");
     assert_eq!(world.rig.board.boots().len(), boots);
     assert_eq!(world.images.requests(IMAGE), 1);
 }
 
+/// Azure/iot-hub-device-update#71: it stands until it changes, whoever was away when it came.
+#[tokio::test]
+async fn a_desired_property_that_came_while_the_device_was_off_is_taken_up() {
+    let mut world = World::switched_off(Traits::default(), "", Path::new(DAEMON)).await;
+    let mut firmware = world.payload();
+    let uri = firmware["fwPackageUri"].take();
+    firmware["fwPackageURI"] = uri;
+    world.hub.patch_desired(DEVICE, json!({ "firmware": firmware })).unwrap();
+    world.rig.board.power_on().await.unwrap();
+    world.wait_status("completed").await;
+    assert_eq!(world.rig.board.booted(), Some(Slot::B));
+}
+
 impl World {
-    async fn call_when_connected(&self, method: &str) -> (i64, Value) {
+    pub async fn call_when_connected(&self, method: &str, payload: Value) -> (i64, Value) {
         let ready = async {
             loop {
-                match self.hub.call_method(DEVICE, method, Value::Null, LIMIT).await {
+                match self.hub.call_method(DEVICE, method, payload.clone(), LIMIT).await {
                     Ok(response) => return (response.status, response.payload),
                     Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 }

@@ -5,6 +5,7 @@
 
 mod bundles;
 mod catalog;
+mod clocks;
 mod cloud;
 mod cuts;
 mod edges;
@@ -14,13 +15,16 @@ mod local;
 #[expect(dead_code, reason = "the tests of the installer use the rest")]
 #[path = "../bundle/make.rs"]
 mod make;
+mod media;
 mod metrics;
 mod rig;
 #[path = "../bundle/safe.rs"]
 mod safe;
 mod secrets;
 mod service;
+mod soak;
 mod split;
 mod trial;
 mod trust;
 mod uploads;
+mod weather;

@@ -6,7 +6,7 @@ mod range;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,7 +67,15 @@ impl ImageServer {
     /// # Errors
     /// When no port can be had.
     pub async fn start(tls: Option<ServerConfig>) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), tls).await
+    }
+
+    /// The same at another address of this machine.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub async fn start_at(bind: IpAddr, tls: Option<ServerConfig>) -> io::Result<Self> {
+        let listener = TcpListener::bind((bind, 0)).await?;
         let address = listener.local_addr()?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let names = Arc::default();

@@ -1,0 +1,209 @@
+//! Media that fail, lie, fill up or never answer, below the built daemon.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use hub_emulator::board::{Slot, Traits};
+use serde_json::{Value, json};
+
+use crate::clocks::Clocks;
+use crate::cloud::World;
+use crate::rig::{Choice, DAEMON, Rig, SLOT_BYTES, script};
+use crate::weather::PATIENT;
+
+/// Whether it went well.
+fn command(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program).args(arguments).status().unwrap().success()
+}
+
+/// A file system of its own; gone when dropped, frozen or not.
+struct Mount(PathBuf);
+
+impl Mount {
+    /// `None` where this user may not.
+    fn new(arguments: &[&str], at: &Path) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            eprintln!("not run: a mount needs root");
+            return None;
+        }
+        assert!(command("mount", &[arguments, &[at.to_str().unwrap()]].concat()));
+        Some(Self(at.to_owned()))
+    }
+
+    fn remount(&self, option: &str) {
+        assert!(command("mount", &["-o", &format!("remount,{option}"), self.0.to_str().unwrap()]));
+    }
+
+    /// Writes to it do not return any more; and then they do.
+    fn freeze(&self, frozen: bool) {
+        let flag = if frozen { "-f" } else { "-u" };
+        assert!(command("fsfreeze", &[flag, self.0.to_str().unwrap()]));
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let quiet = |program: &str, flag| Command::new(program).arg(flag).arg(&self.0).output();
+        let _ = quiet("fsfreeze", "-u");
+        let _ = quiet("umount", "-l");
+    }
+}
+
+/// coreos/zincati#1314: what cannot be saved is not begun, and nothing loops.
+#[tokio::test]
+async fn a_state_directory_that_is_full_or_read_only_takes_no_update() {
+    let mut rig = Rig::new(Choice::default());
+    let state = rig.board.dir().join("state");
+    let options = ["-t", "tmpfs", "-o", "size=128k,mode=700", "tmpfs"];
+    let Some(mount) = Mount::new(&options, &state) else { return };
+    rig.board.power_on().await.unwrap();
+    let is_ready = |status: &Value| status["reported"]["firmwareStatus"] == "standBy";
+    rig.wait(is_ready).await;
+    let (filler, before) = (state.join("filler"), rig.board.environment().unwrap());
+    let slot = fs::read(rig.board.slot_path(Slot::B)).unwrap();
+    let image = rig.image("2.0", Traits::default());
+    let install = ["install", image.to_str().unwrap(), "--version", "2.0", "--no-wait"];
+    for read_only in [false, true] {
+        if read_only {
+            mount.remount("ro");
+        } else {
+            let _ = fs::File::create(&filler).unwrap().write_all(&vec![1; 256 << 10]);
+        }
+        assert!(!rig.twinboot(&install).await.status.success(), "read-only: {read_only}");
+        rig.wait(|_| rig.board.log().contains("cannot save")).await;
+        assert_eq!(rig.board.environment().unwrap(), before);
+        assert!(fs::read(rig.board.slot_path(Slot::B)).unwrap() == slot, "nothing was written");
+        if read_only {
+            mount.remount("rw");
+        } else {
+            fs::remove_file(&filler).unwrap();
+        }
+        rig.wait(is_ready).await;
+    }
+    rig.install("2.0", Traits::default()).await;
+    assert_eq!(rig.outcome().await["firmwareStatus"], "completed");
+    // Before its file system is.
+    rig.board.cut().await;
+}
+
+/// The daemon, with this done to its system calls on these files.
+fn break_calls(daemon: &Path, inject: &str, files: &[PathBuf]) {
+    let paths: String = files.iter().map(|file| format!(" -P {}", file.display())).collect();
+    script(daemon, &format!("exec strace -f -qq -o /dev/null{paths} -e inject={inject} {DAEMON} \"$@\""));
+}
+
+/// rauc/rauc#459, and media that have seen better days.
+#[tokio::test]
+async fn a_slot_that_fails_or_lies_ends_the_update_and_is_not_booted() {
+    for (inject, code) in [
+        ("pwrite64:error=EIO:when=2", "SlotFailed"),
+        ("pwrite64:error=ENOSPC:when=2", "SlotFailed"),
+        ("fsync:error=EIO", "SlotFailed"),
+        ("pread64:error=EIO", "SlotFailed"),
+        // It says that all is there; that a part is, which is taken for a short write.
+        ("pwrite64:retval=1048576:when=2", "ReadBackMismatch"),
+        ("pwrite64:retval=4096:when=1", "ReadBackMismatch"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let daemon = directory.path().join("daemon");
+        let mut rig = Rig::new(Choice { daemon: &daemon, ..Choice::default() });
+        break_calls(&daemon, inject, &[rig.board.slot_path(Slot::B)]);
+        rig.board.power_on().await.unwrap();
+        rig.wait(|status| status["reported"]["firmwareStatus"] == "standBy").await;
+        let before = rig.board.environment().unwrap();
+        rig.install("2.0", Traits::default()).await;
+        let report = rig.outcome().await;
+        assert_eq!(report["firmwareStatus"], "failed", "{inject}: {report:#}");
+        assert_eq!(report["firmware"]["error"]["code"], code, "{inject}: {report:#}");
+        assert_eq!(rig.board.environment().unwrap(), before, "{inject}");
+        assert_eq!((rig.board.boots().len(), rig.board.booted()), (1, Some(Slot::A)), "{inject}");
+    }
+}
+
+/// As U-Boot's and libubootenv's tools do not: a sync that fails is an environment that nobody can rely on.
+#[tokio::test]
+async fn an_environment_that_cannot_be_synced_is_not_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = directory.path().join("daemon");
+    let mut rig = Rig::new(Choice { daemon: &daemon, ..Choice::default() });
+    let copies = ["uboot.env", "uboot-redund.env"].map(|name| rig.board.dir().join(name));
+    break_calls(&daemon, "fsync,fdatasync:error=EIO", &copies);
+    rig.board.power_on().await.unwrap();
+    rig.wait(|status| status["reported"]["firmwareStatus"] == "standBy").await;
+    let before = rig.board.environment().unwrap();
+    rig.install("2.0", Traits::default()).await;
+    let error = rig.outcome().await["firmware"]["error"].clone();
+    assert_eq!(error["code"], "EnvironmentUnusable");
+    assert!(error["message"].as_str().unwrap().contains("cannot sync"), "{error}");
+    assert_eq!(rig.board.environment().unwrap(), before);
+    assert_eq!((rig.board.boots().len(), rig.board.booted()), (1, Some(Slot::A)));
+}
+
+#[tokio::test]
+async fn a_state_that_cannot_be_synced_is_not_saved() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = directory.path().join("daemon");
+    let mut rig = Rig::new(Choice { daemon: &daemon, ..Choice::default() });
+    break_calls(&daemon, "fsync:error=EIO", &[rig.board.dir().join("state/state.new")]);
+    rig.board.power_on().await.unwrap();
+    rig.wait(|status| status["reported"]["firmwareStatus"] == "standBy").await;
+    let image = rig.image("2.0", Traits::default());
+    let install = ["install", image.to_str().unwrap(), "--version", "2.0", "--no-wait"];
+    assert!(!rig.twinboot(&install).await.status.success());
+    rig.wait(|_| rig.board.log().contains("cannot save")).await;
+    assert!(fs::read(rig.board.slot_path(Slot::B)).unwrap().iter().all(|byte| *byte == 0));
+}
+
+/// rauc/rauc#1452: the stick is pulled out, and the update ends with a word.
+#[tokio::test]
+async fn an_image_file_that_goes_away_fails_the_update() {
+    let directory = tempfile::tempdir().unwrap();
+    let daemon = directory.path().join("daemon");
+    let mut rig = Rig::new(Choice { daemon: &daemon, ..Choice::default() });
+    break_calls(&daemon, "read:error=EIO:when=2+", &[rig.image("2.0", Traits::default())]);
+    rig.board.power_on().await.unwrap();
+    rig.wait(|status| status["reported"]["firmwareStatus"] == "standBy").await;
+    rig.install("2.0", Traits::default()).await;
+    let error = rig.outcome().await["firmware"]["error"].clone();
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("2.0.img") && message.contains("Input/output error"), "{error}");
+    assert_eq!((rig.board.boots().len(), rig.board.booted()), (1, Some(Slot::A)));
+}
+
+/// A write that never returns holds neither the hub nor the people up, and the update ends.
+#[tokio::test]
+async fn a_slot_that_never_answers_ends_the_update_and_nothing_else() {
+    let (clocks, directory) = (Clocks::new(), tempfile::tempdir().unwrap());
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    fs::File::create(path("disk")).unwrap().set_len(16 << 20).unwrap();
+    assert!(command("mkfs.ext4", &["-q", &path("disk")]));
+    fs::create_dir(path("mount")).unwrap();
+    let Some(mount) = Mount::new(&["-o", "loop", &path("disk")], Path::new(&path("mount"))) else { return };
+    let mut world = World::switched_off(Traits::default(), PATIENT, &clocks.daemon()).await;
+    let slot = world.rig.board.slot_path(Slot::B);
+    fs::remove_file(&slot).unwrap();
+    fs::File::create(path("mount/slot")).unwrap().set_len(SLOT_BYTES).unwrap();
+    std::os::unix::fs::symlink(path("mount/slot"), &slot).unwrap();
+    world.power_on().await;
+
+    mount.freeze(true);
+    world.start().await;
+    world.wait_status("downloading").await;
+    assert_eq!(world.call("firmwareUpdateStatus", Value::Null).await.0, 200);
+    let failed = || world.hub.reported(crate::cloud::DEVICE)["firmwareStatus"] == "failed";
+    clocks.pass_until(&world.rig, Duration::from_secs(1800), failed).await;
+    let error = world.wait_status("failed").await["firmware"]["error"].clone();
+    assert_eq!(error["code"], "SlotFailed");
+    assert!(error["message"].as_str().unwrap().contains("does not answer"), "{error}");
+    let (status, answer) = world.call("cancelFirmwareUpdate", json!({})).await;
+    assert_eq!((status, &answer["error"]["code"]), (409, &json!("NothingToCancel")));
+
+    mount.freeze(false);
+    world.start().await;
+    world.wait_status("completed").await;
+    assert_eq!(world.rig.board.booted(), Some(Slot::B));
+    world.rig.board.cut().await;
+}

@@ -1,0 +1,169 @@
+//! Many updates: nothing grows, neither in one process nor on the device.
+//!
+//! The long form is `cargo test --test e2e soak -- --ignored --nocapture`.
+
+use std::fs;
+use std::time::Duration;
+
+use hub_emulator::board::{Traits, board_image};
+use hub_emulator::images::Faults;
+use serde_json::{Value, json};
+
+use crate::clocks::Clocks;
+use crate::cloud::{DEVICE, IMAGE, World, sha256};
+use crate::rig::script;
+
+/// A short one leaves the time to what happens around it.
+const SMALL_BYTES: usize = 64 << 10;
+
+/// What the allocator keeps of an install's buffers of 1 MiB, after two hundred updates as after a thousand.
+const ALLOWED_KIB: u64 = 4096;
+
+/// What a process holds.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    resident_kib: u64,
+    descriptors: usize,
+}
+
+impl Held {
+    fn by(world: &World) -> Self {
+        let process = format!("/proc/{}", world.rig.board.daemon_pid().unwrap());
+        let status = fs::read_to_string(format!("{process}/status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        Self {
+            resident_kib: resident.trim().trim_end_matches(" kB").parse().unwrap(),
+            descriptors: fs::read_dir(format!("{process}/fd")).unwrap().count(),
+        }
+    }
+
+    /// The least of several moments: a buffer that was not given back yet is no leak.
+    fn least(several: &[Self]) -> Self {
+        Self {
+            resident_kib: several.iter().map(|held| held.resident_kib).min().unwrap(),
+            descriptors: several.iter().map(|held| held.descriptors).min().unwrap(),
+        }
+    }
+}
+
+impl World {
+    /// Loses its session, and has the next one without the pause before it. Time that passes may end that one too.
+    async fn connects_again(&self, clocks: &Clocks) {
+        const SOON: Duration = Duration::from_secs(2);
+        self.hub.drop_connections();
+        loop {
+            let connected = || self.hub.connected(DEVICE);
+            clocks.pass_until(&self.rig, Duration::from_secs(60), connected).await;
+            if self.hub.wait_connected(DEVICE, SOON, true).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Asks for it, and waits until it failed with this code.
+    async fn fails(&self, id: &str, check_value: &str, code: &str, meanwhile: impl AsyncFnOnce()) {
+        let call = json!({
+            "fwPackageUri": self.images.url(IMAGE),
+            "fwPackageCheckValue": check_value,
+            "fwVersion": "2.0",
+            "updateId": id,
+        });
+        let (status, answer) = self.call("firmwareUpdate", call).await;
+        assert_eq!(status, 200, "{answer}");
+        meanwhile().await;
+        let failed = |reported: &Value| {
+            reported["firmware"]["updateId"] == id && reported["firmwareStatus"] == "failed"
+        };
+        assert_eq!(self.wait(failed).await["firmware"]["error"]["code"], code, "{id}");
+    }
+}
+
+/// A quarter of the updates each: installed and then refused by a hook, of another digest, cancelled in mid-download,
+/// and of another digest after a new session.
+async fn updates_in_one_process(updates: usize) {
+    let (clocks, directory) = (Clocks::new(), tempfile::tempdir().unwrap());
+    let hooks = directory.path().join("after-install");
+    fs::create_dir(&hooks).unwrap();
+    script(&hooks.join("10-never"), "exit 1");
+    let config = format!("[hooks]\ndirectory = {:?}\n", directory.path());
+    let mut world = World::switched_off(Traits::default(), &config, &clocks.daemon()).await;
+    let image = board_image("2.0", Traits::default(), SMALL_BYTES, 7);
+    let (right, wrong) = (sha256(&image), "00".repeat(32));
+    world.images.put(IMAGE, image);
+    world.power_on().await;
+    let process = world.rig.board.daemon_pid();
+    let mut held = Vec::new();
+    for round in 0..updates / 4 {
+        world.images.set_faults(IMAGE, Faults::default());
+        world.fails(&format!("refused-{round}"), &right, "HookRefused", async || {}).await;
+        world.fails(&format!("wrong-{round}"), &wrong, "DigestMismatch", async || {}).await;
+        let stalls = Faults { stall_after_bytes: Some(1000), ..Faults::default() };
+        world.images.set_faults(IMAGE, stalls);
+        let cancel = async || {
+            world.wait_status("downloading").await;
+            assert_eq!(world.call("cancelFirmwareUpdate", Value::Null).await.0, 200);
+        };
+        world.fails(&format!("cancelled-{round}"), &right, "Cancelled", cancel).await;
+        world.images.set_faults(IMAGE, Faults::default());
+        world.connects_again(&clocks).await;
+        world.fails(&format!("again-{round}"), &wrong, "DigestMismatch", async || {}).await;
+        held.push(Held::by(&world));
+    }
+    assert_eq!((world.rig.board.daemon_pid(), world.rig.board.boots().len()), (process, 1));
+    flat("one process", updates, &held);
+}
+
+/// Compares the second tenth, where everything was in use once, with the last one.
+fn flat(what: &str, updates: usize, held: &[Held]) {
+    let tenth = held.len() / 10;
+    let (begin, end) = (Held::least(&held[tenth..2 * tenth]), Held::least(&held[held.len() - tenth..]));
+    eprintln!("{what}: {updates} updates, {begin:?} then {end:?}");
+    assert!(end.descriptors <= begin.descriptors, "{begin:?} {end:?}");
+    assert!(end.resident_kib <= begin.resident_kib + ALLOWED_KIB, "{begin:?} {end:?}");
+}
+
+#[tokio::test]
+async fn two_hundred_updates_in_one_process_leave_nothing_behind() {
+    updates_in_one_process(200).await;
+}
+
+#[tokio::test]
+#[ignore = "minutes"]
+async fn a_thousand_updates_in_one_process_leave_nothing_behind() {
+    updates_in_one_process(1000).await;
+}
+
+/// A thousand updates that succeed, with as many reboots.
+#[tokio::test]
+#[ignore = "a quarter of an hour"]
+async fn a_thousand_updates_leave_a_device_as_it_was() {
+    const UPDATES: usize = 1000;
+    let world = World::new(Traits::default(), "").await;
+    let (mut held, mut files) = (Vec::new(), Vec::new());
+    for number in 0..UPDATES {
+        let version = format!("2.{number}");
+        let image = board_image(&version, Traits::default(), SMALL_BYTES, 7);
+        let call = json!({
+            "fwPackageUri": world.images.url(IMAGE),
+            "fwPackageCheckValue": sha256(&image),
+            "fwVersion": version,
+        });
+        world.images.put(IMAGE, image);
+        let (status, answer) = world.call_when_connected("firmwareUpdate", call).await;
+        assert_eq!(status, 200, "{answer}");
+        let completed = |reported: &Value| {
+            let current = &reported["firmware"]["currentFwVersion"];
+            reported["firmwareStatus"] == "completed" && *current == version
+        };
+        world.wait(completed).await;
+        held.push(Held::by(&world));
+        let state = fs::read_dir(world.rig.board.dir().join("state")).unwrap();
+        files.push(state.map(|entry| entry.unwrap().metadata().unwrap().len()).collect::<Vec<_>>());
+    }
+    assert_eq!(world.rig.board.boots().len(), UPDATES + 1);
+    flat("as many processes", UPDATES, &held);
+    let (begin, end) = (&files[UPDATES / 10], &files[UPDATES - 1]);
+    eprintln!("state directory: {begin:?} then {end:?} bytes");
+    assert_eq!(begin.len(), end.len());
+    assert!(end.iter().sum::<u64>() < begin.iter().sum::<u64>() + 1024, "{begin:?} {end:?}");
+}
