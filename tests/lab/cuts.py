@@ -53,9 +53,9 @@ class Disk:
 class CutBoard(Board):
     """A board with its images on such a disk."""
 
-    def __init__(self, kind, u_boot, disk, log):
+    def __init__(self, kind, u_boot, disk, log, is_busy_here):
         super().__init__(kind, u_boot, disk.directory, log)
-        if "tcg" in kind.qemu:
+        if is_busy_here and "tcg" in kind.qemu:
             # While it works, its time goes by that, 4 ns an instruction, and not by this machine's: loaded, a boot would
             # take longer than a trial may.
             self.qemu = ("-icount", "shift=2")
