@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::fetch::{FetchError, Interruption, Setback, Wanted};
 use super::validator::Validator;
@@ -112,15 +112,14 @@ impl Relayed {
                 }
             }
         };
-        let silent = async {
-            sleep(SILENT).await;
-            progress.send_if_modified(waits);
-            std::future::pending().await
-        };
+        tokio::pin!(answered);
         let answered = async {
-            tokio::select! {
-                answer = answered => answer,
-                never = silent => never,
+            match timeout(SILENT, &mut answered).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    progress.send_if_modified(waits);
+                    answered.await
+                }
             }
         };
         match timeout(patience, answered).await.unwrap_or(Err(WireError::Silent)).map_err(away)? {

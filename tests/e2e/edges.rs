@@ -9,14 +9,9 @@ use std::process::{Command, Output};
 
 use hub_emulator::board::Traits;
 
-use crate::rig::{Choice, DAEMON, Rig, script};
+use crate::rig::{Choice, DAEMON, Rig, is_root, script};
 
 const NOBODY: u32 = 65534;
-
-/// Only root becomes somebody else.
-fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
-}
 
 #[tokio::test]
 async fn the_control_socket_is_for_its_group_alone() {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::clocks::Clocks;
 use crate::cloud::World;
-use crate::rig::{Choice, DAEMON, Rig, SLOT_BYTES, script};
+use crate::rig::{Choice, DAEMON, Rig, SLOT_BYTES, is_root, script};
 use crate::weather::PATIENT;
 
 /// Whether it went well.
@@ -25,7 +25,7 @@ struct Mount(PathBuf);
 impl Mount {
     /// `None` where this user may not.
     fn new(arguments: &[&str], at: &Path) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
+        if !is_root() {
             eprintln!("not run: a mount needs root");
             return None;
         }

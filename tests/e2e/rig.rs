@@ -45,6 +45,11 @@ impl Default for Choice<'_> {
     }
 }
 
+/// Only root mounts, and becomes somebody else.
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
 /// An executable that a shell runs.
 pub fn script(path: &Path, body: &str) {
     std::fs::write(path, format!("#!/bin/sh\n{body}\n")).unwrap();

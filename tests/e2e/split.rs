@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::cloud::{DEVICE, IMAGE, World};
-use crate::rig::{DAEMON, IMAGE_BYTES};
+use crate::rig::{DAEMON, IMAGE_BYTES, is_root};
 
 /// `nobody`: what the networked part runs as where a test may choose.
 const NOBODY: u32 = 65534;
@@ -57,7 +57,7 @@ impl Meeting {
         let secret = self.path("credentials/connection-string");
         fs::copy(board.join("connection-string"), &secret).unwrap();
         let mut command = Command::new(self.path("twinboot"));
-        if nix::unistd::geteuid().is_root() {
+        if is_root() {
             for open in [self.dir.path(), board.parent().unwrap()] {
                 fs::set_permissions(open, Permissions::from_mode(0o755)).unwrap();
             }

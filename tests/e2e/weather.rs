@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::clocks::Clocks;
 use crate::cloud::{DEVICE, IMAGE, World, sha256};
-use crate::rig::{Choice, DAEMON, IMAGE_BYTES, LIMIT, Rig, script};
+use crate::rig::{Choice, DAEMON, IMAGE_BYTES, LIMIT, Rig, is_root, script};
 use crate::split::Meeting;
 
 fn slowly() -> Faults {
@@ -253,7 +253,7 @@ struct Names {
 
 impl Names {
     fn new() -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
+        if !is_root() {
             eprintln!("not run: a mount namespace needs root");
             return None;
         }

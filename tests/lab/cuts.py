@@ -332,8 +332,8 @@ class Life:
     def check_end(self, update):
         """The twin's word is true."""
         firmware = self.twin["properties"]["reported"]["firmware"]
-        is_over = update.fell_back and not (update.may_try_again and update.ended == "completed")
-        wanted = ("rolledBack", update.source, update.installed.version, "BootFailed") if is_over else \
+        is_given_up = update.fell_back and not (update.may_try_again and update.ended == "completed")
+        wanted = ("rolledBack", update.source, update.installed.version, "BootFailed") if is_given_up else \
             ("completed", update.target, update.release.version, None)
         said = (update.ended, firmware["slots"]["booted"], firmware["currentFwVersion"],
                 (firmware.get("error") or {}).get("code"))
