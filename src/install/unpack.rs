@@ -31,8 +31,6 @@ pub struct Room {
 pub struct Mark {
     /// Offset in the block of the image bytes that follow.
     pub at: usize,
-    /// CRC-32 of the block's bytes before it.
-    pub sum: u32,
     /// How the source is packed.
     pub format: Format,
     /// Source bytes before the mark.
@@ -80,8 +78,6 @@ pub struct Part {
     pub offset: u64,
     /// How many.
     pub len: usize,
-    /// CRC-32 of them.
-    pub sum: u32,
     /// The last mark within them.
     pub mark: Option<Mark>,
 }
@@ -120,7 +116,6 @@ struct Unpacker<'a> {
     block: Option<Block>,
     offset: u64,
     len: usize,
-    sum: crc32fast::Hasher,
     mark: Option<Mark>,
 }
 
@@ -132,10 +127,6 @@ impl<'a> Unpacker<'a> {
         filled: &'a SyncSender<Filled>,
     ) -> Result<Self, InstallError> {
         let known = usize::try_from(start.image_offset % BLOCK_BYTES as u64).unwrap_or_default();
-        let mut sum = crc32fast::Hasher::new();
-        if let Some(head) = &start.head {
-            sum.update(head.bytes().split_at(known).0);
-        }
         Ok(Self {
             room,
             empty,
@@ -146,7 +137,6 @@ impl<'a> Unpacker<'a> {
             block: start.head,
             offset: start.image_offset - known as u64,
             len: known,
-            sum,
             mark: None,
         })
     }
@@ -218,7 +208,6 @@ impl<'a> Unpacker<'a> {
             let room = usize::try_from(left).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES - self.len);
             let (piece, _) = block.bytes_mut().split_at_mut(self.len).1.split_at_mut(room.min(PIECE_BYTES));
             let step = decoder.step(input, piece)?;
-            self.sum.update(piece.split_at(step.produced).0);
             (step, piece.len())
         };
         self.source_offset += step.consumed as u64;
@@ -233,7 +222,6 @@ impl<'a> Unpacker<'a> {
         if decoder.at_boundary() && (self.room.may_mark_packed || format == Format::Raw) {
             self.mark = Some(Mark {
                 at: self.len,
-                sum: self.sum.clone().finalize(),
                 format,
                 source_offset: self.source_offset,
                 before: before.clone(),
@@ -251,9 +239,8 @@ impl<'a> Unpacker<'a> {
             None if self.mark.is_some() => self.empty.recv().map_err(|_| InstallError::Interrupted)?,
             None => return Ok(()),
         };
-        let sum = std::mem::take(&mut self.sum).finalize();
         let (offset, len) = (self.offset, self.len);
-        let part = Part { block, offset, len, sum, mark: self.mark.take() };
+        let part = Part { block, offset, len, mark: self.mark.take() };
         self.offset += len as u64;
         self.len = 0;
         self.filled.send(Filled::Block(part)).map_err(|_| InstallError::Interrupted)

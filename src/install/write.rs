@@ -116,6 +116,8 @@ pub struct Writer {
 struct Reached {
     mark: Mark,
     image_offset: u64,
+    /// CRC-32 of its block's bytes before it.
+    sum: u32,
 }
 
 /// What a run keeps from block to block.
@@ -195,15 +197,21 @@ impl Writer {
     }
 
     fn take(&self, state: &mut State, part: Part) -> Result<Block, WriteError> {
-        let Part { block, offset, len, sum, mark } = part;
+        let Part { block, offset, len, mark } = part;
+        let (bytes, _) = block.bytes().split_at(len);
+        let (before, after) = bytes.split_at(mark.as_ref().map_or(0, |mark| mark.at));
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(before);
+        if let Some(mark) = mark {
+            let image_offset = offset + mark.at as u64;
+            state.reached = Some(Reached { image_offset, sum: sum.clone().finalize(), mark });
+        }
         if len > 0 {
-            state.so_far.sums.push(sum);
-            self.put(block.bytes().split_at(len).0, offset, &mut state.scratch)?;
+            sum.update(after);
+            state.so_far.sums.push(sum.finalize());
+            self.put(bytes, offset, &mut state.scratch)?;
         }
         state.so_far.image_offset = offset + len as u64;
-        if let Some(mark) = mark {
-            state.reached = Some(Reached { image_offset: offset + mark.at as u64, mark });
-        }
         Ok(block)
     }
 
@@ -249,7 +257,7 @@ impl Writer {
             return Ok(());
         };
         self.device.sync().map_err(|source| WriteError::Sync { source })?;
-        let Reached { mark, image_offset } = reached;
+        let Reached { mark, image_offset, sum } = reached;
         let rest_bytes = image_offset % BLOCK_BYTES as u64;
         let whole = usize::try_from(image_offset / BLOCK_BYTES as u64).unwrap_or(usize::MAX);
         let sums = state.so_far.sums.get(..whole).unwrap_or_default();
@@ -258,7 +266,7 @@ impl Writer {
             memory.validator.clone(),
             mark.format,
             (mark.source_offset, &mark.source_sha256()),
-            (image_offset, prefix_crc32(sums, (mark.sum, rest_bytes))),
+            (image_offset, prefix_crc32(sums, (sum, rest_bytes))),
         );
         if let Err(error) = checkpoint.save(&memory.path) {
             // Without it an interrupted install only has to start over.

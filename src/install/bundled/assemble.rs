@@ -327,9 +327,8 @@ impl Blocks<'_> {
             _ if len == 0 => return Ok(()),
             (Some(sum), _) => Filled::Kept { offset, len, sum },
             (None, Some(block)) => {
-                let sum = crc32fast::hash(block.bytes().split_at(len).0);
                 self.written_soon.push_back(offset);
-                Filled::Block(Part { block, offset, len, sum, mark: None })
+                Filled::Block(Part { block, offset, len, mark: None })
             }
             (None, None) => return Err(InstallError::Interrupted),
         };
