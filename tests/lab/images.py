@@ -24,7 +24,7 @@ exec chroot . /lib/systemd/systemd
 # An image of several frames goes on where it was after a power cut, at the begin of one.
 FRAME_BYTES = 8 << 20
 
-# name: paths with their new text and mode; None removes the path.
+# name: paths with their new content (text or bytes) and mode; None removes the path.
 VARIANTS = {
     "good": {},
     "init-dies": {"/usr/sbin/init": (DYING_INIT, 0o755)},
@@ -74,10 +74,10 @@ def _change(rootfs, changes, work):
         commands += [f"mkdir {directory}"] if directory.endswith(".d") else []
         commands += [f"rm {name}"]
         if change:
-            text, mode = change
+            content, mode = change
             source = os.path.join(work, str(number))
-            with open(source, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(source, "wb") as file:
+                file.write(content if isinstance(content, bytes) else content.encode())
             os.chmod(source, mode)
             commands += [f"write {source} {name}"]
     subprocess.run(["debugfs", "-w", "-f", "-", image], input="\n".join(commands), text=True, check=True,
