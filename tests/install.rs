@@ -539,6 +539,22 @@ async fn a_server_that_stays_away_is_given_up_at_the_limit() {
 }
 
 #[tokio::test]
+async fn a_slow_server_has_all_the_time_it_needs_and_one_that_drips_is_given_up() {
+    let image = image(10, 16 * 1024);
+    for (answer_bytes, code) in [(1024, None), (1, Some(Code::ServerUnreachable))] {
+        let bench = Bench::new(MIB);
+        let body = image.clone();
+        let server =
+            Server::start(move |_, request| serve_file(&body, "\"1\"", request).cut(answer_bytes).hang());
+        let mut job = bench.job(server.url("/image"), &image);
+        (job.limits.retry, job.limits.stall) = (Duration::from_secs(1), Duration::from_millis(100));
+        let outcome = run(&job).await.0;
+        assert_eq!(outcome.as_ref().err().map(|failure| failure.code), code, "{outcome:?}");
+        assert!(code.is_none() || outcome.unwrap_err().message.contains("bytes came in 1s"));
+    }
+}
+
+#[tokio::test]
 async fn another_size_than_announced_is_found_as_early_as_can_be() {
     let image = image(11, 2 * MIB);
     let bench = Bench::new(4 * MIB);

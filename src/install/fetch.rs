@@ -15,6 +15,7 @@ use tokio::sync::{OnceCell, watch};
 use tokio::time::{sleep, timeout};
 use url::Url;
 
+use super::patience::Patience;
 use super::relayed::Relayed;
 use super::validator::Validator;
 use super::{Limits, Phase, Progress};
@@ -103,6 +104,16 @@ pub enum FetchError {
         /// The last try.
         source: Box<Setback>,
     },
+    /// Hardly anything came.
+    #[error("{url}: only {bytes} bytes came in {}", humantime::format_duration(*limit))]
+    Trickle {
+        /// Without secrets.
+        url: String,
+        /// So many.
+        bytes: u64,
+        /// The retry limit.
+        limit: Duration,
+    },
     /// Another file is at the address now.
     #[error("{url}: the file changed while it was fetched")]
     Changed {
@@ -140,7 +151,7 @@ impl FetchError {
                 Code::ImageForbidden
             }
             Self::Forbidden { .. } => Code::ImageForbidden,
-            Self::Unreachable { .. } => Code::ServerUnreachable,
+            Self::Unreachable { .. } | Self::Trickle { .. } => Code::ServerUnreachable,
             Self::Changed { .. } => Code::ImageChanged,
             Self::Size { .. } => Code::SizeMismatch,
             Self::Relayed { code, .. } => *code,
@@ -238,8 +249,7 @@ pub struct Source {
     progress: watch::Sender<Progress>,
     /// Setbacks since the last byte.
     setbacks: u32,
-    /// When the last byte came, on the boot-time clock.
-    last_byte_at: Duration,
+    patience: Patience,
 }
 
 #[derive(Debug)]
@@ -316,7 +326,7 @@ impl Source {
             limits,
             progress,
             setbacks: 0,
-            last_byte_at: boot_time(),
+            patience: Patience::new(limits.retry),
         };
         source.first_answer().await?;
         Ok(source)
@@ -357,6 +367,7 @@ impl Source {
     /// # Errors
     /// [`FetchError`]; after one the source is of no more use.
     pub async fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        self.patience.resume();
         loop {
             let step = if self.is_complete() { Ok(None) } else { self.step().await };
             match step {
@@ -409,7 +420,7 @@ impl Source {
             }
             Way::Http(http) => http.chunk(self.limits.stall).await?.unwrap_or_default(),
             Way::Relayed(relayed) => {
-                let patience = self.limits.patience_since(self.last_byte_at);
+                let patience = self.limits.patience_after(self.patience.waited());
                 relayed.chunk(patience, &self.progress).await?.unwrap_or_default()
             }
         };
@@ -425,7 +436,9 @@ impl Source {
         }
         // Bytes that are sent again are no progress: a server that always breaks off early must be given up one
         // day.
-        self.last_byte_at = boot_time();
+        if !self.patience.suffices(bytes.len()) {
+            return Err(self.trickle().into());
+        }
         self.setbacks = 0;
         self.offset += bytes.len() as u64;
         if let Some(announced) = self.total_bytes()
@@ -446,6 +459,14 @@ impl Source {
         }
     }
 
+    fn trickle(&self) -> FetchError {
+        FetchError::Trickle {
+            url: self.shown.clone(),
+            bytes: self.patience.bytes(),
+            limit: self.limits.retry,
+        }
+    }
+
     fn size_error(&self, announced: u64, actual: u64) -> FetchError {
         FetchError::Size { url: self.shown.clone(), announced, actual }
     }
@@ -454,7 +475,7 @@ impl Source {
     async fn connect(&mut self) -> Result<(), Interruption> {
         let wanted = self.wanted();
         if let Way::Relayed(relayed) = &mut self.way {
-            let patience = self.limits.patience_since(self.last_byte_at);
+            let patience = self.limits.patience_after(self.patience.waited());
             let request = relayed.request(self.expected, wanted, self.limits);
             let (seen, part) = relayed.open(&request, patience, &self.progress).await?;
             self.admit(seen)?;
@@ -573,7 +594,10 @@ impl Source {
             Way::Http(http) => http.body = None,
             Way::Relayed(relayed) => relayed.hang_up(),
         }
-        let left = self.limits.retry.saturating_sub(boot_time().saturating_sub(self.last_byte_at));
+        let left = self.patience.left();
+        if left.is_zero() && self.patience.bytes() > 0 {
+            return Err(self.trickle());
+        }
         if left.is_zero() {
             return Err(FetchError::Unreachable {
                 url: self.shown.clone(),

@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod decode;
 pub mod fetch;
 mod parts;
+mod patience;
 mod read_back;
 mod relayed;
 pub mod resume;
@@ -80,7 +81,7 @@ const STUCK: Duration = Duration::from_secs(3600);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limits {
-    /// How long a source that gives no byte is asked again; counts on the boot-time clock.
+    /// How long a source that gives nothing, or hardly anything, is asked again; counts on the boot-time clock.
     pub retry: Duration,
     /// How long a connection may be silent before it is taken for dead.
     pub stall: Duration,
@@ -108,8 +109,7 @@ impl Limits {
 
     /// How long the networked part may still be waited for, which is as patient itself: it says what went wrong
     /// before this ends.
-    fn patience_since(&self, last_byte_at: Duration) -> Duration {
-        let waited = fetch::boot_time().saturating_sub(last_byte_at);
+    fn patience_after(&self, waited: Duration) -> Duration {
         (self.retry + 2 * self.stall).saturating_sub(waited)
     }
 }
