@@ -1,6 +1,7 @@
 """The lab's boards: U-Boot, kernel and systemd of an emulated machine, its console, its power switch."""
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -45,6 +46,12 @@ MEDIA = {
 }
 
 
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Failed(Exception):
     """What a story waited for did not happen, or was not so."""
 
@@ -87,9 +94,7 @@ class Board:
 
     def power_on(self, rtc="utc"):
         """`rtc`: what the board's clock says at power-on, as a date of UTC."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.shell_port = probe.getsockname()[1]
+        self.shell_port = _free_port()
         self.log.story(f"power on, clock {rtc}")
         # Emulated, one processor is faster than two.
         command = [*self.kind.qemu, *self.qemu, "-smp", "1", "-m", "384", "-nodefaults", "-nographic", "-serial", "stdio"]
@@ -120,6 +125,30 @@ class Board:
             self.reader.join(5)
             self.log.story("power cut")
         self.process = None
+
+    def give_usb_port(self, stick):
+        """From the next power-on on; the stick is an image."""
+        self.monitor_port = _free_port()
+        self.qemu = ("-device", "qemu-xhci", "-qmp", f"tcp:127.0.0.1:{self.monitor_port},server=on,wait=off",
+                     "-blockdev", f"driver=raw,node-name=stick,file.driver=file,file.filename={stick}")
+
+    def plug_stick(self):
+        self._ask_qemu("device_add", driver="usb-storage", drive="stick", id="stick")
+        self.log.story("the stick is plugged in")
+
+    def unplug_stick(self):
+        self._ask_qemu("device_del", id="stick")
+        self.log.story("the stick is pulled out")
+
+    def _ask_qemu(self, command, **arguments):
+        with socket.create_connection(("127.0.0.1", self.monitor_port), 10) as monitor, monitor.makefile("rw") as lines:
+            for execute, its in (("qmp_capabilities", {}), (command, arguments)):
+                lines.write(json.dumps({"execute": execute, "arguments": its}) + "\n")
+                lines.flush()
+                # Its greeting and its events come between.
+                while "return" not in (answer := json.loads(lines.readline())):
+                    if "error" in answer:
+                        raise Failed(f"QEMU refuses {command}: {answer['error']}")
 
     def let_go(self):
         """Whatever keeps a killed machine from its end."""

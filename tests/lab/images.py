@@ -5,6 +5,8 @@ import os
 import subprocess
 import tempfile
 
+from building import TARGET
+
 # Of a service that starts when systemd is up, and before the daemon.
 PANIC = "[Service]\nExecStartPre=+/bin/sh -c 'echo c >/proc/sysrq-trigger'\n"
 WRONG_NETWORK = "[Match]\nType=ether\n[Network]\nAddress=192.168.77.7/24\nLinkLocalAddressing=no\n"
@@ -94,3 +96,27 @@ def _make(rootfs, changes, version, truncated, work, path):
         while piece := source.read(FRAME_BYTES):
             out.write(subprocess.run(["zstd", "-q", "-6"], input=piece, stdout=subprocess.PIPE, check=True).stdout)
     os.rename(path + ".part", path)
+
+
+def stick(image, directory):
+    """A USB stick with the image as a signed bundle: its path, and the public key."""
+    def path(name):
+        return os.path.join(directory, name)
+
+    def run(*command):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+
+    bundle = path("update.twb")
+    run("zstd", "-q", "-d", "-f", image.path, "-o", path("image"))
+    run("minisign", "-G", "-W", "-f", "-p", path("stick.pub"), "-s", path("stick.key"))
+    tool = (os.path.join(TARGET, "debug/twinbootctl"), "bundle")
+    # As fast as it goes: what is tried is the stick.
+    run(*tool, "create", "--version", image.version, "--image", f"rootfs={path('image')}", "--level", "1", "-o", bundle)
+    run(*tool, "sign", bundle, "--key", path("stick.key"))
+    run("mkfs.vfat", "-C", path("stick.vfat"), str(os.path.getsize(bundle) // 1024 + 4096))
+    run("mcopy", "-i", path("stick.vfat"), bundle, "::")
+    run("truncate", "-s", str(os.path.getsize(path("stick.vfat")) + (2 << 20)), path("stick.img"))
+    subprocess.run(["sfdisk", "-q", path("stick.img")], input="label: dos\nstart=1MiB, type=c\n", text=True, check=True)
+    run("dd", f"if={path('stick.vfat')}", f"of={path('stick.img')}", "bs=1M", "seek=1", "conv=notrunc", "status=none")
+    with open(path("stick.pub"), encoding="ascii") as file:
+        return path("stick.img"), file.read()

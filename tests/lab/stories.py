@@ -4,7 +4,8 @@ import functools
 import json
 import time
 
-from board import Failed
+import images
+from board import KINDS, Failed
 
 # Emulation on a loaded machine: a boot takes 10 s, and an install 30 s, where nothing else runs.
 BOOT_SECS = 120
@@ -15,8 +16,8 @@ STORIES = {}
 FAST = ("good",)
 
 
-def story(function, environment="raw"):
-    function.environment = environment
+def story(function, environment="raw", boards=tuple(KINDS)):
+    function.environment, function.boards = environment, boards
     STORIES[function.__name__.replace("_", "-")] = function
     return function
 
@@ -24,6 +25,11 @@ def story(function, environment="raw"):
 def story_of(environment):
     """One whose board has U-Boot's environment there."""
     return functools.partial(story, environment=environment)
+
+
+def story_on(*boards):
+    """One of these boards alone."""
+    return functools.partial(story, boards=boards)
 
 
 class Scene:
@@ -302,6 +308,30 @@ def environment_fat(scene):
 def environment_flash(scene):
     """The environment is in NOR flash."""
     scene.environment_elsewhere()
+
+
+@story_on("x86")
+def usb_stick(scene):
+    """A stick with a signed bundle is plugged in: nothing happens, until this device is to take updates so."""
+    stick, key = images.stick(scene.make_image("good", "2.0"), scene.board.directory)
+    scene.board.give_usb_port(stick)
+    scene.start()
+    unit = "twinboot-usb@sda1.service"
+    scene.board.plug_stick()
+    scene.wait("systemd knows the stick", BOOT_SECS, lambda: scene.board.run(
+        f"systemctl show -P ConditionTimestampMonotonic {unit}").strip() not in ("", "0"))
+    scene.check("and leaves it alone", scene.board.run(f"systemctl show -P ConditionResult {unit}").strip() == "no")
+    scene.check("nothing is mounted", "/run/media" not in scene.board.run("cat /proc/mounts"))
+    scene.board.unplug_stick()
+    scene.wait("the stick is gone", BOOT_SECS, lambda: scene.board.run("test -e /dev/sda1 || echo gone").strip() == "gone")
+    scene.board.run(f"mount -o remount,rw / && printf '%s' '{key}' >/etc/twinboot/keys/stick.pub && "
+                    "touch /etc/twinboot/updates-from-usb && mount -o remount,ro /")
+    scene.board.plug_stick()
+    twin = scene.wait_status("completed", UPDATE_SECS)
+    scene.check("its version is reported", twin["firmware"]["currentFwVersion"] == "2.0")
+    scene.check_slot("b")
+    scene.check("one boot from each slot", scene.board.boots() == "ab")
+    scene.check("nothing was fetched", not scene.images.asked)
 
 
 @story

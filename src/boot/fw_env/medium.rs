@@ -22,6 +22,9 @@ use crate::boot::env::{FLAGS_OFFSET_BYTES, FlagScheme, OBSOLETE};
 /// Alignment that every medium's `O_DIRECT` takes: the page size of most machines, a multiple of all sector sizes.
 const DIRECT_ALIGNMENT_BYTES: usize = 4096;
 
+/// The widest word of NOR flash: a bus of 64 bits (`bankwidth` of Linux's `cfi_probe`).
+const FLASH_WORD_BYTES: usize = 8;
+
 /// The least that a disk rewrites when a byte changes.
 const SECTOR_BYTES: u64 = 512;
 
@@ -225,18 +228,24 @@ impl Region {
         }
     }
 
-    /// Clears the flags of a superseded copy on flash, which takes no erase and no sync.
+    /// Clears the flags of a superseded copy on flash, which takes no erase and no sync. What shares a word with them is
+    /// written as it is: the kernel would fill it up with ones, which change nothing on flash, but overwrite what is
+    /// there where QEMU emulates it.
     ///
     /// # Errors
-    /// When the byte cannot be written.
+    /// When the word cannot be read or written.
     pub fn mark_obsolete(&self) -> Result<(), BootEnvError> {
-        let file = open_for_writing(&self.path)?;
-        let offset_bytes = self.offset_bytes + FLAGS_OFFSET_BYTES as u64;
-        file.write_all_at(&[OBSOLETE], offset_bytes).map_err(|source| BootEnvError::Write {
-            path: self.path.clone(),
-            offset_bytes,
-            source,
-        })
+        let (path, offset_bytes) = (|| self.path.clone(), self.offset_bytes);
+        let mut word = [0; FLASH_WORD_BYTES];
+        File::open(&self.path)
+            .and_then(|file| file.read_exact_at(&mut word, offset_bytes))
+            .map_err(|source| BootEnvError::Read { path: path(), offset_bytes, source })?;
+        if let Some(flags) = word.get_mut(FLAGS_OFFSET_BYTES) {
+            *flags = OBSOLETE;
+        }
+        open_for_writing(&self.path)?
+            .write_all_at(&word, offset_bytes)
+            .map_err(|source| BootEnvError::Write { path: path(), offset_bytes, source })
     }
 
     /// Puts a new file in the place of this one, which is all of its file: the only safe write where there is no
