@@ -24,6 +24,10 @@ TICK_SECS = 0.02
 TWIN_SECS = 0.2
 
 
+class Untrue(Failed):
+    """What a cut left is not as it must be, or not as the twin says."""
+
+
 class Disk:
     """The campaign's disk, a process: what the board wrote is there until the power goes, what it flushed stays."""
 
@@ -314,7 +318,7 @@ class Life:
             "accepted": update.accepted, "fell_back": update.fell_back, "ended": update.ended,
         })
         if verdict["fault"]:
-            raise Failed(verdict["fault"])
+            raise Untrue(verdict["fault"])
         return verdict
 
     def check_fetched(self, update):
@@ -338,4 +342,4 @@ class Life:
         said = (update.ended, firmware["slots"]["booted"], firmware["currentFwVersion"],
                 (firmware.get("error") or {}).get("code"))
         if said != wanted:
-            raise Failed(f"the twin says {said}, and {wanted} is true")
+            raise Untrue(f"the twin says {said}, and {wanted} is true")
