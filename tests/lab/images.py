@@ -44,6 +44,9 @@ class Image:
         with open(path, "rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
 
+    def unpack(self, path):
+        subprocess.run(["zstd", "-q", "-d", "-f", "-o", path, self.path], check=True)
+
 
 def make(rootfs, variant, version):
     """The image, kept beside `rootfs`, the ext4 image that it is made from."""
@@ -106,17 +109,16 @@ def stick(image, directory):
     def run(*command):
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
 
-    bundle = path("update.twb")
-    run("zstd", "-q", "-d", "-f", image.path, "-o", path("image"))
+    bundle, medium = path("update.twb"), path("stick.img")
+    image.unpack(path("image"))
     run("minisign", "-G", "-W", "-f", "-p", path("stick.pub"), "-s", path("stick.key"))
     tool = (os.path.join(TARGET, "debug/twinbootctl"), "bundle")
     # As fast as it goes: what is tried is the stick.
     run(*tool, "create", "--version", image.version, "--image", f"rootfs={path('image')}", "--level", "1", "-o", bundle)
     run(*tool, "sign", bundle, "--key", path("stick.key"))
-    run("mkfs.vfat", "-C", path("stick.vfat"), str(os.path.getsize(bundle) // 1024 + 4096))
-    run("mcopy", "-i", path("stick.vfat"), bundle, "::")
-    run("truncate", "-s", str(os.path.getsize(path("stick.vfat")) + (2 << 20)), path("stick.img"))
-    subprocess.run(["sfdisk", "-q", path("stick.img")], input="label: dos\nstart=1MiB, type=c\n", text=True, check=True)
-    run("dd", f"if={path('stick.vfat')}", f"of={path('stick.img')}", "bs=1M", "seek=1", "conv=notrunc", "status=none")
+    run("truncate", "-s", f"{(os.path.getsize(bundle) >> 20) + 6}M", medium)
+    subprocess.run(["sfdisk", "-q", medium], input="label: dos\nstart=1MiB, type=c\n", text=True, check=True)
+    run("mkfs.vfat", "--offset", "2048", medium)
+    run("mcopy", "-i", f"{medium}@@1M", bundle, "::")
     with open(path("stick.pub"), encoding="ascii") as file:
-        return path("stick.img"), file.read()
+        return medium, file.read()
