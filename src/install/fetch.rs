@@ -326,7 +326,7 @@ impl Source {
             limits,
             progress,
             setbacks: 0,
-            patience: Patience::new(limits.retry),
+            patience: Patience::new(limits),
         };
         source.first_answer().await?;
         Ok(source)
@@ -420,7 +420,7 @@ impl Source {
             }
             Way::Http(http) => http.chunk(self.limits.stall).await?.unwrap_or_default(),
             Way::Relayed(relayed) => {
-                let patience = self.limits.patience_after(self.patience.waited());
+                let patience = self.patience.left_for_networked_part();
                 relayed.chunk(patience, &self.progress).await?.unwrap_or_default()
             }
         };
@@ -475,7 +475,7 @@ impl Source {
     async fn connect(&mut self) -> Result<(), Interruption> {
         let wanted = self.wanted();
         if let Way::Relayed(relayed) = &mut self.way {
-            let patience = self.limits.patience_after(self.patience.waited());
+            let patience = self.patience.left_for_networked_part();
             let request = relayed.request(self.expected, wanted, self.limits);
             let (seen, part) = relayed.open(&request, patience, &self.progress).await?;
             self.admit(seen)?;
@@ -595,14 +595,11 @@ impl Source {
             Way::Relayed(relayed) => relayed.hang_up(),
         }
         let left = self.patience.left();
-        if left.is_zero() && self.patience.bytes() > 0 {
-            return Err(self.trickle());
-        }
         if left.is_zero() {
-            return Err(FetchError::Unreachable {
-                url: self.shown.clone(),
-                limit: self.limits.retry,
-                source: Box::new(setback),
+            let (url, limit, source) = (self.shown.clone(), self.limits.retry, Box::new(setback));
+            return Err(match self.patience.bytes() {
+                0 => FetchError::Unreachable { url, limit, source },
+                _ => self.trickle(),
             });
         }
         let ceiling =

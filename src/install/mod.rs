@@ -106,12 +106,6 @@ impl Limits {
             checkpoint: Duration::from_secs(5),
         }
     }
-
-    /// How long the networked part may still be waited for, which is as patient itself: it says what went wrong
-    /// before this ends.
-    fn patience_after(&self, waited: Duration) -> Duration {
-        (self.retry + 2 * self.stall).saturating_sub(waited)
-    }
 }
 
 /// Everything that one install needs to know.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::Limits;
 use super::fetch::boot_time;
 
 /// What gives less, on average over the whole limit, is given up like what gives nothing. A link that can carry a
@@ -11,7 +12,7 @@ const LEAST_BYTES_PER_SEC: u64 = 256;
 /// Counts in periods: one is over once enough has come.
 #[derive(Debug)]
 pub struct Patience {
-    limit: Duration,
+    limits: Limits,
     /// In this period, before the present wait.
     waited: Duration,
     /// When the present wait began, on the boot-time clock.
@@ -23,8 +24,8 @@ pub struct Patience {
 impl Patience {
     /// Begins to wait.
     #[must_use]
-    pub fn new(limit: Duration) -> Self {
-        Self { limit, waited: Duration::ZERO, since: boot_time(), bytes: 0 }
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, waited: Duration::ZERO, since: boot_time(), bytes: 0 }
     }
 
     /// Waits again.
@@ -39,15 +40,21 @@ impl Patience {
     }
 
     /// How long was waited in this period.
-    #[must_use]
-    pub fn waited(&self) -> Duration {
+    fn waited(&self) -> Duration {
         self.waited + boot_time().saturating_sub(self.since)
     }
 
     /// How long may still be waited.
     #[must_use]
     pub fn left(&self) -> Duration {
-        self.limit.saturating_sub(self.waited())
+        self.limits.retry.saturating_sub(self.waited())
+    }
+
+    /// How long the networked part may still be waited for, which is as patient itself: it says what went wrong
+    /// before this ends.
+    #[must_use]
+    pub fn left_for_networked_part(&self) -> Duration {
+        (self.limits.retry + 2 * self.limits.stall).saturating_sub(self.waited())
     }
 
     /// Ends the wait with what came. `false`: that is too little for so long.
@@ -56,9 +63,9 @@ impl Patience {
         self.waited = self.waited();
         self.since = boot_time();
         self.bytes += bytes as u64;
-        if self.bytes >= self.limit.as_secs().saturating_mul(LEAST_BYTES_PER_SEC) {
+        if self.bytes >= self.limits.retry.as_secs().saturating_mul(LEAST_BYTES_PER_SEC) {
             (self.waited, self.bytes) = (Duration::ZERO, 0);
         }
-        self.waited < self.limit
+        self.waited < self.limits.retry
     }
 }

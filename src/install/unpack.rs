@@ -13,9 +13,6 @@ use super::verify::{Chunk, Seen};
 use crate::bundle::MAGIC;
 use crate::update::Sha256Digest;
 
-/// What the decoder makes at a time: small enough to be in the core's cache still when it is summed.
-const PIECE_BYTES: usize = 256 * 1024;
-
 /// What the slot and the source allow.
 pub struct Room {
     /// The slot's size in bytes.
@@ -206,7 +203,7 @@ impl<'a> Unpacker<'a> {
             };
             let block = self.block.insert(block);
             let room = usize::try_from(left).unwrap_or(BLOCK_BYTES).min(BLOCK_BYTES - self.len);
-            let (piece, _) = block.bytes_mut().split_at_mut(self.len).1.split_at_mut(room.min(PIECE_BYTES));
+            let (piece, _) = block.bytes_mut().split_at_mut(self.len).1.split_at_mut(room);
             let step = decoder.step(input, piece)?;
             (step, piece.len())
         };

@@ -233,19 +233,16 @@ impl Region {
     /// there where QEMU emulates it.
     ///
     /// # Errors
-    /// When the word cannot be read or written.
+    /// When the copy cannot be read or written.
     pub fn mark_obsolete(&self) -> Result<(), BootEnvError> {
-        let (path, offset_bytes) = (|| self.path.clone(), self.offset_bytes);
-        let mut word = [0; FLASH_WORD_BYTES];
-        File::open(&self.path)
-            .and_then(|file| file.read_exact_at(&mut word, offset_bytes))
-            .map_err(|source| BootEnvError::Read { path: path(), offset_bytes, source })?;
-        if let Some(flags) = word.get_mut(FLAGS_OFFSET_BYTES) {
+        let mut copy = self.read()?;
+        if let Some(flags) = copy.get_mut(FLAGS_OFFSET_BYTES) {
             *flags = OBSOLETE;
         }
-        open_for_writing(&self.path)?
-            .write_all_at(&word, offset_bytes)
-            .map_err(|source| BootEnvError::Write { path: path(), offset_bytes, source })
+        copy.truncate(FLASH_WORD_BYTES);
+        open_for_writing(&self.path)?.write_all_at(&copy, self.offset_bytes).map_err(|source| {
+            BootEnvError::Write { path: self.path.clone(), offset_bytes: self.offset_bytes, source }
+        })
     }
 
     /// Puts a new file in the place of this one, which is all of its file: the only safe write where there is no
