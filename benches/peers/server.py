@@ -99,4 +99,6 @@ class Proxy:
         return False
 
     def stop(self):
+        # Or the port is taken for as long as a thread waits at it.
+        self.listener.shutdown(socket.SHUT_RDWR)
         self.listener.close()

@@ -117,6 +117,10 @@ class Scene:
                        "systemctl restart twinboot")
         self.wait("restarted, the board is connected", BOOT_SECS, lambda: self.status("hubConnected") is True)
 
+    def killings(self, unit):
+        """How often the kernel took its life since it was short of memory."""
+        return int(self.board.run(f"journalctl -b -u {unit} -o cat | grep -c \"result 'oom-kill'\" || true", BOOT_SECS))
+
     def environment_elsewhere(self):
         """Each of U-Boot and twinboot finds there what the other wrote: three boots are counted, and taken back."""
         self.falls_back("init-dies", "BootFailed", "abbba")
@@ -280,6 +284,30 @@ def overlay_root(scene):
     scene.update("2.0", "b", "overlay")
     scene.check("the root is an overlay", "overlay" in scene.board.run("findmnt -no FSTYPE / || grep ' / ' /proc/mounts"))
     scene.update("3.0", "a")
+
+
+@story
+def memory_runs_out(scene):
+    """Of the whole board, in mid-download: others die for it. Of the daemon alone: it goes on where it was killed."""
+    scene.start()
+    scene.images.rate = 500_000
+    update_id = scene.begin("good", "2.0")
+    scene.wait_status("downloading", BOOT_SECS)
+    process = scene.board.run("systemctl show -P MainPID twinboot")
+    scene.board.run("systemd-run --quiet --unit hog -p Restart=always -p RestartSec=0 -p StartLimitIntervalSec=0 tail /dev/zero")
+    scene.wait("the kernel has killed what eats memory, three times", UPDATE_SECS, lambda: scene.killings("hog") >= 3)
+    scene.board.run("systemctl stop hog")
+    scene.check("the daemon has lived through it", scene.board.run("systemctl show -P MainPID twinboot") == process)
+    scene.check("the update goes on", scene.hub.reported()["firmwareStatus"] == "downloading")
+    fetched = len(scene.images.asked)
+    scene.board.run("systemctl set-property --runtime twinboot MemoryMax=2M")
+    scene.wait("the kernel has killed the daemon", BOOT_SECS, lambda: scene.killings("twinboot") >= 1)
+    scene.board.run("systemctl set-property --runtime twinboot MemoryMax=infinity")
+    scene.images.rate = None
+    scene.wait_status("completed", UPDATE_SECS, update_id)
+    again = scene.images.asked[fetched:]
+    scene.check(f"it went on where it was: {again}", again and all(again))
+    scene.check_slot("b")
 
 
 @story

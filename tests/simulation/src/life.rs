@@ -267,12 +267,8 @@ impl Life {
 
     /// Where no daemon runs, only the power can fail.
     fn fail_without_daemon(&mut self) -> Result<(), Fault> {
-        let killed = |failure: &Failure| failure.loss == Loss::Killed;
-        if self.failures.front().is_some_and(killed) {
-            self.failures.pop_front();
-            self.settle(Loss::All)?;
-            self.plan_failure();
-            return Ok(());
+        if let Some(Failure { loss: loss @ Loss::Killed, .. }) = self.failures.front_mut() {
+            *loss = Loss::All;
         }
         self.fail().map(drop)
     }

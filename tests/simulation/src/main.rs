@@ -72,7 +72,11 @@ fn main() -> ExitCode {
         Err(why) => Err(why),
         Ok(Some(plan)) => show(&plan),
         Ok(None) => match options.worker {
-            Some(worker) => simulated(|site| plans::work(site, &options.campaign(), worker, options.workers)),
+            Some(worker) => {
+                // Slower without.
+                let _ = workers::take_processor(worker);
+                simulated(|site| plans::work(site, &options.campaign(), worker, options.workers))
+            }
             None => workers::run(options.workers),
         },
     };
