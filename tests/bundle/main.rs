@@ -162,7 +162,7 @@ async fn run_and(
 // ---------------------------------------------------------------------------------------------- what is fetched
 
 #[tokio::test]
-async fn an_empty_slot_gets_everything_in_few_requests_and_the_same_again_costs_nothing() {
+async fn an_empty_slot_gets_everything_once_and_the_same_again_costs_nothing() {
     let image = image(1, 5 * MIB + 1234);
     let made = made(&image, |_| {});
     let bench = Bench::new(7 * MIB + 512, &made.bytes).await;
@@ -177,7 +177,9 @@ async fn an_empty_slot_gets_everything_in_few_requests_and_the_same_again_costs_
     assert!(progress.fetched_bytes <= made.bytes.len() as u64 + slack, "{progress:?}");
     assert_eq!(progress.written_bytes, image.len() as u64);
     assert_eq!((progress.bytes, progress.total_bytes), (image.len() as u64, Some(image.len() as u64)));
-    assert!(bench.server.requests(NAME) <= 4, "{:?}", bench.server.ranges(NAME));
+    // Two for what comes before the pieces; of those all that are under way could be lost with the power.
+    let most = 3 + (made.bytes.len() / (128 << 10)) as u64;
+    assert!(bench.server.requests(NAME) <= most, "{:?}", bench.server.ranges(NAME));
 
     let before = bench.sent();
     let (outcome, progress) = run(&job).await;

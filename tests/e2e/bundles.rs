@@ -3,7 +3,7 @@
 use std::fs;
 
 use hub_emulator::board::{Slot, Traits, board_image};
-use hub_emulator::images::{DropFault, Faults, StatusFault};
+use hub_emulator::images::{Faults, StatusFault};
 use serde_json::{Value, json};
 
 use crate::cloud::{World, sha256};
@@ -82,12 +82,11 @@ async fn two_classes_are_switched_together() {
     assert_eq!(again.status.code(), Some(1), "the file itself tells its version, which runs");
 }
 
-/// A bundle whose first MiB is in the slot, while the rest comes slowly and will not come whole.
+/// A bundle whose first MiB is in the slot, while the rest comes slowly: by each of four requests.
 async fn half_way(world: &World, uri: String) -> (Made, Value) {
     let bundle = made(&board_image("2.0", Traits::default(), IMAGE_BYTES, 7), |_| {});
     world.images.put(BUNDLE, bundle.bytes.clone());
-    let drop = Some(DropFault { after_bytes: 2 << 20, requests: 1000 });
-    world.images.set_faults(BUNDLE, Faults { drop, bytes_per_sec: Some(1_000_000), ..Faults::default() });
+    world.images.set_faults(BUNDLE, Faults { bytes_per_sec: Some(50_000), ..Faults::default() });
     let payload = json!({
         "fwPackageUri": uri, "fwPackageCheckValue": sha256(&bundle.manifest), "updateId": "winter",
     });

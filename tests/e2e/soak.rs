@@ -17,7 +17,7 @@ use crate::rig::script;
 const SMALL_BYTES: usize = 64 << 10;
 
 /// What the allocator keeps of an install's buffers of 1 MiB, after two hundred updates as after a thousand.
-const ALLOWED_KIB: u64 = 4096;
+const ALLOWED_KIB: u64 = 8192;
 
 /// What a process holds.
 #[derive(Clone, Copy, Debug)]
