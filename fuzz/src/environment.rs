@@ -24,7 +24,8 @@ fn copy(layout: &Layout, data: &[u8]) {
     let Some(good) = layout.decode(data) else { return };
     let environment = Environment::parse(good.data);
     let Ok(again) = layout.encode(&environment, good.flags) else {
-        assert_ne!(good.data.last(), Some(&0), "an environment that has its end fits where it was");
+        let has_end = good.data.starts_with(&[0]) || good.data.windows(2).any(|two| two == [0, 0]);
+        assert!(!has_end, "an environment that has its end fits where it was");
         return;
     };
     let reread = layout.decode(&again).expect("what was written is good");
