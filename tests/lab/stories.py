@@ -101,6 +101,13 @@ class Scene:
         self.check("the update is accepted", status == 200)
         return request["updateId"]
 
+    def begin_and_fetch_half(self, variant, version):
+        self.images.rate = 1_000_000
+        update_id = self.begin(variant, version)
+        self.wait("half of the image is fetched", UPDATE_SECS,
+                  lambda: (self.hub.reported()["firmware"].get("progress") or {}).get("percent", 0) >= 50)
+        return update_id
+
     def check_slot(self, slot):
         """The slot runs, is committed, and is what every witness names."""
         twin = self.hub.reported()
@@ -198,10 +205,7 @@ def three_updates(scene):
 def power_cut(scene):
     """Cut while the image is fetched, and again in the first boot of the trial; finished from where it was."""
     scene.start()
-    scene.images.rate = 1_000_000
-    update_id = scene.begin("good", "2.0")
-    scene.wait("half of the image is fetched", UPDATE_SECS,
-               lambda: (scene.hub.reported()["firmware"].get("progress") or {}).get("percent", 0) >= 50)
+    update_id = scene.begin_and_fetch_half("good", "2.0")
     scene.board.power_cut()
     scene.images.rate = None
     fetched = len(scene.images.asked)
@@ -286,10 +290,7 @@ def overlay_root(scene):
 def memory_runs_out(scene):
     """The kernel kills the daemon for its memory in mid-download: it goes on where it was."""
     scene.start()
-    scene.images.rate = 1_000_000
-    update_id = scene.begin("good", "2.0")
-    scene.wait("half of the image is fetched", UPDATE_SECS,
-               lambda: (scene.hub.reported()["firmware"].get("progress") or {}).get("percent", 0) >= 50)
+    update_id = scene.begin_and_fetch_half("good", "2.0")
     fetched = len(scene.images.asked)
     scene.board.run("systemctl set-property --runtime twinboot MemoryMax=2M")
     scene.wait("the kernel has killed it", BOOT_SECS, lambda: "result 'oom-kill'" in scene.board.run(

@@ -83,6 +83,13 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
+    /// What was run until now was of another phase.
+    fn enter(&mut self, phase: &str) {
+        tell("runs", &(self.runs % 64).to_string());
+        self.runs = 0;
+        tell("phase", phase);
+    }
+
     /// `Ok(None)`: a fault, which is told.
     fn live(&mut self, plan: &Plan) -> Result<Option<Tally>, Fault> {
         *NOW.lock().unwrap_or_else(PoisonError::into_inner) = name(plan);
@@ -121,7 +128,7 @@ pub fn work(site: &Arc<Site>, campaign: &Campaign<'_>, worker: usize, workers: u
         if worker == 0 {
             tell("points", &format!("{} {operations}", story.name));
         }
-        tell("phase", "singles");
+        all.enter("singles");
         for after in (1..=operations).filter(|after| is_mine(*after)) {
             for loss in Loss::ALL {
                 all.live(&plan(vec![Failure { after, loss }]))?;
@@ -130,7 +137,7 @@ pub fn work(site: &Arc<Site>, campaign: &Campaign<'_>, worker: usize, workers: u
         if !campaign.pairs {
             continue;
         }
-        tell("phase", "pairs");
+        all.enter("pairs");
         for first in (1..=operations).filter(|first| is_mine(*first)) {
             for second in 1.. {
                 let loss = |number: u64| Loss::ALL[(number % 5) as usize];
@@ -148,7 +155,7 @@ pub fn work(site: &Arc<Site>, campaign: &Campaign<'_>, worker: usize, workers: u
             }
         }
     }
-    tell("phase", "random");
+    all.enter("random");
     for seed in (0..campaign.runs).filter(|seed| is_mine(*seed)) {
         let plan = random(seed);
         if campaign.story.is_none_or(|name| name == plan.story.name) {
