@@ -177,7 +177,7 @@ async fn an_empty_slot_gets_everything_once_and_the_same_again_costs_nothing() {
     assert!(progress.fetched_bytes <= made.bytes.len() as u64 + slack, "{progress:?}");
     assert_eq!(progress.written_bytes, image.len() as u64);
     assert_eq!((progress.bytes, progress.total_bytes), (image.len() as u64, Some(image.len() as u64)));
-    // Two for what comes before the pieces; of those all that are under way could be lost with the power.
+    // Two for what comes before the pieces, and for these no more than their bytes want.
     let most = 3 + (made.bytes.len() / (128 << 10)) as u64;
     assert!(bench.server.requests(NAME) <= most, "{:?}", bench.server.ranges(NAME));
 
