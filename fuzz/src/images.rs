@@ -10,6 +10,8 @@ pub fn images(data: &[u8]) {
     match (&whole, &in_pieces) {
         (Ok(one), Ok(other)) => assert!(one == other, "{} and {} bytes", one.len(), other.len()),
         (Err(_), Err(_)) => {}
+        // An empty last block of a frame that was to have content: libzstd looks only where it has the frame whole.
+        (Err(_), Ok(_)) if Format::of(data) == Format::Zstd => {}
         // Where garbage ends a file that fills the room, only one of both may have come to see it.
         (Ok(image), Err(_)) | (Err(_), Ok(image)) => {
             assert!(image.len() >= IMAGE_BYTES_MAX, "{:?} {:?}", whole.is_ok(), in_pieces.as_ref().err());

@@ -205,9 +205,9 @@ impl BlockDevice {
 
 /// Some filesystems accept the flag and then refuse each transfer.
 fn direct_reads_work(file: &File) -> bool {
-    let mut probe = Block::new();
-    let (page, _) = probe.bytes_mut().split_at_mut(ALIGN_BYTES);
-    file.read_at(page, 0).is_ok()
+    #[repr(align(4096))]
+    struct Page([u8; ALIGN_BYTES]);
+    file.read_at(&mut Page([0; ALIGN_BYTES]).0, 0).is_ok()
 }
 
 impl SlotDevice for BlockDevice {

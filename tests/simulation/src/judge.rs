@@ -94,6 +94,11 @@ pub fn is_idle(site: &Site) -> bool {
     matches!(read_kept(site), Ok(Some(kept)) if matches!(kept.state(), State::Idle { .. }))
 }
 
+/// Whether the twin's status is how the last update ended, and none goes on.
+pub fn is_told(site: &Site, status: &str) -> bool {
+    matches!(read_kept(site), Ok(Some(kept)) if kept.status() == Some(status))
+}
+
 /// Tells the cloud what this daemon need not fetch.
 pub fn note_kept(site: &Site, cloud: &mut Cloud) -> Result<(), Fault> {
     if let Some(kept) = read_kept(site)? {
@@ -108,10 +113,9 @@ fn contradiction(site: &Site, story: &Story, kept: &Kept, is_accepted: bool) -> 
     let (state, is_armed, first) = (kept.state(), environment.is_trial(), environment.slot());
     let image = story.image();
     let proven = usize::try_from(kept.image_bytes()).unwrap_or(usize::MAX);
-    let (holds_image, holds_proven) = disk::change(|disk| {
-        let slot = disk.safe(&site.slot(story.target()));
-        (image.is_in(slot), slot.get(..proven) == image.content.get(..proven))
-    });
+    let target = site.slot(story.target());
+    let holds_image = || disk::change(|disk| image.is_in(disk.safe(&target)));
+    let holds_proven = disk::change(|disk| disk.safe(&target).get(..proven) == image.content.get(..proven));
     let is_committed = |slot| !is_armed && first == slot;
     let is_over = matches!(state, State::Idle { .. });
     if is_accepted && !kept.knows_update() {
@@ -120,7 +124,7 @@ fn contradiction(site: &Site, story: &Story, kept: &Kept, is_accepted: bool) -> 
     if is_armed && matches!(state, State::Idle { .. } | State::Asking { .. } | State::Installing { .. }) {
         return Some("a trial is armed that the daemon does not know of");
     }
-    if !is_over && kept.is_installed() && !holds_image {
+    if !is_over && kept.is_installed() && !holds_image() {
         return Some("the target does not hold the image");
     }
     if !holds_proven {
@@ -145,10 +149,11 @@ fn contradiction(site: &Site, story: &Story, kept: &Kept, is_accepted: bool) -> 
 /// # Errors
 /// What must not be.
 pub fn judge_decisions(site: &Site, story: &Story, running: Slot) -> Result<(), Fault> {
-    let (history, holds_image) = disk::change(|disk| {
-        let history: Vec<_> = disk.history().iter().map(|medium| Environment::load(medium)).collect();
-        (history, story.image().is_in(disk.safe(&site.slot(story.target()))) && story.check.is_right())
-    });
+    let history: Vec<_> =
+        disk::change(|disk| disk.history().iter().map(|medium| Environment::load(medium)).collect());
+    let target = site.slot(story.target());
+    let holds_image =
+        || story.check.is_right() && disk::change(|disk| story.image().is_in(disk.safe(&target)));
     for (before, after) in history.iter().zip(history.iter().skip(1)) {
         let told = || format!("from {before} to {after}, in slot {}", running.letter());
         if !after.is_trial() {
@@ -160,7 +165,7 @@ pub fn judge_decisions(site: &Site, story: &Story, running: Slot) -> Result<(), 
         if after.slot() == running {
             return Err(format!("what runs is armed: {}", told()));
         }
-        if !holds_image {
+        if !holds_image() {
             return Err(format!("what is not verified is armed: {}", told()));
         }
     }

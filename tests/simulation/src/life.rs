@@ -12,7 +12,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use twinboot::agent;
 
 use crate::cloud::{self, Cloud, Shared, lock};
@@ -352,7 +352,7 @@ fn daemon(site: &Arc<Site>, cloud: &Shared) -> Result<End, Fault> {
             served = cloud::serve(listener, site.clone(), cloud.clone()) => {
                 return Err(format!("the network ended: {served:?}"));
             }
-            end = news(cloud) => end?,
+            end = news(site, cloud) => end?,
             () = sleep(BOOT_LIMIT) => return Err("nothing happens any more".to_owned()),
             () = late_trial(site) => return Err("a trial goes on for longer than it may".to_owned()),
         };
@@ -392,7 +392,7 @@ fn ended_early(ended: Result<(), agent::AgentError>) -> Result<End, Fault> {
 }
 
 /// Waits for what ends this daemon.
-async fn news(cloud: &Shared) -> Result<End, Fault> {
+async fn news(site: &Site, cloud: &Shared) -> Result<End, Fault> {
     loop {
         NEWS.notified().await;
         if !disk::change(|disk| disk.is_on()) {
@@ -412,14 +412,14 @@ async fn news(cloud: &Shared) -> Result<End, Fault> {
             return Ok(End::Restart);
         }
         if is_over {
-            sleep(AFTERWARDS).await;
-            if !disk::change(|disk| disk.is_on()) {
-                return Ok(End::Failed);
-            }
-            // Unless an operator, who had no answer, began it again.
-            if lock(cloud).is_over() {
+            // An operator, who had no answer, may have begun it again: what comes of that goes before, and the twin
+            // may not tell of it yet.
+            let is_quiet = timeout(AFTERWARDS, NEWS.notified()).await.is_err();
+            let cloud = lock(cloud);
+            if is_quiet && cloud.is_over() && judge::is_told(site, cloud.status()) {
                 return Ok(End::Over);
             }
+            NEWS.notify_one();
         }
     }
 }

@@ -26,7 +26,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use life::{Fault, Plan};
-use plans::Campaign;
+use plans::{Campaign, InTurn, Share};
 use site::Site;
 
 /// Lives an update through every failure of its power
@@ -38,6 +38,9 @@ struct Options {
     /// Failures one by one, and not by pairs
     #[arg(long)]
     singles: bool,
+    /// Random runs alone
+    #[arg(long, conflicts_with = "singles")]
+    random: bool,
     /// The first fault is enough
     #[arg(long)]
     until_fault: bool,
@@ -61,8 +64,13 @@ struct Options {
 
 impl Options {
     fn campaign(&self) -> Campaign<'_> {
-        let &Self { singles, until_fault, runs, .. } = self;
-        Campaign { pairs: !singles, until_fault, runs, story: self.story.as_deref() }
+        let &Self { singles, random, until_fault, runs, .. } = self;
+        let in_turn = match (random, singles) {
+            (true, _) => InTurn::Nothing,
+            (false, true) => InTurn::Singles,
+            (false, false) => InTurn::Pairs,
+        };
+        Campaign { in_turn, until_fault, runs, story: self.story.as_deref() }
     }
 }
 
@@ -75,7 +83,8 @@ fn main() -> ExitCode {
             Some(worker) => {
                 // Slower without.
                 let _ = workers::take_processor(worker);
-                simulated(|site| plans::work(site, &options.campaign(), worker, options.workers))
+                let share = Share { worker, workers: options.workers };
+                simulated(|site| plans::work(site, &options.campaign(), share))
             }
             None => workers::run(options.workers),
         },

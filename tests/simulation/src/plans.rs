@@ -10,9 +10,18 @@ use crate::life::{self, Failure, Fault, Plan, Tally};
 use crate::site::Site;
 use crate::story::{STORIES, Story};
 
+/// What has its turn, whatever chance says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InTurn {
+    Nothing,
+    /// Each failure alone.
+    Singles,
+    /// Also each pair of them.
+    Pairs,
+}
+
 pub struct Campaign<'a> {
-    /// Whether failures come in pairs, too.
-    pub pairs: bool,
+    pub in_turn: InTurn,
     /// Whether the first fault is enough.
     pub until_fault: bool,
     /// Random runs.
@@ -60,10 +69,17 @@ pub fn name(plan: &Plan) -> String {
     format!("--story {}{}", plan.story.name, failures.collect::<String>())
 }
 
+/// An image beyond this takes much of a run's time.
+const LARGE_BYTES: usize = 4 << 20;
+
 /// Any story, any failures, any weather.
 fn random(seed: u64) -> Plan {
     let mut dice = Rng::with_seed(seed);
-    let story = &STORIES[dice.usize(..STORIES.len())];
+    let mut story = &STORIES[dice.usize(..STORIES.len())];
+    // A large image takes as long as six others: less often.
+    if story.image().content.len() > LARGE_BYTES && dice.u8(..3) > 0 {
+        story = &STORIES[dice.usize(..STORIES.len())];
+    }
     // Now and then, one after the other, each a little after the start was counted.
     let (count, after) =
         if dice.u8(..100) < 3 { (dice.usize(12..20), 6..12) } else { (dice.usize(1..5), 1..80) };
@@ -75,9 +91,23 @@ fn random(seed: u64) -> Plan {
 /// What is run now, for whoever finds the process dead.
 pub static NOW: Mutex<String> = Mutex::new(String::new());
 
+/// One of several workers.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    pub worker: usize,
+    pub workers: usize,
+}
+
+impl Share {
+    fn has(self, number: u64) -> bool {
+        number % self.workers as u64 == self.worker as u64
+    }
+}
+
 struct Worker<'a> {
     site: &'a Arc<Site>,
     until_fault: bool,
+    share: Share,
     runs: u64,
     faults: u64,
 }
@@ -88,6 +118,44 @@ impl Worker<'_> {
         tell("runs", &(self.runs % 64).to_string());
         self.runs = 0;
         tell("phase", phase);
+    }
+
+    /// Failures at every durable operation of a story, and, with `pairs`, at every pair of them.
+    fn fail_in_turn(&mut self, story: &'static Story, pairs: bool) -> Result<(), Fault> {
+        let plan = |failures| Plan { story, failures, seed: 1, is_stormy: false };
+        // What is without failures is each worker's, to know how far it goes.
+        let Some(Tally { operations, .. }) = self.live(&plan(Vec::new()))? else { return Ok(()) };
+        let share = self.share;
+        if share.worker == 0 {
+            tell("points", &format!("{} {operations}", story.name));
+        }
+        self.enter("singles");
+        for after in (1..=operations).filter(|after| share.has(*after)) {
+            for loss in Loss::ALL {
+                self.live(&plan(vec![Failure { after, loss }]))?;
+            }
+        }
+        if !pairs {
+            return Ok(());
+        }
+        self.enter("pairs");
+        for first in (1..=operations).filter(|first| share.has(*first)) {
+            for second in 1.. {
+                let loss = |number: u64| Loss::ALL[(number % 5) as usize];
+                let failures = vec![
+                    Failure { after: first, loss: loss(first / 2 + second) },
+                    Failure { after: second, loss: loss(first + 2 * second) },
+                ];
+                // Beyond the end.
+                if self.live(&plan(failures))?.is_some_and(|tally| tally.failures < 2) {
+                    break;
+                }
+                if second > 4 * operations {
+                    return Err("a story has no end".to_owned());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// `Ok(None)`: a fault, which is told.
@@ -118,47 +186,17 @@ fn tell(word: &str, text: &str) {
 ///
 /// # Errors
 /// When there was a fault.
-pub fn work(site: &Arc<Site>, campaign: &Campaign<'_>, worker: usize, workers: usize) -> Result<(), Fault> {
-    let mut all = Worker { site, until_fault: campaign.until_fault, runs: 0, faults: 0 };
-    let is_mine = |number: u64| number % workers as u64 == worker as u64;
-    for story in STORIES.iter().filter(|story| campaign.story.is_none_or(|name| name == story.name)) {
-        let plan = |failures| Plan { story, failures, seed: 1, is_stormy: false };
-        // What is without failures is each worker's, to know how far it goes.
-        let Some(Tally { operations, .. }) = all.live(&plan(Vec::new()))? else { continue };
-        if worker == 0 {
-            tell("points", &format!("{} {operations}", story.name));
-        }
-        all.enter("singles");
-        for after in (1..=operations).filter(|after| is_mine(*after)) {
-            for loss in Loss::ALL {
-                all.live(&plan(vec![Failure { after, loss }]))?;
-            }
-        }
-        if !campaign.pairs {
-            continue;
-        }
-        all.enter("pairs");
-        for first in (1..=operations).filter(|first| is_mine(*first)) {
-            for second in 1.. {
-                let loss = |number: u64| Loss::ALL[(number % 5) as usize];
-                let failures = vec![
-                    Failure { after: first, loss: loss(first / 2 + second) },
-                    Failure { after: second, loss: loss(first + 2 * second) },
-                ];
-                // Beyond the end.
-                if all.live(&plan(failures))?.is_some_and(|tally| tally.failures < 2) {
-                    break;
-                }
-                if second > 4 * operations {
-                    return Err("a story has no end".to_owned());
-                }
-            }
+pub fn work(site: &Arc<Site>, campaign: &Campaign<'_>, share: Share) -> Result<(), Fault> {
+    let mut all = Worker { site, until_fault: campaign.until_fault, share, runs: 0, faults: 0 };
+    let is_asked = |story: &Story| campaign.story.is_none_or(|name| name == story.name);
+    if campaign.in_turn != InTurn::Nothing {
+        for story in STORIES.iter().filter(|story| is_asked(story)) {
+            all.fail_in_turn(story, campaign.in_turn == InTurn::Pairs)?;
         }
     }
     all.enter("random");
-    for seed in (0..campaign.runs).filter(|seed| is_mine(*seed)) {
-        let plan = random(seed);
-        if campaign.story.is_none_or(|name| name == plan.story.name) {
+    for plan in (0..campaign.runs).filter(|seed| share.has(*seed)).map(random) {
+        if is_asked(plan.story) {
             all.live(&plan)?;
         }
     }

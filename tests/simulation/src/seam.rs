@@ -342,6 +342,25 @@ pub unsafe extern "C" fn posix_spawnp(
     unsafe { real(process, program, actions, attributes, arguments, environment) }
 }
 
+// ---- groups
+
+/// The simulated machine knows none.
+///
+/// # Safety
+/// As the C library says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn getgrnam_r(
+    _name: *const c_char,
+    _group: *mut libc::group,
+    _buffer: *mut c_char,
+    _length: size_t,
+    result: *mut *mut libc::group,
+) -> c_int {
+    // SAFETY: the caller wants it written.
+    unsafe { *result = ptr::null_mut() };
+    0
+}
+
 // ---- files
 
 /// While the simulation itself restores the machine's files.

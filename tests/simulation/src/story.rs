@@ -11,7 +11,7 @@ use crate::uboot::Slot;
 const ROOM_BYTES: usize = 1 << 16;
 
 /// Not a multiple of a page: the last bytes take another way to the slot than all others.
-const IMAGE_BYTES: usize = (1 << 18) + 4096 * 3 + 1000;
+const IMAGE_BYTES: usize = (1 << 16) + 4096 * 3 + 1000;
 
 /// More than a block.
 const LARGE_IMAGE_BYTES: usize = (1 << 20) + IMAGE_BYTES;
@@ -189,7 +189,7 @@ pub static STORIES: &[Story] = &[
     Story { name: "signed", check: Check::Signature, ..GOOD },
     Story { name: "bad-digest", check: Check::ForeignDigest, ends: "failed", ..GOOD },
     Story { name: "bad-signature", check: Check::ForeignSignature, ends: "failed", ..GOOD },
-    Story { name: "cancel", act: Act::Cancel, ends: "failed", ..GOOD },
+    Story { name: "cancel", image: |images| &images.large, act: Act::Cancel, ends: "failed", ..GOOD },
     Story { name: "resume", image: |images| &images.long, act: Act::Restart, ..GOOD },
     Story { name: "commit", image: |images| &images.late, act: Act::Commit, ..GOOD },
     Story { name: "roll-back", act: Act::RollBack, ends: "rolledBack", ..GOOD },
@@ -238,7 +238,7 @@ impl Story {
             // A medium that lied once lies to nobody who writes again.
             "completed" => self.liar.is_some() && failures > 0,
             // A trial may take no more boots.
-            "rolledBack" => self.ends == "completed" && failures >= 3,
+            "rolledBack" => (self.ends == "completed" || self.liar.is_some()) && failures >= 3,
             // Nor an install more interruptions.
             "failed" => failures >= 10,
             _ => false,
