@@ -108,13 +108,18 @@ pub fn note_kept(site: &Site, cloud: &mut Cloud) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Whether the target holds the whole image for certain. Comparing takes time: for where it is needed.
+fn holds_image(site: &Site, story: &Story) -> bool {
+    let target = site.slot(story.target());
+    disk::change(|disk| story.image().is_in(disk.safe(&target)))
+}
+
 fn contradiction(site: &Site, story: &Story, kept: &Kept, is_accepted: bool) -> Option<&'static str> {
     let environment = environment(site);
     let (state, is_armed, first) = (kept.state(), environment.is_trial(), environment.slot());
     let image = story.image();
     let proven = usize::try_from(kept.image_bytes()).unwrap_or(usize::MAX);
     let target = site.slot(story.target());
-    let holds_image = || disk::change(|disk| image.is_in(disk.safe(&target)));
     let holds_proven = disk::change(|disk| disk.safe(&target).get(..proven) == image.content.get(..proven));
     let is_committed = |slot| !is_armed && first == slot;
     let is_over = matches!(state, State::Idle { .. });
@@ -124,7 +129,7 @@ fn contradiction(site: &Site, story: &Story, kept: &Kept, is_accepted: bool) -> 
     if is_armed && matches!(state, State::Idle { .. } | State::Asking { .. } | State::Installing { .. }) {
         return Some("a trial is armed that the daemon does not know of");
     }
-    if !is_over && kept.is_installed() && !holds_image() {
+    if !is_over && kept.is_installed() && !holds_image(site, story) {
         return Some("the target does not hold the image");
     }
     if !holds_proven {
@@ -151,9 +156,6 @@ fn contradiction(site: &Site, story: &Story, kept: &Kept, is_accepted: bool) -> 
 pub fn judge_decisions(site: &Site, story: &Story, running: Slot) -> Result<(), Fault> {
     let history: Vec<_> =
         disk::change(|disk| disk.history().iter().map(|medium| Environment::load(medium)).collect());
-    let target = site.slot(story.target());
-    let holds_image =
-        || story.check.is_right() && disk::change(|disk| story.image().is_in(disk.safe(&target)));
     for (before, after) in history.iter().zip(history.iter().skip(1)) {
         let told = || format!("from {before} to {after}, in slot {}", running.letter());
         if !after.is_trial() {
@@ -165,7 +167,7 @@ pub fn judge_decisions(site: &Site, story: &Story, running: Slot) -> Result<(), 
         if after.slot() == running {
             return Err(format!("what runs is armed: {}", told()));
         }
-        if !holds_image() {
+        if !story.check.is_right() || !holds_image(site, story) {
             return Err(format!("what is not verified is armed: {}", told()));
         }
     }
