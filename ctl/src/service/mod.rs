@@ -175,9 +175,7 @@ impl Service {
             builder = builder.header(name, value);
         }
         builder = match &request.body {
-            Some(body) => {
-                builder.header(CONTENT_TYPE, "application/json; charset=utf-8").body(body.to_string())
-            }
+            Some(body) => builder.header(CONTENT_TYPE, "application/json; charset=utf-8").json(body),
             None => builder.body(""),
         };
         let lost = |source: reqwest::Error| self.lost(source, request);
