@@ -216,6 +216,10 @@ fn the_edison_tries_a_slot_three_times_and_goes_back() {
     let mut edison = Edison::new();
     let booted = edison.boot(both);
     assert!(booted.starts_with("root=/dev/mmcblk0p8 ") && booted.contains(" twinboot.slot=a "), "{booted}");
+    // As every board: a kernel that finds no init in its slot does not wait in a shell, and reboots.
+    let ends = " rootwait ro init=/sbin/init panic=5 ";
+    let script = fs::read_to_string(tree("config/u-boot/boot.cmd")).unwrap();
+    assert!(booted.contains(ends) && script.contains(ends), "{booted}");
 
     edison.set(&[("boot_slot", "b"), ("upgrade_available", "1"), ("bootcount", "0")]);
     for count in ["1", "2", "3"] {
