@@ -32,9 +32,11 @@ do_configure:append() {
     for config in $(find ${B} -maxdepth 2 -name .config); do
         # One place alone, or `saveenv` and Linux would mean different ones.
         sed -i -e 's/^\(CONFIG_ENV_IS_[A-Z0-9_]*\)=y$/# \1 is not set/' $config
-        # Of two names for the second copy, each U-Boot knows one and drops the other.
+        # Of two names for the second copy, and for the medium, each U-Boot knows one and drops the other. The
+        # environment is in no boot partition of an eMMC, whatever the board is configured for.
         printf '%s\n' ${TWINBOOT_UBOOT_CONFIG} CONFIG_ENV_REDUNDANT=y CONFIG_SYS_REDUNDAND_ENVIRONMENT=y \
-            CONFIG_SYS_MMC_ENV_DEV=${TWINBOOT_MMC} CONFIG_ENV_MMC_DEVICE_INDEX=${TWINBOOT_MMC} >> $config
+            CONFIG_SYS_MMC_ENV_DEV=${TWINBOOT_MMC} CONFIG_ENV_MMC_DEVICE_INDEX=${TWINBOOT_MMC} \
+            CONFIG_SYS_MMC_ENV_PART=0 CONFIG_ENV_MMC_EMMC_HW_PARTITION=0 >> $config
         oe_runmake -C ${S} O=$(dirname $config) olddefconfig
 
         for wanted in ${TWINBOOT_UBOOT_CONFIG}; do
@@ -42,6 +44,9 @@ do_configure:append() {
         done
         grep -qxE 'CONFIG_(ENV_REDUNDANT|SYS_REDUNDAND_ENVIRONMENT)=y' $config || \
             bbfatal "this U-Boot cannot have a redundant environment: a power cut while it is written would lose it"
+        grep -qxE 'CONFIG_(SYS_MMC_ENV_DEV|ENV_MMC_DEVICE_INDEX)=${TWINBOOT_MMC}' $config && \
+            grep -qxE 'CONFIG_(SYS_MMC_ENV_PART|ENV_MMC_EMMC_HW_PARTITION)=0' $config || \
+            bbfatal "this U-Boot cannot be told which medium has the environment: Linux would write to another one"
     done
     # u-boot.inc packages it as u-boot-default-env.
     printf '%s %s %s\n' ${TWINBOOT_ENV_DEVICE} ${TWINBOOT_ENV_OFFSET} ${TWINBOOT_ENV_SIZE} \
