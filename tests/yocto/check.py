@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -107,6 +108,12 @@ def daemon(series, work, compiled):
     files = {"usr/bin/twinboot", "usr/lib/tmpfiles.d/twinboot.conf", "usr/lib/systemd/catalog/twinboot.catalog"}
     files.add("usr/lib/udev/rules.d/80-twinboot-usb.rules")
     files |= {f"etc/twinboot/{name}" for name in ("config.toml", "config.d/10-layout.toml")}
+    # What tells the device from others is not lost with the slot.
+    unit = (TREE / "systemd/twinboot-network.service").read_text()
+    secrets = re.findall("^LoadCredential=.*:/(.*)$", unit, re.MULTILINE)
+    for secret in secrets:
+        assert os.readlink(image / secret) == f"/var/lib/twinboot/{pathlib.Path(secret).name}", secret
+    files |= set(secrets)
     assert installed == files | {f"usr/lib/systemd/system/{unit}" for unit in units}, installed
     # On a read-only root nobody makes them later.
     lines = [line.split() for line in (TREE / "systemd/twinboot.tmpfiles").read_text().splitlines()]
@@ -131,7 +138,8 @@ def u_boot(series, work):
 
     run(d, "do_fetch", "do_unpack", "do_configure", "do_deploy")
     config = pathlib.Path(d.getVar("B"), ".config").read_text().split("\n")
-    for line in ("CONFIG_SYS_REDUNDAND_ENVIRONMENT=y", "CONFIG_BOOTCOUNT_ENV=y", "CONFIG_ENV_OFFSET_REDUND=0x140000"):
+    for line in ("CONFIG_SYS_REDUNDAND_ENVIRONMENT=y", "CONFIG_BOOTCOUNT_ENV=y", "CONFIG_ENV_OFFSET_REDUND=0x140000",
+                 "CONFIG_SYS_MMC_ENV_PART=0"):
         assert line in config, line
     assert "CONFIG_ENV_IS_IN_EXT4=y" not in config, "two places for the environment"
 
@@ -147,13 +155,15 @@ def u_boot(series, work):
     assert (TREE / "config/u-boot/boot.cmd").read_bytes() == b"# The boot script for" + boot, "not our boot script"
     assert b'|| setenv twinboot_bootargs "console=ttyAMA0 quiet"\n' in defaults, defaults
 
-    d.setVar("UNKNOWN", "CONFIG_BOOTCOUNT_LIMIT")
-    try:
-        run(d, "do_configure")
-    except AssertionError as error:
-        assert "this U-Boot cannot have CONFIG_BOOTCOUNT_LIMIT=y" in str(error), error
-    else:
-        raise AssertionError("a U-Boot that cannot count boots was taken")
+    for unknown, said in (("CONFIG_BOOTCOUNT_LIMIT", "this U-Boot cannot have CONFIG_BOOTCOUNT_LIMIT=y"),
+                          ("CONFIG_SYS_MMC_ENV_PART CONFIG_ENV_MMC_EMMC_HW_PARTITION", "which medium")):
+        d.setVar("UNKNOWN", unknown)
+        try:
+            run(d, "do_configure")
+        except AssertionError as error:
+            assert said in str(error), error
+        else:
+            raise AssertionError(f"a U-Boot without {unknown} was taken")
     return deployed / "twinboot-env.bin"
 
 

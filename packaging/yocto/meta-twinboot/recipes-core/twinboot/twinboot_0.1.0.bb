@@ -63,6 +63,10 @@ do_install:append() {
         install -d ${D}${sysconfdir}/twinboot/$directory
     done
     install -m 0644 ${S}/10-layout.toml ${D}${sysconfdir}/twinboot/config.d/
+    # The units are given these from there; the next image does not bring them, so that they outlive this slot.
+    for secret in connection-string device.key; do
+        ln -s ${localstatedir}/lib/twinboot/$secret ${D}${sysconfdir}/twinboot/
+    done
     install -d ${D}${systemd_system_unitdir}
     install -m 0644 ${S}/systemd/*.service ${S}/systemd/*.socket ${S}/systemd/*.timer ${D}${systemd_system_unitdir}/
     install -D -m 0644 ${S}/systemd/twinboot-usb.rules ${D}${nonarch_base_libdir}/udev/rules.d/80-twinboot-usb.rules
