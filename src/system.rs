@@ -168,7 +168,8 @@ pub async fn printed(
     let late = || CommandError::Late { program: program.clone(), limit };
     let start = |source| CommandError::Start { program: program.clone(), source };
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.args(arguments).env_remove("NOTIFY_SOCKET");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.kill_on_drop(true).spawn().map_err(start)?;
     let read = async {
         let mut bytes = Vec::new();
@@ -190,7 +191,9 @@ pub fn image_version(os_release: &Path) -> Option<String> {
 
 /// Tells systemd the present step in one line, and that the service is up where `ready`.
 pub fn notify_status(ready: bool, summary: &str) {
-    let status = NotifyState::Status(summary);
+    // A line of its own would be another message to systemd.
+    let summary = summary.replace(char::is_control, " ");
+    let status = NotifyState::Status(&summary);
     // Without a service manager nobody listens.
     let _ =
         if ready { sd_notify::notify(&[NotifyState::Ready, status]) } else { sd_notify::notify(&[status]) };

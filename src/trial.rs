@@ -86,6 +86,13 @@ impl Mark {
         self.count(ALLOWED).map(|count| count > 0).map_err(|source| self.failed(source))
     }
 
+    /// Whether this boot is one of a trial: armed, and by another system than the one with this command line.
+    #[must_use]
+    pub fn is_of_this_boot(&self, command_line: &Path) -> bool {
+        let armed_by = fs::read(self.directory.join("armed-by"));
+        self.is_armed().unwrap_or(false) && armed_by.ok() != fs::read(command_line).ok()
+    }
+
     fn allow(&self, boots: u8) -> io::Result<()> {
         for number in 1..=boots {
             File::create(self.directory.join(format!("{ALLOWED}{number}")))?;
@@ -154,7 +161,12 @@ mod tests {
 
         mark.arm(&command_line, 3).unwrap();
         assert_eq!((mark.count(ALLOWED).unwrap(), mark.reboots()), (3, 0), "a new trial begins at nought");
+        assert!(!mark.is_of_this_boot(&command_line), "it armed the trial itself");
+        let other = directory.path().join("other");
+        write_durably(&other, b"twinboot.slot=b\n").unwrap();
+        assert!(mark.is_of_this_boot(&other));
         mark.disarm().unwrap();
         assert_eq!((mark.count(ALLOWED).unwrap(), mark.reboots()), (0, 0));
+        assert!(!mark.is_of_this_boot(&other));
     }
 }

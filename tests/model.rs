@@ -316,6 +316,7 @@ impl World {
         world.todo = rest.to_vec();
         match effect.clone() {
             Effect::Respond(_) | Effect::Report | Effect::Abort | Effect::KeepVersion(_) => out.push(world),
+            Effect::Settle => panic!("a trial that no update is about: {self:?}"),
             Effect::RunHooks(run) => world.run_hooks(&run, &mut out),
             Effect::ConfirmBoot => {
                 if !world.trial {
@@ -489,7 +490,8 @@ fn settles(mut world: World) -> bool {
         }
         let effect = world.todo.remove(0);
         match effect {
-            Effect::Respond(_) | Effect::Report | Effect::Abort | Effect::KeepVersion(_) => {}
+            Effect::Respond(_) | Effect::Report | Effect::Abort | Effect::KeepVersion(_) | Effect::Settle => {
+            }
             Effect::RunHooks(run) => {
                 world = world.agreeing(run.hook);
                 world.feed(Event::HooksRan(run.update.request.id, run.hook, Verdict::GoOn));

@@ -121,6 +121,9 @@ fn method_reply(response: &Response) -> MethodReply {
         Response::AlreadyCompleted(id) => done("Firmware update already completed", id),
         Response::Cancelled(id) => done("Firmware update cancelled", id),
         Response::Committing(id) => done("Firmware update is being committed", id),
+        Response::Settling => {
+            MethodReply { status: 200, payload: json!({ "Response": "The running slot is being committed" }) }
+        }
         Response::RollingBack(id) => done("Firmware update is being rolled back", id),
         Response::Refused(failure, running) => {
             let status = match failure.code {
@@ -190,6 +193,9 @@ fn local_answer(response: &Response) -> Answer {
         Response::AlreadyCompleted(id) => ok("this update is already completed", id),
         Response::Cancelled(id) => ok("update cancelled", id),
         Response::Committing(id) => ok("committing the running slot", id),
+        Response::Settling => {
+            Answer::Ok { message: "committing the running slot".to_owned(), update_id: None }
+        }
         Response::RollingBack(id) => ok("rolling back; the device reboots if it has to", id),
         Response::Refused(failure, _) => Answer::Refused(failure.clone()),
     }

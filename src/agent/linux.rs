@@ -187,10 +187,18 @@ impl Linux {
         hooks::run(&self.config.hooks, self.config.scripts, run, self.booted.slot).await
     }
 
+    /// Whether systemd would end this boot as one of a trial: the mark knows of one also where the state was lost,
+    /// and RAUC's variables do not tell it.
+    async fn is_marked_trial(&self) -> bool {
+        let (mark, command_line) = (self.mark.clone(), self.config.system.proc.join("cmdline"));
+        let look = move || mark.is_of_this_boot(&command_line);
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
+    }
+
     /// RAUC's boot script spends an attempt on each boot, the committed slot's too: a healthy one gets them
-    /// back. An unhealthy one is left to the boot loader.
+    /// back. An unhealthy one is left to the boot loader, and so is a trial.
     async fn confirm_boot(&self, connected: watch::Receiver<bool>) {
-        if self.config.boot.scheme != Scheme::Rauc {
+        if self.config.boot.scheme != Scheme::Rauc || self.is_marked_trial().await {
             return;
         }
         let slot = self.booted.slot;
@@ -267,7 +275,7 @@ impl Machine for Linux {
             Err(reason) => Environment::Unusable(reason),
             Ok(view) => match booted::agreement(&view, &self.booted) {
                 Err(disagreement) => Environment::Unusable(disagreement.to_string()),
-                Ok(()) if view.trial => Environment::Uncommitted,
+                Ok(()) if view.trial || self.is_marked_trial().await => Environment::Uncommitted,
                 Ok(()) => Environment::Committed,
             },
         }
@@ -294,6 +302,11 @@ impl Machine for Linux {
             }
             Effect::Commit(Update { request, target, .. }) => {
                 Some(Event::Committed(request.id, self.commit(target).await))
+            }
+            Effect::Settle => {
+                // A failure is in the log, and the environment stays as it is told.
+                let _ = self.commit(self.booted.slot).await;
+                None
             }
             Effect::RollBack { id, to, again } => {
                 Some(Event::RolledBack(id, self.roll_back(to, again).await))

@@ -152,7 +152,8 @@ struct Inputs {
 /// An effect came to its end. Those of jobs that were aborted are late, and dropped.
 struct Completion {
     job: Option<u64>,
-    event: Event,
+    /// What came of it, for the policy.
+    event: Option<Event>,
 }
 
 struct Agent<M> {
@@ -170,7 +171,8 @@ struct Agent<M> {
     installing: Option<Installing>,
     asking: Option<JoinHandle<()>>,
     jobs: u64,
-    progress: watch::Sender<Progress>,
+    /// Of the newest install: what one before it still tells is not heard.
+    progress: watch::Receiver<Progress>,
     shown: Shown,
     rebooting: Option<JoinHandle<()>>,
     uploading: Option<JoinHandle<()>>,
@@ -201,6 +203,8 @@ struct Shown {
     reported: Option<(Instant, u64)>,
     status: Option<(Instant, u64)>,
     bytes_per_sec: Option<u64>,
+    /// When a change is reported that came too soon after a report.
+    report_due: Option<Instant>,
 }
 
 impl<M: Machine> Agent<M> {
@@ -230,7 +234,7 @@ impl<M: Machine> Agent<M> {
             installing: None,
             asking: None,
             jobs: 0,
-            progress: watch::channel(Progress::default()).0,
+            progress: watch::channel(Progress::default()).1,
             shown: Shown::default(),
             rebooting: None,
             uploading: None,
@@ -249,17 +253,20 @@ impl<M: Machine> Agent<M> {
     async fn serve(&mut self, inputs: Inputs, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
         let Inputs { mut hub_events, mut calls, mut done } = inputs;
         let mut stop = std::pin::pin!(stop);
-        let mut progress = self.progress.subscribe();
         let mut watchdog = system::watchdog_interval().map(tokio::time::interval);
         let began = Instant::now();
         let mut look_at_clock = began;
         loop {
+            let report_due = self.shown.report_due;
             tokio::select! {
                 () = &mut stop => return Ok(()),
                 Some(completion) = done.recv() => self.on_completion(completion).await?,
                 Some(event) = hub_events.recv() => self.on_hub(event).await?,
                 Some(call) = calls.recv() => self.on_call(call).await?,
-                Ok(()) = progress.changed() => self.on_progress().await?,
+                Ok(()) = self.progress.changed() => self.on_progress().await?,
+                () = tokio::time::sleep_until(report_due.unwrap_or(began)), if report_due.is_some() => {
+                    self.report_progress();
+                }
                 () = tokio::time::sleep_until(look_at_clock), if !self.clock_is_right => {
                     self.on_clock().await?;
                     let soon = began.elapsed() < CLOCK_SOON;
@@ -294,11 +301,17 @@ impl<M: Machine> Agent<M> {
         if completion.job.is_some_and(|job| job != self.jobs) {
             return Ok(());
         }
-        if matches!(completion.event, Event::Installed(..)) {
+        if matches!(completion.event, Some(Event::Installed(..))) {
             self.installing = None;
         }
         self.read_environment().await;
-        self.apply(completion.event, None).await
+        match completion.event {
+            Some(event) => self.apply(event, None).await,
+            None => {
+                self.report();
+                Ok(())
+            }
+        }
     }
 
     async fn on_hub(&mut self, event: HubEvent) -> Result<(), AgentError> {
@@ -331,6 +344,7 @@ impl<M: Machine> Agent<M> {
                 Ok(())
             }
             Ok(MethodRequest::Reboot) => {
+                self.read_environment().await;
                 let refusal = self.reboot_refusal();
                 drop(call.reply.send(answer::reboot_reply(refusal)));
                 if refusal.is_none() {
@@ -452,7 +466,9 @@ impl<M: Machine> Agent<M> {
         let progress = *self.progress.borrow();
         let Some(installing) = &mut self.installing else { return Ok(()) };
         let mut events = Vec::new();
-        let fresh_bytes = progress.fetched_bytes.max(progress.written_bytes);
+        // What is fetched from the beginning each time is no headway.
+        let resumed_bytes = if progress.saved_bytes > 0 { progress.fetched_bytes } else { 0 };
+        let fresh_bytes = resumed_bytes.max(progress.written_bytes);
         if !installing.progressed && fresh_bytes >= HEADWAY_BYTES {
             installing.progressed = true;
             events.push(Event::Progressed(installing.id.clone()));
@@ -481,23 +497,35 @@ impl<M: Machine> Agent<M> {
         }
         self.shown.status = Some((now, progress.bytes));
         let percent = progress.percent().unwrap_or_default();
-        let worth_a_report = self.shown.phase != Some(progress.phase)
-            || self.shown.reported.is_none_or(|(since, shown_percent)| {
-                now.duration_since(since) >= REPORT_INTERVAL && percent >= shown_percent + REPORT_PERCENT
-            });
-        self.shown.phase = Some(progress.phase);
-        if worth_a_report {
-            self.shown.reported = Some((now, percent));
-            self.report();
-        } else {
-            self.show_status();
+        let changed = self.shown.phase.replace(progress.phase) != Some(progress.phase);
+        let is_whole = progress.phase == Phase::Verifying;
+        match self.shown.reported {
+            // A server that comes and goes changes the phase many times a minute, the end of a download once.
+            Some((since, _)) if now.duration_since(since) < REPORT_INTERVAL && !(changed && is_whole) => {
+                self.shown.report_due = self.shown.report_due.or(changed.then_some(since + REPORT_INTERVAL));
+                self.show_status();
+            }
+            Some((_, shown_percent)) if !changed && percent < shown_percent + REPORT_PERCENT => {
+                self.show_status();
+            }
+            _ => self.report_progress(),
         }
+    }
+
+    fn report_progress(&mut self) {
+        let percent = self.progress.borrow().percent().unwrap_or_default();
+        (self.shown.reported, self.shown.report_due) = (Some((Instant::now(), percent)), None);
+        self.report();
     }
 
     // ---- decide, save, act
 
     /// The only writer of `self.record`.
     async fn apply(&mut self, event: Event, mut asker: Option<Asker>) -> Result<(), AgentError> {
+        // These hang on it, and others than us may have changed it.
+        if matches!(event, Event::Requested(..) | Event::CommitRequested | Event::RollBackRequested) {
+            self.read_environment().await;
+        }
         let context = self.context().await;
         let next = step(&context, self.record.clone(), event);
         let mut came_to_rest = false;
@@ -509,16 +537,16 @@ impl<M: Machine> Agent<M> {
                 came_to_rest = matches!(self.record.state, State::Idle { .. });
             }
         }
+        if came_to_rest {
+            // What was under way, and is not known, is over.
+            self.state_fault = None;
+        }
         // Whoever asks and then looks at the status must find the answer's truth there.
         self.show_status();
         for effect in next.effects {
             self.run_effect(effect, &mut asker);
         }
-        if came_to_rest {
-            self.state_fault = None;
-            self.follow_desired().await?;
-        }
-        Ok(())
+        if came_to_rest { self.follow_desired().await } else { Ok(()) }
     }
 
     async fn context(&self) -> Context {
@@ -576,10 +604,9 @@ impl<M: Machine> Agent<M> {
         let (machine, done) = (self.machine.clone(), self.done.clone());
         let connected = self.connected.subscribe();
         tokio::spawn(async move {
-            if let Some(event) = machine.perform(effect, connected).await {
-                // A receiver that is gone means that the daemon ends.
-                let _ = done.send(Completion { job, event }).await;
-            }
+            let event = machine.perform(effect, connected).await;
+            // A receiver that is gone means that the daemon ends.
+            let _ = done.send(Completion { job, event }).await;
         })
     }
 
@@ -589,9 +616,9 @@ impl<M: Machine> Agent<M> {
         let (cancel, cancelled) = watch::channel(false);
         let earlier = self.installing.take();
         let id = update.request.id.clone();
-        let (machine, progress) = (self.machine.clone(), self.progress.clone());
-        let known = self.known(&update);
-        self.progress.send_replace(Progress::default());
+        let (machine, known) = (self.machine.clone(), self.known(&update));
+        let progress;
+        (progress, self.progress) = watch::channel(Progress::default());
         self.shown = Shown::default();
         let task = tokio::spawn(async move {
             // Two writers on one slot would be one too many.
@@ -601,7 +628,7 @@ impl<M: Machine> Agent<M> {
             }
             let result = machine.install(&update, known, &progress, cancelled.clone()).await;
             if !*cancelled.borrow() {
-                let event = Event::Installed(update.request.id, result);
+                let event = Some(Event::Installed(update.request.id, result));
                 let _ = done.send(Completion { job: Some(job), event }).await;
             }
         });
@@ -701,7 +728,11 @@ impl<M: Machine> Agent<M> {
 
     /// The few lines that an operator searches for.
     fn tell_milestone(&self, before: &State) {
-        let Some(update) = self.record.state.update().or(before.update()) else { return };
+        let over = match &self.record.state {
+            State::Idle { last } => last.as_deref().map(|last| &last.update),
+            _ => None,
+        };
+        let Some(update) = self.record.state.update().or(over) else { return };
         let (id, slot) = (update.request.id.as_str(), update.target);
         let tell = |message_id: &str, text: &str| {
             info!(MESSAGE_ID = message_id, UPDATE_ID = id, SLOT = %slot, "update {id}: {text}");

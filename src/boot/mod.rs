@@ -173,8 +173,7 @@ impl BootControl {
     /// As [`Self::commit`].
     pub fn confirm(&mut self, slot: Slot) -> Result<Written, BootError> {
         let variables = self.environment.read()?;
-        let needed = self.scheme.needs_refill(&variables, slot, self.attempts)?;
-        let patch = if needed { self.scheme.confirm(slot, self.attempts) } else { EnvPatch::default() };
+        let patch = self.scheme.confirm(slot, self.attempts, &variables)?;
         Ok(self.environment.write(&patch)?)
     }
 }

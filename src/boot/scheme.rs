@@ -150,34 +150,24 @@ impl Scheme {
         }
     }
 
-    /// Gives `slot`, which runs, is committed and well, its attempts back. Empty where only trials are counted.
-    #[must_use]
-    pub fn confirm(&self, slot: Slot, attempts: u8) -> EnvPatch {
-        match self {
-            Self::Rauc => {
-                let mut patch = EnvPatch::default();
-                set(&mut patch, &left_name(slot), format_args!("{attempts:x}"));
-                patch
-            }
-            Self::Bootcount | Self::Mender { .. } => EnvPatch::default(),
-        }
-    }
-
-    /// Whether [`Self::confirm`] has something to give back: RAUC's boot script takes an attempt at every boot, so a
-    /// committed slot too would run out of them.
+    /// Gives `slot`, which runs, at rest and well, its attempts back: RAUC's boot script takes one at every boot, so
+    /// a committed slot too would run out of them. One that has run out and left `slot` to run is no longer the first.
+    /// Empty where only trials are counted.
     ///
     /// # Errors
-    /// When the variable that counts them cannot be read.
-    pub fn needs_refill(
-        &self,
-        variables: &Variables,
-        booted: Slot,
-        attempts: u8,
-    ) -> Result<bool, SchemeError> {
-        match self {
-            Self::Rauc => Ok(rauc_left(variables, booted)? < u32::from(attempts)),
-            Self::Bootcount | Self::Mender { .. } => Ok(false),
+    /// When `variables` do not tell what the slots may do.
+    pub fn confirm(&self, slot: Slot, attempts: u8, variables: &Variables) -> Result<EnvPatch, SchemeError> {
+        let mut patch = EnvPatch::default();
+        if *self == Self::Rauc {
+            let rauc = Rauc::read(variables)?;
+            if rauc.first() != slot && !rauc.bootable(rauc.first()) {
+                return self.commit(slot, attempts, variables);
+            }
+            if rauc.left(slot) < u32::from(attempts) {
+                set(&mut patch, &left_name(slot), format_args!("{attempts:x}"));
+            }
         }
+        Ok(patch)
     }
 
     /// What the boot script will do.
@@ -345,8 +335,12 @@ impl Rauc {
         self.order.contains(&slot) && self.left(slot) > 0
     }
 
+    fn first(&self) -> Slot {
+        self.order.first().copied().unwrap_or(Slot::A)
+    }
+
     fn view(&self) -> View {
-        let first = self.order.first().copied().unwrap_or(Slot::A);
+        let first = self.first();
         // Where no slot has attempts left, the boot script gives them all back and takes the first.
         let primary = self.order.iter().copied().find(|slot| self.bootable(*slot)).unwrap_or(first);
         View {

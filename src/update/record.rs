@@ -26,6 +26,9 @@ pub struct Record {
     pub keys: Option<KeyList>,
     /// The slot with the system that was committed before the running one, until it is overwritten.
     pub fallback: Option<Slot>,
+    /// The update that was committed last; it brought the system that runs where the other slot is the fallback.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub committed: Option<Box<Update>>,
     /// The newest desired request that was dealt with: it is not started again until it changes.
     pub desired: Option<UpdateId>,
     /// When what happened.
@@ -83,6 +86,11 @@ pub struct Times {
 }
 
 impl Times {
+    /// An update begins: what is told of the one before is over.
+    pub(super) fn begin(&mut self, now: Moment) {
+        *self = Self { accepted: Some(now), succeeded: self.succeeded, ..Self::default() };
+    }
+
     /// Gives every moment of this boot its wall time.
     pub(super) fn resolve(&mut self, now: Moment) {
         let Self { accepted, downloaded, applying, finished, succeeded } = self;
@@ -124,6 +132,14 @@ pub struct Update {
     pub online_before: bool,
 }
 
+impl Update {
+    /// Without what of its address may be a credential: nothing is fetched from it any more.
+    pub(super) fn without_secrets(mut self) -> Self {
+        self.request.forget_secrets();
+        self
+    }
+}
+
 /// An update that is over.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -140,7 +156,7 @@ pub struct Finished {
 pub enum Outcome {
     /// The new slot is committed.
     Succeeded,
-    /// Nothing was activated; the device never left the old slot.
+    /// Nothing was activated, or that was undone before a boot; or the boot loader does not obey.
     Failed(Failure),
     /// The new slot was activated and then given up.
     RolledBack(Failure),
@@ -290,7 +306,7 @@ const MAGIC: &str = "twinboot-state";
 /// so does the meaning of each name beside `state`: an older reader takes those of any schema.
 const SCHEMA: u32 = 1;
 
-/// The largest state file: thirty times what the largest record takes (16 denied images of 4 KiB each).
+/// The largest state file: some ten times what the largest record takes (16 denied images of 4 KiB each).
 pub const SIZE_BYTES_MAX: usize = 1 << 20;
 
 impl Record {
@@ -334,6 +350,7 @@ impl Record {
             min_version: field(&fields, "minVersion"),
             keys: field(&fields, "keys"),
             fallback: field(&fields, "fallback"),
+            committed: field(&fields, "committed"),
             times: field(&fields, "times"),
             // Hooks that were not run to the end are of the newer version too.
             afterword: None,
@@ -387,6 +404,7 @@ mod tests {
         let source_digest = Sha256Digest([7; 32]);
         let image = Image { source_digest, size_bytes: 4096, version: None, keys: Some(keys.clone()) };
         Record {
+            committed: Some(Box::new(update.clone())),
             state: State::RollingBack {
                 update,
                 image: Some(image),

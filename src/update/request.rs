@@ -186,7 +186,7 @@ impl UpdateRequest {
             _ => return Err(whole("payload must be an object with `fwPackageUri`".to_owned())),
         };
         if let Some(unknown) = fields.keys().find(|key| !KEYS.contains(&key.as_str())) {
-            let key: String = unknown.chars().take(64).collect();
+            let key: String = unknown.chars().take(64).flat_map(char::escape_debug).collect();
             return Err(wrong(&key, format!("`{key}` is not a key of this method: {}", KEYS.join(", "))));
         }
         let uri = match (text(fields, "fwPackageUri")?, text(fields, "fwPackageURI")?) {

@@ -119,6 +119,8 @@ pub enum Response {
     Cancelled(UpdateId),
     /// The trial is being committed.
     Committing(UpdateId),
+    /// What runs is being committed, though no update is known to have brought it.
+    Settling,
     /// The trial, or the last update, is being given up.
     RollingBack(UpdateId),
     /// Not taken.
@@ -149,6 +151,8 @@ pub enum Effect {
     },
     /// One environment transaction: the target first, no trial.
     Commit(Update),
+    /// One environment transaction: the running slot first, no trial.
+    Settle,
     /// One environment transaction: `to` first, no trial, the other unbootable.
     RollBack {
         /// The update that is given up.
@@ -178,7 +182,7 @@ pub struct Step {
 }
 
 /// Interrupted attempts without headway, to install as to ask hooks: a daemon that dies of an image must stop
-/// trying it, and a gateway that is switched off every evening must get through.
+/// trying it, and a gateway that is switched off every evening must get through, where the image can be resumed.
 pub const INSTALL_ATTEMPTS_MAX: u8 = 10;
 
 /// Boots that a roll back asks for, if the boot loader keeps coming up elsewhere.
@@ -198,7 +202,7 @@ pub fn step(context: &Context, mut record: Record, event: Event) -> Step {
         Event::ClockSet => Step { record, effects: vec![Effect::Report] },
         Event::Requested(request, origin) => requested(context, record, request, origin),
         Event::CancelRequested(id) => cancel_requested(context, record, id),
-        Event::CommitRequested => commit_requested(record),
+        Event::CommitRequested => commit_requested(context, record),
         Event::RollBackRequested => roll_back_requested(context, record),
         Event::Progressed(id) => progressed(record, &id),
         Event::Downloaded(id) => downloaded(context, record, &id),
@@ -218,11 +222,7 @@ fn started(context: &Context, mut record: Record) -> Step {
         record.min_version.clone_from(&context.min_version);
     }
     match record.state.clone() {
-        State::Idle { .. } => {
-            let keep_version = record.min_version.clone().map(Effect::KeepVersion);
-            let effects = [Effect::Report, Effect::ConfirmBoot].into_iter().chain(keep_version);
-            unchanged(record, effects.collect::<Vec<_>>())
-        }
+        State::Idle { .. } => started_at_rest(context, record),
 
         State::Asking { update, .. } | State::Installing { update, .. } if boot.slot == update.target => {
             let message = format!("slot {} runs, which was not to be booted yet", update.target);
@@ -261,19 +261,7 @@ fn started(context: &Context, mut record: Record) -> Step {
             if boot.slot == update.target {
                 begin_trial(record, update, image, context.now)
             } else {
-                // The boot loader fell back. Make that permanent before saying so.
-                let what = match context.trial_timeouts {
-                    0 => "did not come up".to_owned(),
-                    times => format!("was not committed in time in {times} of its boots"),
-                };
-                let message = format!("slot {} {what}; the boot loader fell back", update.target);
-                begin_roll_back(
-                    record,
-                    update,
-                    Some(image),
-                    boot.slot,
-                    Failure::new(Code::BootFailed, message),
-                )
+                fell_back(context, record, update, image)
             }
         }
 
@@ -282,6 +270,32 @@ fn started(context: &Context, mut record: Record) -> Step {
             unchanged(record, [Effect::Report, roll_back])
         }
     }
+}
+
+fn started_at_rest(context: &Context, mut record: Record) -> Step {
+    if let State::Idle { last: Some(last) } = &mut record.state
+        && last.outcome == Outcome::Succeeded
+        && last.update.target != context.boot.slot
+    {
+        // A script that counts all boots, as RAUC's does, can leave a committed slot too.
+        let message = format!("slot {} was committed; the boot loader has left it since", last.update.target);
+        last.outcome = Outcome::RolledBack(Failure::new(Code::BootFailed, message));
+        record.times.finished = Some(context.now);
+    }
+    let keep_version = record.min_version.clone().map(Effect::KeepVersion);
+    let effects = [Effect::Report, Effect::ConfirmBoot].into_iter().chain(keep_version);
+    unchanged(record, effects.collect::<Vec<_>>())
+}
+
+/// The boot loader fell back in a trial. Make that permanent before saying so.
+fn fell_back(context: &Context, record: Record, update: Update, image: Image) -> Step {
+    let what = match context.trial_timeouts {
+        0 => "did not come up".to_owned(),
+        times => format!("was not committed in time in {times} of its boots"),
+    };
+    let message = format!("slot {} {what}; the boot loader fell back", update.target);
+    let failure = Failure::new(Code::BootFailed, message);
+    begin_roll_back(record, update, Some(image), context.boot.slot, failure)
 }
 
 fn requested(context: &Context, record: Record, request: UpdateRequest, origin: Origin) -> Step {
@@ -312,7 +326,7 @@ fn requested(context: &Context, record: Record, request: UpdateRequest, origin: 
         (Some(failure), Origin::Desired) => {
             let mut record = record;
             record.desired = Some(id);
-            record.times.accepted = Some(context.now);
+            record.times.begin(context.now);
             let update = Update { request, target: context.boot.slot.other(), online_before: context.online };
             finish(context, record, update, Outcome::Failed(failure))
         }
@@ -339,8 +353,7 @@ fn accept(context: &Context, mut record: Record, request: UpdateRequest, origin:
     // Later this slot is the other one, and can no longer say it by itself.
     let running_version = context.running_version(&record).map(str::to_owned);
     record.versions.set(context.boot.slot, running_version);
-    record.times.accepted = Some(context.now);
-    (record.times.downloaded, record.times.applying, record.times.finished) = (None, None, None);
+    record.times.begin(context.now);
     let response = Response::Started(request.id.clone());
     let update = Update { request, target, online_before: context.online };
     let mut step = ask(record, update, Gate::BeforeInstall, 1, None);
@@ -354,10 +367,8 @@ fn refusal(context: &Context, record: &Record, request: &UpdateRequest) -> Optio
     match environment {
         Environment::Committed => {}
         Environment::Uncommitted => {
-            let message = format!(
-                "slot {} is not committed: wait for its trial to end, or `twinboot commit` at the device",
-                boot.slot
-            );
+            let message =
+                format!("slot {} is not committed: `twinboot commit` at the device keeps it", boot.slot);
             return Some(Failure::new(Code::Uncommitted, message));
         }
         Environment::Unusable(why) => return Some(Failure::new(Code::EnvironmentUnusable, why.clone())),
@@ -422,7 +433,9 @@ fn cancel_requested(context: &Context, record: Record, id: Option<UpdateId>) -> 
                 Some(running) if id.is_some() && id.as_ref() != Some(running) => {
                     format!("the running update is `{running}`")
                 }
-                Some(running) => format!("update `{running}` is past its download: use `twinboot rollback`"),
+                Some(running) => {
+                    format!("update `{running}` is past its download: `twinboot rollback` can end its trial")
+                }
             };
             let failure = Failure::new(Code::NothingToCancel, message);
             unchanged(record, [Effect::Respond(Response::Refused(failure, state.update_id().cloned()))])
@@ -430,13 +443,17 @@ fn cancel_requested(context: &Context, record: Record, id: Option<UpdateId>) -> 
     }
 }
 
-fn commit_requested(record: Record) -> Step {
+fn commit_requested(context: &Context, record: Record) -> Step {
     if let State::Trial { update, image, since, .. } = record.state.clone() {
         let effects = [
             Effect::Respond(Response::Committing(update.request.id.clone())),
             Effect::Commit(update.clone()),
         ];
         return to_state(record, State::Trial { update, image, since, by_hand: true }, effects);
+    }
+    let at_rest = matches!(record.state, State::Idle { .. });
+    if at_rest && context.environment == Environment::Uncommitted {
+        return unchanged(record, [Effect::Respond(Response::Settling), Effect::Settle]);
     }
     let failure = Failure::new(Code::NothingToCommit, "no trial is running");
     let running = record.state.update_id().cloned();
@@ -454,7 +471,9 @@ fn roll_back_requested(context: &Context, record: Record) -> Step {
             if record.fallback == Some(context.boot.slot.other())
                 && context.environment == Environment::Committed =>
         {
-            (last.update, None, context.boot.slot.other())
+            // Since the commit, others may have come and been refused.
+            let update = record.committed.as_deref().cloned().unwrap_or(last.update);
+            (update, None, context.boot.slot.other())
         }
         state @ (State::Idle { .. }
         | State::Asking { .. }
@@ -463,8 +482,18 @@ fn roll_back_requested(context: &Context, record: Record) -> Step {
         | State::Rebooting { .. }
         | State::RollingBack { .. }) => {
             let message = match state.update_id() {
-                Some(running) => format!("update `{running}` is running: wait for it, or cancel it"),
-                None => format!("slot {} holds no system to go back to", context.boot.slot.other()),
+                Some(running) => {
+                    format!(
+                        "update `{running}` is not on trial: wait for it, or cancel it while it downloads"
+                    )
+                }
+                None => match &context.environment {
+                    Environment::Committed => {
+                        format!("slot {} holds no system to go back to", context.boot.slot.other())
+                    }
+                    Environment::Uncommitted => format!("slot {} is not committed", context.boot.slot),
+                    Environment::Unusable(why) => why.clone(),
+                },
             };
             let failure = Failure::new(Code::NothingToRollBack, message);
             let response = Response::Refused(failure, state.update_id().cloned());
@@ -566,6 +595,7 @@ fn committed(context: &Context, mut record: Record, id: &UpdateId, result: Resul
     match result {
         Ok(()) => {
             record.fallback = Some(update.target.other());
+            record.committed = Some(Box::new(update.clone().without_secrets()));
             record.times.succeeded = Some(context.now);
             // An older one was let through on purpose.
             let version = update.request.version.clone();
@@ -596,23 +626,25 @@ fn rolled_back(context: &Context, record: Record, id: &UpdateId, result: Result<
     };
     match result {
         Ok(()) if boot.slot == to => finish_roll_back(context, record, update, image, failure),
-        Ok(()) if asked_in != Some(boot.id) && reboots >= ROLL_BACK_REBOOTS_MAX => {
-            let message = format!("the boot loader does not go back to slot {to}; after: {failure}");
-            let failure = Failure::new(Code::EnvironmentUnusable, message);
+        // On the good slot, a reboot mends nothing: stay, and try again.
+        Err(_) if boot.slot == to => {
+            let roll_back = Effect::RollBack { id: update.request.id, to, again: true };
+            unchanged(record, [Effect::Report, roll_back])
+        }
+        result if asked_in != Some(boot.id) && reboots >= ROLL_BACK_REBOOTS_MAX => {
+            let why = match result {
+                Ok(()) => format!("the boot loader does not go back to slot {to}"),
+                Err(unwritten) => unwritten.to_string(),
+            };
+            let failure = Failure::new(Code::EnvironmentUnusable, format!("{why}; after: {failure}"));
             finish(context, record, update, Outcome::Failed(failure))
         }
-        Ok(()) => {
+        // What could not be written, the boot loader's own counter can still do, in a trial.
+        Ok(()) | Err(_) => {
             let reboots = if asked_in == Some(boot.id) { reboots } else { reboots.saturating_add(1) };
             let asked_in = Some(boot.id);
             let state = State::RollingBack { update, image, to, failure, asked_in, reboots };
             to_state(record, state, [Effect::Report, Effect::Reboot])
-        }
-        // On the trial slot, the boot loader's own counter can still do what we cannot.
-        Err(_) if boot.slot != to => unchanged(record, [Effect::Report, Effect::Reboot]),
-        // On the good slot, a reboot mends nothing: stay, and try again.
-        Err(_) => {
-            let roll_back = Effect::RollBack { id: update.request.id, to, again: true };
-            unchanged(record, [Effect::Report, roll_back])
         }
     }
 }
@@ -648,8 +680,8 @@ fn finish_roll_back(
     finish_with_hooks(context, record, update, Outcome::RolledBack(failure), Hook::AfterRollback)
 }
 
-fn finish(context: &Context, mut record: Record, mut update: Update, outcome: Outcome) -> Step {
-    update.request.forget_secrets();
+fn finish(context: &Context, mut record: Record, update: Update, outcome: Outcome) -> Step {
+    let update = update.without_secrets();
     record.times.finished = Some(context.now);
     to_state(record, State::Idle { last: Some(Box::new(Finished { update, outcome })) }, [Effect::Report])
 }
@@ -677,7 +709,7 @@ fn note_desired<const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::Versions;
+    use super::super::record::{Times, Versions};
     use super::super::{BootId, Sha256Digest};
     use super::*;
 
@@ -930,6 +962,81 @@ mod tests {
         let step = ask(&context(), &Record::default(), request, Origin::Desired);
         let State::Idle { last: Some(last) } = step.record.state else { panic!("not at rest") };
         assert!(matches!(last.outcome, Outcome::Failed(failure) if failure.code == Code::Unverifiable));
+    }
+
+    /// Slot b runs, after this update of it was committed.
+    fn committed() -> (Context, Record) {
+        let context = Context { boot: Boot { slot: Slot::B, ..context().boot }, ..context() };
+        (context, after_trial(Record::default(), "2.0", None, true).record)
+    }
+
+    #[test]
+    fn a_committed_slot_that_the_boot_loader_has_left_is_not_called_completed() {
+        let (on_b, record) = committed();
+        let stays = step(&on_b, record.clone(), Event::Started).record;
+        assert!(
+            matches!(stays.state, State::Idle { last: Some(last) } if last.outcome == Outcome::Succeeded)
+        );
+        let left = step(&context(), record, Event::Started);
+        assert!(left.effects.contains(&Effect::ConfirmBoot) && left.effects.contains(&Effect::Report));
+        let State::Idle { last: Some(last) } = left.record.state else { panic!("not at rest") };
+        assert!(matches!(last.outcome, Outcome::RolledBack(failure) if failure.code == Code::BootFailed));
+        assert_eq!(left.record.denied, [], "it was good once");
+    }
+
+    #[test]
+    fn a_roll_back_from_rest_is_one_of_the_update_that_was_committed() {
+        let (on_b, record) = committed();
+        let older = ask(&on_b, &record, request("two", Some("1.5")), Origin::Desired).record;
+        let State::Idle { last: Some(last) } = &older.state else { panic!("not at rest") };
+        assert_eq!(last.update.request.id.as_str(), "two", "it was refused");
+        let State::RollingBack { update, to, .. } = step(&on_b, older, Event::RollBackRequested).record.state
+        else {
+            panic!("not rolling back")
+        };
+        assert_eq!((update.request.id.as_str(), update.target, to), ("one", Slot::B, Slot::A));
+    }
+
+    #[test]
+    fn a_roll_back_that_cannot_be_written_reboots_no_more_often_than_any_other() {
+        let (on_b, record) = committed();
+        let mut next = step(&on_b, record, Event::RollBackRequested);
+        let mut reboots = 0;
+        for boot in 2.. {
+            let failed = Err(Failure::new(Code::EnvironmentUnusable, "m"));
+            let on_b = Context { boot: Boot { id: BootId(boot), slot: Slot::B }, ..on_b.clone() };
+            next = step(&on_b, next.record, Event::RolledBack("one".parse().unwrap(), failed));
+            if !next.effects.contains(&Effect::Reboot) {
+                break;
+            }
+            reboots += 1;
+        }
+        assert_eq!(reboots, ROLL_BACK_REBOOTS_MAX);
+        let State::Idle { last: Some(last) } = next.record.state else { panic!("not at rest") };
+        assert!(
+            matches!(last.outcome, Outcome::Failed(failure) if failure.code == Code::EnvironmentUnusable)
+        );
+    }
+
+    #[test]
+    fn what_runs_uncommitted_at_rest_may_be_kept_by_hand() {
+        let (on_b, record) = committed();
+        let nothing = step(&on_b, record.clone(), Event::CommitRequested);
+        assert_eq!(refused(&nothing), Some(Code::NothingToCommit));
+        let lost = Context { environment: Environment::Uncommitted, ..on_b };
+        let kept = step(&lost, record.clone(), Event::CommitRequested);
+        assert_eq!(kept.effects, [Effect::Respond(Response::Settling), Effect::Settle]);
+        assert_eq!(kept.record, record);
+    }
+
+    #[test]
+    fn a_refused_desired_request_tells_no_time_of_the_update_before_it() {
+        let (on_b, record) = committed();
+        let record = Record { times: Times { downloaded: Some(on_b.now), ..record.times }, ..record };
+        let times = ask(&on_b, &record, request("two", Some("1.5")), Origin::Desired).record.times;
+        assert_eq!((times.accepted, times.finished), (Some(on_b.now), Some(on_b.now)));
+        assert_eq!((times.downloaded, times.applying), (None, None));
+        assert_eq!(times.succeeded, record.times.succeeded);
     }
 
     #[test]

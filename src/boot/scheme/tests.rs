@@ -92,7 +92,7 @@ fn the_bootcount_scheme_writes_these_variables() {
     assert_eq!(scheme.commit(Slot::B, 3, &Variables::new()), Ok(committed));
     assert_eq!(scheme.roll_back(Slot::A, 3), patch("boot_slot=a|upgrade_available=0|bootcount=0"));
     assert_eq!(scheme.disable(Slot::B), EnvPatch::default());
-    assert_eq!(scheme.confirm(Slot::B, 3), EnvPatch::default());
+    assert_eq!(scheme.confirm(Slot::B, 3, &Variables::new()), Ok(EnvPatch::default()));
 }
 
 #[test]
@@ -117,7 +117,23 @@ fn the_rauc_scheme_writes_these_variables_with_attempts_in_hexadecimal() {
     assert_eq!(scheme.disable(Slot::B), patch("BOOT_ORDER=A|BOOT_B_LEFT=0"));
     assert_eq!(scheme.activate(Slot::B, 10), patch("BOOT_ORDER=B A|BOOT_B_LEFT=a|BOOT_A_LEFT=a"));
     assert_eq!(scheme.roll_back(Slot::A, 3), patch("BOOT_ORDER=A|BOOT_B_LEFT=0|BOOT_A_LEFT=3"));
-    assert_eq!(scheme.confirm(Slot::A, 12), patch("BOOT_A_LEFT=c"));
+}
+
+#[test]
+fn a_boot_of_rauc_that_is_confirmed_costs_no_attempt_and_ends_what_has_none_left() {
+    let confirmed = |text: &str| Scheme::Rauc.confirm(Slot::A, 12, &variables(text)).unwrap();
+    assert_eq!(confirmed("BOOT_ORDER=A B|BOOT_A_LEFT=b|BOOT_B_LEFT=3"), patch("BOOT_A_LEFT=c"));
+    assert_eq!(confirmed("BOOT_ORDER=A B|BOOT_A_LEFT=0|BOOT_B_LEFT=3"), patch("BOOT_A_LEFT=c"));
+    assert_eq!(confirmed("BOOT_ORDER=A B|BOOT_A_LEFT=c|BOOT_B_LEFT=3"), EnvPatch::default());
+    // Armed meanwhile: not ours to take back.
+    assert_eq!(confirmed("BOOT_ORDER=B A|BOOT_A_LEFT=b|BOOT_B_LEFT=1"), patch("BOOT_A_LEFT=c"));
+    // Slot b was committed, and did not come up any more.
+    let ended = "BOOT_ORDER=B A|BOOT_A_LEFT=b|BOOT_B_LEFT=0";
+    assert_eq!(confirmed(ended), patch("BOOT_ORDER=A|BOOT_A_LEFT=c"));
+    let mut left = variables(ended);
+    assert!(Scheme::Rauc.view(&left).unwrap().trial, "no update is taken before");
+    apply(&mut left, &confirmed(ended));
+    assert!(!Scheme::Rauc.view(&left).unwrap().trial);
 }
 
 #[test]
@@ -157,9 +173,8 @@ fn a_committed_slot_stays_and_a_rolled_back_one_is_not_booted_again() {
         commit(scheme, &mut variables, Slot::B);
         for _ in 0..10 {
             assert_eq!(boot(scheme, &mut variables), Slot::B, "{scheme:?}");
-            if scheme.needs_refill(&variables, Slot::B, 3).unwrap() {
-                apply(&mut variables, &scheme.confirm(Slot::B, 3));
-            }
+            let patch = scheme.confirm(Slot::B, 3, &variables).unwrap();
+            apply(&mut variables, &patch);
         }
 
         apply(&mut rolled_back, &scheme.roll_back(Slot::A, 3));
@@ -191,7 +206,7 @@ fn each_decision_made_twice_is_the_decision_made_once() {
             &|variables| scheme.commit(Slot::B, 3, variables).unwrap(),
             &|_| scheme.roll_back(Slot::A, 3),
             &|_| scheme.disable(Slot::B),
-            &|_| scheme.confirm(Slot::A, 3),
+            &|variables| scheme.confirm(Slot::A, 3, variables).unwrap(),
         ];
         for decide in decisions {
             let mut once = start.clone();

@@ -81,11 +81,11 @@ fn go_on(mut record: Record, update: Update, gate: Gate) -> Step {
 pub(super) fn finish_with_hooks(
     context: &Context,
     mut record: Record,
-    mut update: Update,
+    update: Update,
     outcome: Outcome,
     hook: Hook,
 ) -> Step {
-    update.request.forget_secrets();
+    let update = update.without_secrets();
     let reason = match &outcome {
         Outcome::Succeeded => None,
         Outcome::Failed(failure) | Outcome::RolledBack(failure) => Some(failure.to_string()),

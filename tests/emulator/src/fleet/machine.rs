@@ -254,6 +254,11 @@ impl Machine for Simulated {
                 let result = self.check_health(&update, since, connected).await;
                 Some(Event::HealthChecked(update.request.id, result))
             }
+            Effect::Settle => {
+                let running = self.kept().running;
+                write(running, false);
+                None
+            }
             Effect::Reboot => {
                 self.inner.reboot_asked.notify_one();
                 None
