@@ -167,7 +167,10 @@ impl Decoder {
             Machine::Copy => Ok((copy(input, output), true)),
             Machine::Zstd(frames) => zstd_step(frames, input, output),
             Machine::Gzip(member) => gzip_step(member, self.at_boundary, input, output),
-            Machine::Xz { stream, padding } => xz_step(stream, padding, self.at_boundary, input, output),
+            Machine::Xz { stream, padding } => {
+                let between = self.consumed > 0 && (self.at_boundary || *padding > 0);
+                xz_step(stream, padding, between, input, output)
+            }
         };
         let (step, at_boundary) = done.map_err(|source| match source.kind() {
             io::ErrorKind::OutOfMemory => DecodeError::Memory { format },
@@ -235,11 +238,10 @@ fn new_xz() -> io::Result<XzStream> {
 fn xz_step(
     stream: &mut XzStream,
     padding: &mut usize,
-    at_boundary: bool,
+    between: bool,
     input: &[u8],
     output: &mut [u8],
 ) -> io::Result<(Step, bool)> {
-    let between = stream.total_in() > 0 && (at_boundary || *padding > 0);
     if between {
         // Stream padding: zeros in groups of four (the .xz file format, 2.2).
         let zeros = input.iter().take_while(|byte| **byte == 0).count();
@@ -290,7 +292,15 @@ mod tests {
 
     /// Decodes with input and output in pieces of these sizes.
     fn unpacked(source: &[u8], input: usize, output: usize) -> Result<Vec<u8>, DecodeError> {
-        let mut decoder = Decoder::new(Format::of(source), 0)?;
+        decoded(&mut Decoder::new(Format::of(source), 0)?, source, input, output)
+    }
+
+    fn decoded(
+        decoder: &mut Decoder,
+        source: &[u8],
+        input: usize,
+        output: usize,
+    ) -> Result<Vec<u8>, DecodeError> {
         let (mut image, mut piece) = (Vec::new(), vec![0; output]);
         for mut chunk in source.chunks(input) {
             loop {
@@ -336,6 +346,23 @@ mod tests {
         let padded =
             [packed(COMPRESSORS[2], left), vec![0; 8], packed(COMPRESSORS[2], right), vec![0; 4]].concat();
         assert!(unpacked(&padded, 3, 1 << 16).unwrap() == data);
+    }
+
+    #[test]
+    fn a_fresh_decoder_goes_on_at_each_boundary_also_in_the_padding_of_xz() {
+        let data = sample();
+        let (left, right) = data.split_at(123_456);
+        for compressor in COMPRESSORS {
+            let padding = if compressor[0] == "xz" { 8 } else { 0 };
+            let (first, second) = (packed(compressor, left), packed(compressor, right));
+            let rest = [vec![0; padding], second].concat();
+            for skipped in (0..=padding).step_by(4) {
+                let consumed = (first.len() + skipped) as u64;
+                let mut decoder = Decoder::new(Format::of(&first), consumed).unwrap();
+                let image = decoded(&mut decoder, &rest[skipped..], 3, 1 << 16).unwrap();
+                assert!(image == right, "{compressor:?} {skipped}");
+            }
+        }
     }
 
     #[test]

@@ -251,6 +251,10 @@ impl<'a> Unpacker<'a> {
         }
         let Some(decoder) = &self.decoder else { return Err(DecodeError::Empty.into()) };
         decoder.finish()?;
+        // Frames of nothing are whole, and no image: what the slot held before would be taken for it.
+        if self.offset + self.len as u64 == 0 {
+            return Err(DecodeError::Empty.into());
+        }
         self.hand_over()?;
         self.filled.send(Filled::Verified(digest)).map_err(|_| InstallError::Interrupted)
     }
