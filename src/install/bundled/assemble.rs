@@ -183,6 +183,8 @@ impl<'a> Assembly<'a> {
     fn cut_from_frame(&mut self, number: u32, of_image: usize, piece: &Piece) -> Result<bool, InstallError> {
         let Some(patch) = self.bench.patch else { return Ok(false) };
         if self.frame.0 != Some(number) {
+            // The last one goes first: there is memory for one.
+            self.frame = (None, Vec::new());
             self.frame = (Some(number), self.make_frame(patch, number)?);
         }
         let Some((_, offset)) = patch.frame_of(of_image) else { return Ok(false) };
@@ -209,11 +211,13 @@ impl<'a> Assembly<'a> {
         let start = self.bench.pieces_offset + piece.stored_offset;
         let part = start..start + u64::from(piece.stored_bytes);
         self.catch_up(entry)?;
-        if self.bench.plan.origin(of_image) == Origin::Stored || self.bench.supply.is_whole {
-            self.bench.supply.take(part.clone(), &mut self.stored)?;
-            if self.unpack(piece).is_ok() && self.is(piece) {
-                return Ok(());
-            }
+        let comes_by = self.bench.plan.origin(of_image) == Origin::Stored || self.bench.supply.is_whole;
+        if comes_by
+            && self.bench.supply.take(part.clone(), &mut self.stored).is_ok()
+            && self.unpack(piece).is_ok()
+            && self.is(piece)
+        {
+            return Ok(());
         }
         self.stored = self.bench.supply.demand(part)?;
         self.unpack(piece)?;

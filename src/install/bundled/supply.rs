@@ -38,6 +38,13 @@ struct Demand {
     answer: oneshot::Sender<Result<Vec<u8>, FetchError>>,
 }
 
+impl Demand {
+    async fn meet(self, remote: &Remote) {
+        // Whoever asked may have been stopped meanwhile.
+        drop(self.answer.send(remote.read(self.part).await));
+    }
+}
+
 /// The network's end.
 #[derive(Debug)]
 pub struct Supplier {
@@ -50,27 +57,32 @@ impl Supplier {
     ///
     /// # Errors
     /// The source.
-    pub async fn run(mut self, mut plan: Plan, remote: &Remote) -> Result<(), InstallError> {
-        let mut more = true;
+    pub async fn run(self, mut plan: Plan, remote: &Remote) -> Result<(), InstallError> {
+        let Self { pieces, mut demands } = self;
         loop {
             tokio::select! {
-                demand = self.demands.recv() => match demand {
-                    // Whoever asked may have been stopped meanwhile.
-                    Some(Demand { part, answer }) => drop(answer.send(remote.read(part).await)),
+                demand = demands.recv() => match demand {
+                    Some(demand) => demand.meet(remote).await,
                     None => return Ok(()),
                 },
-                room = self.pieces.reserve(), if more => {
+                room = pieces.reserve() => {
                     let Ok(room) = room else { return Ok(()) };
                     tokio::select! {
                         piece = plan.next() => match piece? {
                             Some(piece) => room.send(piece),
-                            None => more = false,
+                            None => break,
                         },
-                        () = self.pieces.closed() => return Ok(()),
+                        () = pieces.closed() => return Ok(()),
                     }
                 }
             }
         }
+        // Whoever waits for more of them has to know that there are none.
+        drop(pieces);
+        while let Some(demand) = demands.recv().await {
+            demand.meet(remote).await;
+        }
+        Ok(())
     }
 }
 
@@ -102,7 +114,7 @@ impl Supply {
     /// A planned part, into `out`; parts that came before it are not wanted any more.
     ///
     /// # Errors
-    /// [`InstallError::Interrupted`] where nothing more comes: the network's end knows why.
+    /// [`InstallError::Interrupted`] where nothing more comes: the plan ended, or the network's end knows why.
     pub fn take(&mut self, part: Range<u64>, out: &mut Vec<u8>) -> Result<(), InstallError> {
         out.clear();
         let mut next = part.start;
