@@ -238,9 +238,10 @@ fn defined(seen: &Seen<'_>, variables: &Variables) -> Vec<Finding> {
 fn trial(seen: &Seen<'_>, variables: &Variables) -> Option<Finding> {
     const CHECK: &str = "environment.trial";
     let view = seen.config.boot.scheme.view(variables).ok()?;
-    let counts = matches!(seen.config.boot.scheme, Scheme::Bootcount | Scheme::Mender { .. });
-    if !view.trial || !counts {
-        let count = variables.get("bootcount").filter(|count| counts && !matches!(count.as_str(), "" | "0"));
+    let is_rauc = seen.config.boot.scheme == Scheme::Rauc;
+    if !view.trial {
+        let count =
+            variables.get("bootcount").filter(|count| !is_rauc && !matches!(count.as_str(), "" | "0"));
         return Some(match (count, &seen.booted) {
             (Some(count), Ok(booted)) if seen.is_at_rest() && booted.slot == view.primary => settle(
                 seen,
@@ -252,9 +253,15 @@ fn trial(seen: &Seen<'_>, variables: &Variables) -> Option<Finding> {
     if !seen.is_at_rest() {
         return Some(Finding::ok(CHECK, "a trial is on"));
     }
-    let evidence = format!("slot {} is on trial, but the state file knows of no update", view.primary);
+    let evidence = if is_rauc {
+        "what `BOOT_ORDER` names first has no boots left".to_owned()
+    } else {
+        format!("slot {} is on trial, but the state file knows of no update", view.primary)
+    };
     Some(match &seen.booted {
-        Ok(booted) if booted.slot == view.primary => settle(seen, Finding::warning(CHECK, evidence, "")),
+        Ok(booted) if booted.slot == view.primary || is_rauc => {
+            settle(seen, Finding::warning(CHECK, evidence, ""))
+        }
         _ => Finding::warning(
             CHECK,
             evidence,

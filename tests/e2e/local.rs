@@ -105,6 +105,70 @@ async fn an_image_without_the_daemon_is_left_to_the_boot_loader() {
 }
 
 #[tokio::test]
+async fn under_rauc_a_target_is_not_bootable_from_its_first_byte_on() {
+    let rig = Rig::running(Choice { scheme: Scheme::Rauc, ..Choice::default() }).await;
+    assert_eq!((rig.variable("BOOT_ORDER").as_str(), rig.variable("BOOT_B_LEFT").as_str()), ("A B", "3"));
+    let (image, digest) = (rig.image("2.0", Traits::default()), "0".repeat(64));
+    rig.twinboot(&["install", image.to_str().unwrap(), "--check-value", &digest]).await;
+    assert_eq!(rig.outcome().await["firmware"]["error"]["code"], "DigestMismatch");
+    assert_eq!((rig.variable("BOOT_ORDER").as_str(), rig.variable("BOOT_B_LEFT").as_str()), ("A", "0"));
+}
+
+/// A device whose boot loader left a slot that was committed must not refuse what would mend it.
+#[tokio::test]
+async fn a_committed_slot_that_used_up_its_boots_is_given_up_and_updates_go_on() {
+    let mut rig = Rig::running(Choice { scheme: Scheme::Rauc, ..Choice::default() }).await;
+    rig.install("2.0", Traits::default()).await;
+    assert_eq!(rig.outcome().await["firmwareStatus"], "completed");
+    rig.board.cut().await;
+    rig.board.set_environment(&[("BOOT_B_LEFT", "0")]).unwrap();
+    rig.board.power_on().await.unwrap();
+    let report = rig.wait(|status| status["reported"]["firmwareStatus"] == "rolledBack").await;
+    assert_eq!(report["reported"]["firmware"]["error"]["code"], "BootFailed", "{report:#}");
+    rig.wait(|status| status["reported"]["firmware"]["slots"]["a"]["state"] == "committed").await;
+    assert_eq!(rig.variable("BOOT_ORDER"), "A");
+    rig.install("3.0", Traits::default()).await;
+    rig.wait(|status| status["reported"]["firmware"]["currentFwVersion"] == "3.0").await;
+}
+
+#[tokio::test]
+async fn a_trial_that_the_state_knows_nothing_of_is_kept_by_hand() {
+    let mut rig = Rig::running(Choice::default()).await;
+    rig.board.cut().await;
+    rig.board.set_environment(&[("upgrade_available", "1"), ("bootlimit", "3")]).unwrap();
+    rig.board.power_on().await.unwrap();
+    rig.wait(|status| status["reported"]["firmware"]["slots"]["a"]["state"] == "uncommitted").await;
+    let image = rig.image("2.0", Traits::default());
+    let refused = rig.twinboot(&["install", image.to_str().unwrap(), "--version", "2.0"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("`twinboot commit`"), "{refused:?}");
+    assert!(rig.twinboot(&["commit"]).await.status.success());
+    rig.wait(|status| status["reported"]["firmware"]["slots"]["a"]["state"] == "committed").await;
+    assert_eq!(rig.variable("upgrade_available"), "0");
+    rig.install("2.0", Traits::default()).await;
+    assert_eq!(rig.outcome().await["firmwareStatus"], "completed");
+}
+
+/// RAUC's variables do not tell a trial from a committed slot; the mark does.
+#[tokio::test]
+async fn a_trial_whose_state_is_lost_is_not_confirmed_under_rauc() {
+    let mut rig = Rig::running(Choice { scheme: Scheme::Rauc, ..Choice::default() }).await;
+    rig.install("2.0", Traits::WITHOUT_DAEMON).await;
+    rig.board.wait_boots(2, LIMIT).await.unwrap();
+    rig.board.cut().await;
+    std::fs::remove_file(rig.board.dir().join("state/state")).unwrap();
+    rig.board.flash(Slot::B, &mut std::fs::File::open(rig.image("2.0", Traits::default())).unwrap()).unwrap();
+    rig.board.power_on().await.unwrap();
+    let is_left_alone =
+        |status: &serde_json::Value| status["reported"]["firmware"]["slots"]["b"]["state"] == "uncommitted";
+    rig.wait(is_left_alone).await;
+    assert!(rig.board.dir().join("state/trial/reboot-1").exists(), "systemd ends it, if nobody commits");
+    assert_eq!(rig.variable("BOOT_B_LEFT"), "1");
+    assert!(rig.twinboot(&["commit"]).await.status.success());
+    rig.wait(|status| status["reported"]["firmware"]["slots"]["b"]["state"] == "committed").await;
+    assert_eq!(rig.variable("BOOT_B_LEFT"), "3");
+}
+
+#[tokio::test]
 async fn a_wrong_check_value_leaves_the_environment_alone() {
     let rig = Rig::running(Choice::default()).await;
     let before = rig.board.environment().unwrap();
