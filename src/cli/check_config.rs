@@ -1,10 +1,12 @@
 //! `twinboot check-config`: what the daemon would start with, or why it would not.
 
+use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::run::keep_memory_private;
 use super::{CliError, Exit, credentials_directory};
 use crate::boot::fw_env::UbootEnv;
 use crate::config::{Config, Credentials, DEFAULT_PATH, Effective, Hub};
@@ -27,6 +29,7 @@ pub(super) struct CheckConfig {
 
 impl CheckConfig {
     pub(super) fn run(self) -> Result<Exit, CliError> {
+        keep_memory_private()?;
         let credentials = credentials_directory();
         let loaded = Config::load(&self.config, credentials.as_deref()).map_err(CliError::Config)?;
         let mut out = io::stdout().lock();
@@ -45,7 +48,7 @@ impl CheckConfig {
 fn drop_in(config: &Config) -> Result<String, CliError> {
     let environment = UbootEnv::new(&config.boot.environment, &[])?;
     let slots: Vec<&Path> = config.slots.devices().map(PathBuf::as_path).collect();
-    let environment = environment.paths();
+    let environment = written_by(&environment);
     let others = environment.iter().map(PathBuf::as_path).chain([config.state_directory.as_path()]);
     let locks = config.boot.lock_files.iter().map(PathBuf::as_path);
     let mut reachable: Vec<&Path> = slots.iter().copied().chain(others).chain(locks).collect();
@@ -64,6 +67,18 @@ fn drop_in(config: &Config) -> Result<String, CliError> {
         text.push_str(&format!("{key}{}{rights}\n", path.display()));
     }
     Ok(text)
+}
+
+/// Where the environment is written. The only copy, in a file, is replaced by another one beside it.
+fn written_by(environment: &UbootEnv) -> Vec<PathBuf> {
+    let paths = environment.paths();
+    match paths.as_slice() {
+        [only] if !only.starts_with("/dev") => {
+            let file = fs::canonicalize(only).unwrap_or_else(|_| only.clone());
+            file.parent().map(Path::to_owned).into_iter().collect()
+        }
+        _ => paths,
+    }
 }
 
 /// As `systemd-escape --path --suffix=device` has it.
@@ -90,7 +105,7 @@ fn hub_line(hub: Option<&Hub>) -> String {
         Credentials::SharedAccessKey(_) => "a symmetric key",
         Credentials::Certificate { .. } => "a certificate",
     };
-    let dialled = hub.gateway_host_name.as_ref().unwrap_or(&hub.host_name);
+    let dialled = hub.dialled();
     format!("device {} of {}, reached at {dialled}:{}, with {proof}", hub.device_id, hub.host_name, hub.port)
 }
 

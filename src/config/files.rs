@@ -206,6 +206,11 @@ pub(super) fn section_names() -> String {
 }
 
 impl Section {
+    /// Where the value in force of a key stands.
+    pub(super) fn place(&self, key: &str) -> Option<Place> {
+        Some(self.settings.get(key)?.last()?.place.clone())
+    }
+
     fn add(&mut self, lines: &Lines<'_>, place: &Place, table: DeTable<'_>) {
         self.place = Some(place.clone());
         for (key, value) in table {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::fault::{Faults, Place};
 use super::files::{self, SECTIONS, Section, Value, Written};
-use super::secret_file;
+use super::secret_file::{self, Credential};
 use super::section::{self, Findings, SectionReader, Wrong, boolean, duration, list, number, path, text};
 use super::{
     Boot, Config, Credentials, DEFAULT_CONTROL_SOCKET, Health, Hooks, Hub, HubCheck, Install, Loaded, Pair,
@@ -15,14 +15,12 @@ use super::{
 };
 use crate::boot::scheme::Scheme;
 use crate::hub::auth::{ConnectionString, Proof, check_device_id};
+use crate::hub::session::KEEP_ALIVE_MAX;
 use crate::install::verify::ImageCheck;
 use crate::scripts::Surroundings;
 
 /// Below it, a time limit is a typing mistake.
 const SECOND: Duration = Duration::from_secs(1);
-
-/// IoT Hub closes after 1.5 times the keep-alive, and never later than 1767 s.
-const KEEP_ALIVE_MOST: Duration = Duration::from_secs(1177);
 
 /// A trial that takes longer than a day to judge is not being judged.
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -134,12 +132,12 @@ fn hub(
     }
     let mut hub = SectionReader::new("hub".to_owned(), section, main, findings);
     hub.refuse("dps", "enrolment by DPS is not there yet", "use `connection_string_file`, or a certificate");
-    let identity = identity(&mut hub, string, key);
+    let identity = identity(&mut hub, credentials.is_some(), string, key);
     let gateway_host_name = hub.optional("gateway_host_name", host_name);
     let ca_file = hub.file("ca_file", secret_file::check_public);
     let port = hub.or("port", "8883", number(1..=u16::MAX));
     let https_port = hub.or("https_port", "443", number(1..=u16::MAX));
-    let keep_alive = hub.or("keep_alive", "\"230s\"", duration(SECOND..=KEEP_ALIVE_MOST));
+    let keep_alive = hub.or("keep_alive", "\"230s\"", duration(SECOND..=KEEP_ALIVE_MAX));
     hub.finish();
     let identity = identity?;
     Some(Some(Hub {
@@ -165,12 +163,14 @@ struct Identity {
 /// From the connection string, or from the names and the certificate, or from what systemd handed over.
 fn identity(
     hub: &mut SectionReader<'_>,
+    has_credentials: bool,
     handed_over: Option<PathBuf>,
     key_handed_over: Option<PathBuf>,
 ) -> Option<Identity> {
-    let named = ["host_name", "device_id"].into_iter().find(|key| hub.has(key));
+    let credential = |name| has_credentials.then_some(name);
+    let named: Vec<_> = ["host_name", "device_id"].into_iter().filter(|key| hub.has(key)).collect();
     let by_string = hub.has("connection_string_file");
-    if let (true, Some(key)) = (by_string, named) {
+    for key in named.iter().filter(|_| by_string) {
         hub.refuse(key, "stands beside `connection_string_file`, which has it too", "remove one");
     }
     let certified = hub.has("certificate_file") || hub.has("key_file");
@@ -180,19 +180,19 @@ fn identity(
     let certificate_file = hub.file("certificate_file", secret_file::check_public);
     let key_file = match key_handed_over {
         Some(handed_over) => hub.optional("key_file", path).map(|_| handed_over),
-        None => hub.file("key_file", secret_file::check),
+        None => hub.file("key_file", |file| secret_file::check(file, credential(DEVICE_KEY))),
     };
     let certificate = Option::zip(certificate_file, key_file)
         .map(|(certificate_file, key_file)| Credentials::Certificate { certificate_file, key_file });
 
-    if by_string || (named.is_none() && !certified && handed_over.is_some()) {
+    if by_string || (named.is_empty() && !certified && handed_over.is_some()) {
         let file = handed_over.or(string_file)?;
-        return from_connection_string(hub, &file, certified, certificate);
+        return from_connection_string(hub, &file, credential(CONNECTION_STRING), certified, certificate);
     }
     if hub.has("dps") {
         return None;
     }
-    if named.is_none() && !certified {
+    if named.is_empty() && !certified {
         hub.fault(
             "connection_string_file",
             section::MISSING,
@@ -215,12 +215,13 @@ fn identity(
 fn from_connection_string(
     hub: &mut SectionReader<'_>,
     file: &Path,
+    credential: Credential,
     certified: bool,
     certificate: Option<Credentials>,
 ) -> Option<Identity> {
     const KEY: &str = "connection_string_file";
     let place = hub.place(KEY);
-    let parsed = secret_file::read(file).and_then(|text| {
+    let parsed = secret_file::read(file, credential).and_then(|text| {
         text.parse::<ConnectionString>().map_err(|error| {
             section::wrong(
                 format!("{}: {error}", file.display()),
@@ -407,6 +408,7 @@ fn slots(
     scheme: Option<SchemeName>,
     findings: &mut Findings,
 ) -> (Option<Slots>, Option<(u32, u32)>) {
+    let both = ["a", "b"].map(|name| written.slots.get(name).cloned());
     let SlotKeys { device: a, partition: part_a, images: images_a } =
         slot(written.slots.remove("a"), "a", main, scheme, findings);
     let SlotKeys { device: b, partition: part_b, images: images_b } =
@@ -417,19 +419,24 @@ fn slots(
         slot.fault_at(place, "name", format!("\"{name}\" is no slot"), "there are \"a\" and \"b\"");
     }
     let mut slot = SectionReader::new("slot".to_owned(), None, main, findings);
+    // Of two that do not go together, the one that was written last.
+    let mut fault = |key, problem, hint| {
+        let last = both.iter().flatten().filter_map(|section| section.place(key)).max();
+        slot.fault_at(last.unwrap_or_else(|| slot.place(key)), key, problem, hint);
+    };
     if a.is_some() && a == b {
-        slot.fault("device", "both slots have the same", "each slot is a partition of its own");
+        fault("device", "both slots have the same", "each slot is a partition of its own");
     }
     if part_a.is_some() && part_a == part_b {
-        slot.fault("partition", "both slots have the same", "each slot is a partition of its own");
+        fault("partition", "both slots have the same", "each slot is a partition of its own");
     }
     if !images_a.keys().eq(images_b.keys()) {
-        slot.fault("images", "both slots have other ones", "write the same classes for both");
+        fault("images", "both slots have other ones", "write the same classes for both");
     }
     let devices: Vec<&PathBuf> =
         [&a, &b].into_iter().flatten().chain(images_a.values()).chain(images_b.values()).collect();
     if a != b && devices.iter().collect::<BTreeSet<_>>().len() < devices.len() {
-        slot.fault("images", "two images have the same device", "each is a partition of its own");
+        fault("images", "two images have the same device", "each is a partition of its own");
     }
     let pairs = images_a.into_iter().zip(images_b.into_values());
     let others = pairs.map(|((class, a), b)| (class, Pair { a, b })).collect();

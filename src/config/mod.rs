@@ -158,6 +158,14 @@ pub struct Hub {
     pub keep_alive: Duration,
 }
 
+impl Hub {
+    /// The host that is dialled: the gateway where there is one.
+    #[must_use]
+    pub fn dialled(&self) -> &str {
+        self.gateway_host_name.as_deref().unwrap_or(&self.host_name)
+    }
+}
+
 /// Device authentication at the hub.
 #[derive(Clone, Debug)]
 pub enum Credentials {

@@ -11,27 +11,30 @@ use crate::ownership;
 /// A connection string has some 200 bytes, a PEM chain some 10 KiB.
 const SECRET_LIMIT_BYTES: u64 = 64 * 1024;
 
+/// The systemd credential that stands for a file, where this process is handed any.
+pub(super) type Credential = Option<&'static str>;
+
 /// Reads a secret text, without the line end that editors leave.
-pub(super) fn read(path: &Path) -> Result<String, Wrong> {
+pub(super) fn read(path: &Path, credential: Credential) -> Result<String, Wrong> {
     let mut text = String::new();
-    let read = open(path)?.take(SECRET_LIMIT_BYTES).read_to_string(&mut text);
-    read.map_err(|error| unreadable(path, &error))?;
+    let read = open(path, credential)?.take(SECRET_LIMIT_BYTES).read_to_string(&mut text);
+    read.map_err(|error| unreadable(path, &error, credential))?;
     Ok(text.trim().to_owned())
 }
 
 /// Looks whether a secret file could be read, and by others too.
-pub(super) fn check(path: &Path) -> Result<(), Wrong> {
-    open(path).map(drop)
+pub(super) fn check(path: &Path, credential: Credential) -> Result<(), Wrong> {
+    open(path, credential).map(drop)
 }
 
 /// Looks whether a public file could be read, and is root's to change.
 pub(super) fn check_public(path: &Path) -> Result<(), Wrong> {
-    ownership::open(path).map(drop).map_err(|error| unreadable(path, &error))
+    ownership::open(path).map(drop).map_err(|error| unreadable(path, &error, None))
 }
 
-fn open(path: &Path) -> Result<File, Wrong> {
-    let file = ownership::open(path).map_err(|error| unreadable(path, &error))?;
-    let metadata = file.metadata().map_err(|error| unreadable(path, &error))?;
+fn open(path: &Path, credential: Credential) -> Result<File, Wrong> {
+    let file = ownership::open(path).map_err(|error| unreadable(path, &error, credential))?;
+    let metadata = file.metadata().map_err(|error| unreadable(path, &error, credential))?;
     if metadata.mode() & 0o007 != 0 {
         let hint = format!("take that away: `chmod o= {}`", path.display());
         return Err(wrong(format!("every user of this machine has access to {}", path.display()), hint));
@@ -39,11 +42,32 @@ fn open(path: &Path) -> Result<File, Wrong> {
     Ok(file)
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> Wrong {
-    let hint = match error.kind() {
-        io::ErrorKind::NotFound => "create it, or name the file that is there",
-        io::ErrorKind::PermissionDenied => "run as root",
-        _ => "",
+fn unreadable(path: &Path, error: &io::Error, credential: Credential) -> Wrong {
+    let hint = match (error.kind(), credential) {
+        (io::ErrorKind::NotFound, _) => "create it, or name the file that is there".to_owned(),
+        // The networked part is not root, and is not to be.
+        (io::ErrorKind::PermissionDenied, Some(name)) => format!(
+            "have systemd hand it over: `systemctl edit twinboot-network.service`, and there, below `[Service]`, \
+             `LoadCredential={name}:{}`",
+            path.display()
+        ),
+        (io::ErrorKind::PermissionDenied, None) => "run as root".to_owned(),
+        _ => String::new(),
     };
     wrong(format!("cannot read {}: {error}", path.display()), hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_root_and_not_to_be_is_told_how_systemd_hands_a_secret_over() {
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let hint = |credential| unreadable(Path::new("/data/secret"), &denied, credential).hint;
+        assert_eq!(hint(None), "run as root");
+        let hint = hint(Some("connection-string"));
+        assert!(hint.contains("systemctl edit twinboot-network.service"), "{hint}");
+        assert!(hint.contains("`LoadCredential=connection-string:/data/secret`"), "{hint}");
+    }
 }

@@ -152,8 +152,7 @@ impl<'a> SectionReader<'a> {
 
     /// Where the value in force of a key stands; the section's header without one.
     pub(super) fn place(&self, key: &str) -> Place {
-        let last = self.section.settings.get(key).and_then(|settings| settings.last());
-        last.map_or_else(|| self.home.clone(), |setting| setting.place.clone())
+        self.section.place(key).unwrap_or_else(|| self.home.clone())
     }
 
     /// A key that is there, and must not be.

@@ -251,7 +251,12 @@ fn slots_have_devices_of_their_own_and_partitions_only_for_mender() {
     let same = Files::new(&format!("{}{BOOT}", slots("device = \"/x\"")));
     assert_eq!(
         same.faults(),
-        ["config.toml: slot.device: both slots have the same; each slot is a partition of its own"]
+        ["config.toml:6: slot.device: both slots have the same; each slot is a partition of its own"]
+    );
+    let drop_in = same.with("config.d/a.toml", "[[slot]]\nname = \"a\"\ndevice = \"/x\"\n");
+    assert_eq!(
+        drop_in.faults(),
+        ["config.d/a.toml:3: slot.device: both slots have the same; each slot is a partition of its own"]
     );
     let partition = Files::new(&format!("{}{BOOT}", slots("device = \"/y\"\npartition = 3")));
     assert_eq!(
@@ -335,11 +340,12 @@ fn a_damaged_connection_string_is_not_repeated_in_the_message() {
 
 #[test]
 fn names_beside_a_connection_string_are_refused() {
-    let files = with_connection_string("device_id = \"other\"");
+    let files = with_connection_string("device_id = \"other\"\nhost_name = \"another\"");
     assert_eq!(
         files.faults(),
         [
-            "config.toml:3: hub.device_id: stands beside `connection_string_file`, which has it too; remove one"
+            "config.toml:3: hub.device_id: stands beside `connection_string_file`, which has it too; remove one",
+            "config.toml:4: hub.host_name: stands beside `connection_string_file`, which has it too; remove one"
         ]
     );
 }

@@ -6,25 +6,28 @@ use crate::system;
 
 pub(super) async fn check(patient: &Patient) -> Vec<Finding> {
     const SESSION: &str = "hub.session";
+    const NO_HUB: &str = "no [hub]: this device is updated by its own command line alone";
+    let has_none = patient.config.hub.is_none() && patient.config.network.is_none();
     if let Ok(status) = &patient.daemon {
         let detail = &status.hub_detail;
         return vec![if status.hub_connected {
             Finding::ok(SESSION, format!("the daemon is connected: {detail}"))
-        } else if patient.config.hub.is_none() && patient.config.network.is_none() {
-            Finding::ok(SESSION, "no [hub]: this device is updated by its own command line alone")
+        } else if has_none {
+            Finding::ok(SESSION, NO_HUB)
         } else {
             let advice = "`journalctl -u twinboot -u twinboot-network`; stop both, and the doctor tries it step by step";
             Finding::fault(SESSION, format!("the daemon is not connected: {detail}"), advice)
         }];
     }
     let Some(hub) = &patient.config.hub else {
-        return vec![Finding::ok(SESSION, "no [hub]: this device is updated by its own command line alone")];
+        // One that is at fault is told as such.
+        return if has_none { vec![Finding::ok(SESSION, NO_HUB)] } else { Vec::new() };
     };
     if !patient.is_alone {
         let advice = "a second session would end the daemon's: see `machine.daemon`";
         return vec![Finding::warning(SESSION, "not tried: a daemon may be running", advice)];
     }
-    let host = hub.gateway_host_name.as_ref().unwrap_or(&hub.host_name);
+    let host = hub.dialled();
     let (failed, why) = match probe(hub, system::unix_now).await {
         Ok(address) => {
             let evidence = format!("{host} at {address} took device {}", hub.device_id);

@@ -223,8 +223,6 @@ fn decode_key(base64: &str) -> Result<Vec<u8>, AuthError> {
 /// A token that lets a device, or a service, in until it expires.
 pub struct SasToken {
     text: String,
-    /// How long it is good for, from its making.
-    pub life: Duration,
 }
 
 impl SasToken {
@@ -265,7 +263,7 @@ impl SasToken {
         let expiry_unix_secs = unix_now_secs.saturating_add(life.as_secs());
         let signature = signature(&key, &resource, expiry_unix_secs)?;
         let text = format!("SharedAccessSignature sr={resource}&sig={signature}&se={expiry_unix_secs}");
-        Ok(Self { text, life })
+        Ok(Self { text })
     }
 
     /// The token itself: for the wire, never for a message.

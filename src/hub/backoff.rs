@@ -17,8 +17,10 @@ pub enum Cause {
 #[derive(Debug)]
 pub struct Backoff {
     pace: Pace,
-    /// Attempts in a row without a session that lasted.
-    failures: u32,
+    /// Attempts in a row without a session that lasted, by their causes: the first refusal after an outage is no
+    /// hundredth one.
+    lost: u32,
+    refused: u32,
     random: fastrand::Rng,
 }
 
@@ -26,7 +28,7 @@ impl Backoff {
     /// Without failures yet.
     #[must_use]
     pub fn new(pace: Pace, random: fastrand::Rng) -> Self {
-        Self { pace, failures: 0, random }
+        Self { pace, lost: 0, refused: 0, random }
     }
 
     /// The pause after an attempt that gave a session of `session_length` (zero: none).
@@ -35,21 +37,27 @@ impl Backoff {
     /// thrown out by us and throws us out: every session is then short and the pauses grow, instead
     /// of the two connecting in turn as fast as they can.
     pub fn pause(&mut self, cause: Cause, session_length: Duration) -> Duration {
-        if session_length >= self.pace.stable_after {
-            self.failures = 0;
-        }
-        let (first, longest) = match cause {
-            Cause::Lost => (self.pace.first_pause, self.pace.longest_pause),
-            Cause::Refused => (self.pace.first_refused_pause, self.pace.longest_refused_pause),
+        self.ended_after(session_length);
+        let pace = &self.pace;
+        let (failures, first, longest) = match cause {
+            Cause::Lost => (&mut self.lost, pace.first_pause, pace.longest_pause),
+            Cause::Refused => (&mut self.refused, pace.first_refused_pause, pace.longest_refused_pause),
         };
-        let doubled = 2_u32.saturating_pow(self.failures);
-        self.failures = self.failures.saturating_add(1);
+        let doubled = 2_u32.saturating_pow(*failures);
+        *failures = failures.saturating_add(1);
         let ceiling = first.saturating_mul(doubled).min(longest);
         // Full jitter: devices that lost the hub together come back spread over the whole pause. The shortest
         // one is where the draw begins: as a bound on its result, it would bring a tenth of a fleet back in
         // the same moment.
         let shortest = self.pace.shortest_pause;
         shortest + ceiling.saturating_sub(shortest).mul_f64(self.random.f64())
+    }
+
+    /// Takes note of a session that ended: one that lasted makes both kinds of pauses short again.
+    pub fn ended_after(&mut self, session_length: Duration) {
+        if session_length >= self.pace.stable_after {
+            (self.lost, self.refused) = (0, 0);
+        }
     }
 
     /// A moment between 80 and 85 % of `life`: the hub cuts at 100 %, and a fleet that connected
@@ -117,9 +125,30 @@ mod tests {
             for _ in 0..10 {
                 backoff.pause(Cause::Lost, pace.stable_after - Duration::from_secs(1));
             }
-            assert_eq!(backoff.failures, 10);
+            assert_eq!(backoff.lost, 10);
             assert!(backoff.pause(Cause::Lost, pace.stable_after) <= pace.first_pause);
-            assert_eq!(backoff.failures, 1);
+            assert_eq!(backoff.lost, 1);
+            backoff.ended_after(pace.stable_after);
+            assert_eq!(backoff.lost, 0, "its end may be our own doing");
+        }
+    }
+
+    #[test]
+    fn the_first_refusal_after_an_outage_is_a_first_one_and_the_other_way_round() {
+        let pace = Pace::default();
+        for seed in 0..100 {
+            for (long, then, first) in [
+                (Cause::Lost, Cause::Refused, pace.first_refused_pause),
+                (Cause::Refused, Cause::Lost, pace.first_pause),
+            ] {
+                let mut backoff = backoff(seed);
+                for _ in 0..100 {
+                    backoff.pause(long, Duration::ZERO);
+                }
+                assert!(backoff.pause(then, Duration::ZERO) <= first);
+                backoff.ended_after(pace.stable_after);
+                assert_eq!((backoff.lost, backoff.refused), (0, 0));
+            }
         }
     }
 

@@ -31,7 +31,7 @@ use session::{End, Ended, Session};
 /// What the hub tells the agent.
 #[derive(Debug)]
 pub enum HubEvent {
-    /// Connected, subscribed, and the twin is known.
+    /// Connected, subscribed, and asked for the twin, which the hub gave, or will as soon as it is less busy.
     Connected,
     /// The session ended, or could not begin; another attempt follows by itself. While one attempt
     /// after the other fails for the same reason, that is said once.
@@ -41,8 +41,8 @@ pub enum HubEvent {
     },
     /// A direct method was called.
     Method(MethodCall),
-    /// The whole `desired` section without the service's own `$` members, after every connect and
-    /// every change.
+    /// The whole `desired` section without the service's own `$` members, once after every connect and
+    /// after every change.
     Desired(Map<String, Value>),
 }
 
@@ -167,7 +167,10 @@ pub async fn run_at(
 
         let (reason, pause) = match why {
             End::Closed => return,
-            End::Renewal => ("the token is renewed".to_owned(), Duration::ZERO),
+            End::Renewal => {
+                backoff.ended_after(lasted);
+                ("the token is renewed".to_owned(), Duration::ZERO)
+            }
             End::NotReady(reason) => (reason, pace.first_pause),
             End::Lost(reason) => (reason, backoff.pause(Cause::Lost, lasted)),
             End::Refused(reason) => (reason, backoff.pause(Cause::Refused, lasted)),

@@ -42,7 +42,7 @@ pub async fn probe(config: &config::Hub, unix_now: fn() -> u64) -> Result<Socket
     let options =
         session::options(config, pace, unix_now()).await.map_err(|end| (Step::Credentials, end.reason()))?;
     let tls = session::client_config(config).await.map_err(|end| (Step::Credentials, end.reason()))?;
-    let (host, port) = (session::dialled(config).to_owned(), config.port);
+    let (host, port) = (config.dialled().to_owned(), config.port);
     let steps = tokio::task::spawn_blocking(move || reach(&host, port, tls)).await;
     let address = steps.map_err(|stopped| (Step::Lookup, stopped.to_string()))??;
 

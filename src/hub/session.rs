@@ -20,13 +20,13 @@ use rumqttc::{
     TlsError as MqttTlsError, Transport, mqttbytes,
 };
 use rustls::ClientConfig;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::outbox::Outbox;
-use super::twin::Twin;
+use super::twin::{Twin, is_for_now};
 use super::{HubEvent, MethodCall, MethodReply, Pace, Reported, auth, topic};
 use crate::config::{self, Credentials};
 use crate::system::EARLIEST_UNIX_SECS;
@@ -49,7 +49,7 @@ const INCOMING_MAX: usize = 16;
 const OUTGOING_MAX: usize = 2 * CALLS_MAX + 8;
 
 /// Above 1177 s the hub's own limit of 1767 s strikes first.
-const KEEP_ALIVE_MAX: Duration = Duration::from_secs(1177);
+pub const KEEP_ALIVE_MAX: Duration = Duration::from_secs(1177);
 
 /// A token says when it ends.
 const CLOCK_NOT_SET: &str = "the clock is not set";
@@ -173,7 +173,8 @@ impl<'a> Session<'a> {
         let by_us = matches!(end, End::Renewal | End::Closed);
         if by_us && self.connected_at.is_some() && client.try_disconnect().is_ok() {
             // The answers before it go out on the same way; a stalled link is not waited for.
-            let _ = tokio::time::timeout(self.pace.closing_limit, driven).await;
+            let close_by = self.close_by.unwrap_or_else(|| Instant::now() + self.pace.closing_limit);
+            let _ = tokio::time::timeout_at(close_by, driven).await;
         }
         end
     }
@@ -184,7 +185,7 @@ impl<'a> Session<'a> {
         if let ConnectionError::ConnectionRefused(code) = error {
             return refused(*code);
         }
-        let host = dialled(self.config);
+        let host = self.config.dialled();
         End::Lost(match self.connected_at {
             Some(_) => describe(error),
             None => format!("cannot connect to {host}:{}: {}", self.config.port, describe(error)),
@@ -286,8 +287,13 @@ impl<'a> Session<'a> {
                     .twin
                     .answer(rid, status, &message.payload, Instant::now())
                     .map_err(|error| End::Lost(error.to_string()))?;
+                // A hub that is too busy to show the twin was reached all the same: that is no fault of the firmware
+                // on trial.
+                if news.is_some() || is_for_now(status) {
+                    self.announce();
+                }
                 if let Some(desired) = news {
-                    self.announce(desired);
+                    self.outbox.push(HubEvent::Desired(desired));
                 }
             }
             Some(topic::Incoming::DesiredChange { version }) => self.twin.desired_changed(version),
@@ -296,13 +302,11 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn announce(&mut self, desired: Map<String, Value>) {
-        if !self.announced {
-            self.announced = true;
-            info!("connected to {} as {}", dialled(self.config), self.config.device_id);
+    fn announce(&mut self) {
+        if !std::mem::replace(&mut self.announced, true) {
+            info!("connected to {} as {}", self.config.dialled(), self.config.device_id);
             self.outbox.push(HubEvent::Connected);
         }
-        self.outbox.push(HubEvent::Desired(desired));
     }
 
     fn take_call(&mut self, client: &AsyncClient, name: String, rid: &str, payload: Bytes) {
@@ -355,10 +359,6 @@ async fn sleep_until(moment: Option<Instant>) {
     }
 }
 
-pub(super) fn dialled(config: &config::Hub) -> &str {
-    config.gateway_host_name.as_deref().unwrap_or(&config.host_name)
-}
-
 /// Everything CONNECT needs, made anew each time: a fresh token, and files as they are now.
 pub(super) async fn options(
     config: &config::Hub,
@@ -383,7 +383,7 @@ pub(super) async fn options(
         // rumqttc sends no password at all for an empty one, as X.509 wants it.
         Credentials::Certificate { .. } => String::new(),
     };
-    let mut options = MqttOptions::new(&config.device_id, dialled(config), config.port);
+    let mut options = MqttOptions::new(&config.device_id, config.dialled(), config.port);
     options
         .set_transport(Transport::tls_with_config(TlsConfiguration::from(client_config(config).await?)))
         .set_credentials(auth::user_name(&config.host_name, &config.device_id), password)
@@ -430,10 +430,10 @@ fn subscribe(client: &AsyncClient) -> Result<(), End> {
     client.try_subscribe_many(filters).map_err(|_| End::Lost("cannot subscribe".to_owned()))
 }
 
-/// Never waits: a queue that is full belongs to a link that is stalled, and soon lost.
+/// Never waits: a full queue mostly belongs to a link that is stalled, and soon lost.
 fn publish(client: &AsyncClient, topic: String, payload: Vec<u8>) {
     if client.try_publish(topic, QoS::AtMostOnce, false, payload).is_err() {
-        warn!("a message to the hub was dropped: the link is stalled");
+        warn!("a message to the hub was dropped: the queue to it is full");
     }
 }
 

@@ -46,7 +46,11 @@ struct Pending {
 #[derive(Debug)]
 enum Kind {
     Get,
-    Patch(Map<String, Value>),
+    Patch {
+        patch: Map<String, Value>,
+        /// The wanted value that it was made from: by the answer there may be a newer one.
+        made_from: Option<Map<String, Value>>,
+    },
 }
 
 /// What one session knows of the twin, and wants of it. One request is under way at a time, so an
@@ -117,12 +121,16 @@ impl Twin {
             return None;
         }
         self.paused_until = None;
-        let kind = if self.stale { Kind::Get } else { Kind::Patch(self.missing()?) };
+        let kind = if self.stale {
+            Kind::Get
+        } else {
+            Kind::Patch { patch: self.missing()?, made_from: self.wanted.clone() }
+        };
         self.last_rid = self.last_rid.wrapping_add(1);
         let rid = self.last_rid.to_string();
         let request = match &kind {
             Kind::Get => Request { topic: topic::twin_get(&rid), payload: Vec::new() },
-            Kind::Patch(patch) => Request {
+            Kind::Patch { patch, .. } => Request {
                 topic: topic::twin_patch(&rid),
                 // A map of texts and values always has a JSON form.
                 payload: serde_json::to_vec(patch).unwrap_or_default(),
@@ -177,24 +185,22 @@ impl Twin {
                 self.throttled = 0;
                 return self.read(payload);
             }
-            (Kind::Patch(patch), 200..=299) => {
+            (Kind::Patch { patch, .. }, 200..=299) => {
                 self.throttled = 0;
                 patch::merge(&mut self.held, patch);
             }
-            (kind, 429 | 500..) => {
+            (Kind::Patch { made_from, .. }, 400 | 413) => {
+                // The same patch would be refused for ever; another value may pass.
+                self.refused = made_from;
+                warn!(status, "the hub refuses the report: {}", excerpt(payload));
+            }
+            (kind, status) => {
                 self.stale |= matches!(kind, Kind::Get);
                 self.pause(now);
-                debug!(status, "the hub asks for a pause");
-            }
-            (Kind::Get, status) => {
-                self.stale = true;
-                self.pause(now);
-                warn!(status, "the hub does not show the twin: {}", excerpt(payload));
-            }
-            (Kind::Patch(_), status) => {
-                // The same patch would be refused for ever; another value may pass.
-                self.refused = self.wanted.clone();
-                warn!(status, "the hub refuses the report: {}", excerpt(payload));
+                match status {
+                    _ if is_for_now(status) => debug!(status, "the hub asks for a pause"),
+                    _ => warn!(status, "the hub does not do as asked: {}", excerpt(payload)),
+                }
             }
         }
         Ok(None)
@@ -252,6 +258,12 @@ impl Twin {
         let least: Duration = self.pace.throttled_pause.saturating_mul(doubled);
         self.paused_until = Some(now + least.mul_f64(1.0 + self.random.f64()));
     }
+}
+
+/// Whether the hub is only too busy, or ill: it lets this device in, and will answer.
+#[must_use]
+pub fn is_for_now(status: u16) -> bool {
+    matches!(status, 429 | 500..)
 }
 
 /// The beginning of a hub's error text, for the log.
@@ -374,20 +386,36 @@ mod tests {
     }
 
     #[test]
-    fn a_throttled_report_waits_longer_each_time() {
+    fn a_refusal_is_that_of_what_was_sent_and_not_of_what_is_wanted_by_then() {
         let mut talk = Talk::known(json!({"$version": 1}), json!({}));
-        talk.want(json!({"a": 1}));
-        for (rid, least_secs) in [("2", 10), ("3", 20), ("4", 40), ("5", 80), ("6", 160), ("7", 160)] {
-            talk.expect(&topic::twin_patch(rid), Some(json!({"a": 1})));
-            talk.answer(rid, 429, &Value::Null).unwrap();
-            talk.pass(least_secs - 1);
-            talk.expect_silence();
-            assert!(talk.twin.wake_at().unwrap() <= talk.now + Duration::from_secs(least_secs + 1));
-            talk.pass(least_secs + 1);
+        talk.want(json!({"bad": 1}));
+        talk.expect("$iothub/twin/PATCH/properties/reported/?$rid=2", Some(json!({"bad": 1})));
+        talk.want(json!({"good": 1}));
+        talk.answer("2", 413, &Value::Null).unwrap();
+        talk.expect("$iothub/twin/PATCH/properties/reported/?$rid=3", Some(json!({"good": 1})));
+        talk.answer("3", 204, &Value::Null).unwrap();
+        talk.want(json!({"bad": 1}));
+        talk.expect_silence();
+    }
+
+    /// 403: the hub's daily quota is used up. It says nothing about the report.
+    #[test]
+    fn a_report_that_is_not_taken_now_waits_longer_each_time() {
+        for status in [429, 403] {
+            let mut talk = Talk::known(json!({"$version": 1}), json!({}));
+            talk.want(json!({"a": 1}));
+            for (rid, least_secs) in [("2", 10), ("3", 20), ("4", 40), ("5", 80), ("6", 160), ("7", 160)] {
+                talk.expect(&topic::twin_patch(rid), Some(json!({"a": 1})));
+                talk.answer(rid, status, &Value::Null).unwrap();
+                talk.pass(least_secs - 1);
+                talk.expect_silence();
+                assert!(talk.twin.wake_at().unwrap() <= talk.now + Duration::from_secs(least_secs + 1));
+                talk.pass(least_secs + 1);
+            }
+            talk.expect(&topic::twin_patch("8"), Some(json!({"a": 1})));
+            talk.answer("8", 204, &Value::Null).unwrap();
+            assert!(talk.twin.settled());
         }
-        talk.expect(&topic::twin_patch("8"), Some(json!({"a": 1})));
-        talk.answer("8", 204, &Value::Null).unwrap();
-        assert!(talk.twin.settled());
     }
 
     #[test]

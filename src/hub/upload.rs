@@ -104,9 +104,10 @@ pub async fn upload(
     let hub = Hub::new(config, unix_now_secs).await?;
     let answer = send(HUB, hub.post(&["files"], &json!({ "blobName": name }))?).await?;
     let grant = grant(answer).await?;
-    let url = grant.url().ok_or(UploadError::Grant)?;
-    let put = hub.storage.put(url).header("x-ms-blob-type", "BlockBlob").timeout(STORAGE_LIMIT).body(bytes);
-    let stored = send(STORAGE, put).await.map(|answer| answer.status());
+    let stored = match grant.url() {
+        Some(url) => store(&hub, url, bytes).await,
+        None => Err(UploadError::Grant),
+    };
     let status = match &stored {
         Ok(status) | Err(UploadError::Refused { status, .. }) => *status,
         Err(_) => StatusCode::GATEWAY_TIMEOUT,
@@ -119,6 +120,11 @@ pub async fn upload(
     });
     let told = send(HUB, hub.post(&["files", "notifications"], &outcome)?).await;
     stored.and(told).map(drop)
+}
+
+async fn store(hub: &Hub<'_>, url: Url, bytes: Vec<u8>) -> Result<StatusCode, UploadError> {
+    let put = hub.storage.put(url).header("x-ms-blob-type", "BlockBlob").timeout(STORAGE_LIMIT).body(bytes);
+    send(STORAGE, put).await.map(|answer| answer.status())
 }
 
 /// The hub's HTTPS side, as this device.
@@ -155,7 +161,7 @@ impl<'a> Hub<'a> {
     }
 
     fn post(&self, path: &[&str], body: &Value) -> Result<RequestBuilder, UploadError> {
-        let host = self.config.gateway_host_name.as_ref().unwrap_or(&self.config.host_name);
+        let host = self.config.dialled();
         let url =
             Url::parse(&format!("https://{host}:{}", self.config.https_port)).ok().and_then(|mut url| {
                 url.path_segments_mut().ok()?.extend(["devices", &self.config.device_id]).extend(path);

@@ -164,7 +164,7 @@ pub enum ToHub {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum FromHub {
-    /// Connected, subscribed, and the twin is known.
+    /// As [`HubEvent::Connected`](crate::hub::HubEvent::Connected).
     Connected,
     /// The session ended, or could not begin.
     Disconnected {

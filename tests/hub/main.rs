@@ -357,6 +357,36 @@ async fn a_desired_change_brings_the_whole_section() {
     assert_eq!(device.desired().await, object(json!({"a": 1, "b": 2})));
 }
 
+/// The whole of a trial's time may pass so, and the hub was reached all the same.
+#[tokio::test]
+async fn a_hub_that_is_too_busy_to_show_the_twin_is_reached() {
+    let peer = peer().await;
+    let mut device = Device::start(quick(), config(&peer), unix_now);
+    let mut connection = peer.accept().await;
+    connection.connect().await;
+    connection.answer_connect(ConnectReturnCode::Success).await;
+    connection.answer_subscribe().await;
+    let get = connection.publish().await;
+    connection.send(&twin_answer(429, &get), "").await;
+    assert!(matches!(device.event().await, HubEvent::Connected));
+    let get = connection.publish().await;
+    connection.send(&twin_answer(200, &get), empty_twin().to_string()).await;
+    assert!(device.desired().await.is_empty());
+    drop(connection);
+    device.disconnected().await;
+
+    // A refusal is no proof: waiting does not mend it.
+    let mut connection = peer.accept().await;
+    connection.connect().await;
+    connection.answer_connect(ConnectReturnCode::Success).await;
+    connection.answer_subscribe().await;
+    let get = connection.publish().await;
+    connection.send(&twin_answer(404, &get), "").await;
+    connection.publish().await;
+    drop(connection);
+    device.disconnected().await;
+}
+
 #[tokio::test]
 async fn messages_that_make_no_sense_change_nothing() {
     let peer = peer().await;
