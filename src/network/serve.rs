@@ -117,10 +117,17 @@ impl Network {
         let (reported_sender, reported) = watch::channel(None);
         let calls = Calls::default();
         let session = hub::run(hub, system::unix_now, event_sender, reported);
-        let hear = hear(reader, reported_sender, &calls);
-        let (heard, told, ()) = tokio::join!(hear, tell(writer, events, &calls), session);
+        let mut told = std::pin::pin!(tell(writer, events, &calls));
+        let both = async {
+            tokio::select! {
+                heard = hear(reader, reported_sender, &calls) => heard.and(told.await),
+                // The agent would hear nothing more: it is to see the end, and connect again.
+                told = &mut told => told,
+            }
+        };
+        let (ended, ()) = tokio::join!(both, session);
         system::notify_status(false, "waiting for the agent");
-        heard.and(told)
+        ended
     }
 
     /// One download, until its end or until the agent hangs up.
@@ -317,4 +324,33 @@ async fn tell(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redact::Secret;
+
+    #[tokio::test]
+    async fn an_agent_that_hears_nothing_is_hung_up_on() {
+        let hub = config::Hub {
+            host_name: "localhost".to_owned(),
+            gateway_host_name: None,
+            device_id: "gateway-1".to_owned(),
+            credentials: config::Credentials::SharedAccessKey(Secret::new("c2VjcmV0c2VjcmV0c2VjcmV0")),
+            ca_file: None,
+            // Nobody listens there: that is the first that is told.
+            port: 1,
+            https_port: 443,
+            keep_alive: Duration::from_secs(230),
+        };
+        let clients = Arc::new(Clients::new(None).unwrap());
+        let network = Network { hub: Some(hub), clients, turn: tokio::sync::Mutex::new(()) };
+        let (ours, agent) = UnixStream::pair().unwrap();
+        let agent = agent.into_std().unwrap();
+        agent.shutdown(std::net::Shutdown::Read).unwrap();
+        let (reader, writer) = wire::split(ours);
+        let ended = timeout(Duration::from_secs(20), network.hold_session(reader, writer)).await;
+        assert!(matches!(ended, Ok(Err(WireError::Connection(_) | WireError::Closed))), "{ended:?}");
+    }
 }
