@@ -56,6 +56,21 @@ const LINKS_MAX: usize = 40;
 /// # Errors
 /// What the system says, or an [`OwnershipError`] inside.
 pub fn open(path: &Path) -> io::Result<File> {
+    open_judged(path, judge)
+}
+
+/// The same where others may still write to the file itself: its mode is to be mended.
+///
+/// # Errors
+/// As those of [`open`].
+pub fn open_own(path: &Path) -> io::Result<File> {
+    open_judged(path, judge_owner)
+}
+
+fn open_judged(
+    path: &Path,
+    judge: fn(&Path, &Metadata) -> Result<(), OwnershipError>,
+) -> io::Result<File> {
     let end = way(path).map_err(into_io)?;
     // The end of the way is no link; and a pipe in its place must not keep us waiting.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;

@@ -5,6 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::ownership::{self, OwnershipError};
 use crate::update::Record;
 use crate::update::record::{RecordError, SIZE_BYTES_MAX};
 
@@ -18,6 +19,14 @@ pub enum StoreError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Others could change what is believed.
+    #[error("the state directory {} is not root's alone", path.display())]
+    Untrusted {
+        /// Which.
+        path: PathBuf,
+        /// Who could.
+        source: OwnershipError,
     },
     /// The state file is there and cannot be read.
     #[error("cannot read the state file {}", path.display())]
@@ -75,12 +84,14 @@ impl StateStore {
     /// told of a state that a power cut takes back. Blocks.
     ///
     /// # Errors
-    /// When that is not certain.
+    /// When that is not certain, or others could put another state there: it holds the keys that count.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(directory)
             .and_then(|()| sync_directory(directory.parent().unwrap_or(directory)))
             .and_then(|()| sync_directory(directory))
             .map_err(|source| StoreError::MakeDirectory { path: directory.to_owned(), source })?;
+        ownership::check(directory)
+            .map_err(|source| StoreError::Untrusted { path: directory.to_owned(), source })?;
         Ok(Self { directory: directory.to_owned() })
     }
 
@@ -217,6 +228,18 @@ mod tests {
         store.save(&record()).unwrap();
         assert_eq!(store.load().unwrap().record, record());
         assert_eq!(fs::metadata(store.file()).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_not_believed() {
+        let (directory, store) = store();
+        for path in [store.directory.as_path(), directory.path()] {
+            let mode = |mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            mode(0o777);
+            assert!(matches!(StateStore::open(&store.directory), Err(StoreError::Untrusted { .. })));
+            mode(0o700);
+            StateStore::open(&store.directory).unwrap();
+        }
     }
 
     #[test]

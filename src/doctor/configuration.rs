@@ -24,8 +24,9 @@ pub(super) fn check(main: &Path, credentials: Option<&Path>) -> (Vec<Finding>, O
                 Finding::fault(CHECK, format!("{}: {key}{}", fault.place, fault.problem), &fault.hint)
             });
             findings.extend(one_by_one);
+            // What its hub is, is then as little known as beside a networked part.
             let rest = Config::load_beside(main, PathBuf::new()).ok();
-            (findings, rest.map(|loaded| Config { network: None, ..loaded.config }))
+            (findings, rest.map(|loaded| loaded.config))
         }
     }
 }

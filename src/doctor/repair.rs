@@ -2,13 +2,14 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::boot::BootControl;
 use crate::boot::booted::booted_slot;
 use crate::boot::fw_env::UbootEnv;
 use crate::config::Config;
 use crate::install::one_line;
+use crate::ownership;
 use crate::store::StateStore;
 use crate::trial::Mark;
 
@@ -66,10 +67,11 @@ fn make(config: &Config) -> Result<String, String> {
     mode.map(|()| format!("made {}", path.display())).map_err(|error| error.to_string())
 }
 
-fn hide(path: &PathBuf) -> Result<String, String> {
-    let hidden = fs::metadata(path).and_then(|metadata| {
-        let mode = metadata.mode() & 0o770;
-        fs::set_permissions(path, Permissions::from_mode(mode)).map(|()| mode)
+fn hide(path: &Path) -> Result<String, String> {
+    // A path that is another user's could lead to any file.
+    let hidden = ownership::open_own(path).and_then(|file| {
+        let mode = file.metadata()?.mode() & 0o770;
+        file.set_permissions(Permissions::from_mode(mode)).map(|()| mode)
     });
     hidden
         .map(|mode| format!("{} is of mode {mode:o} now", path.display()))

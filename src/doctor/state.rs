@@ -7,6 +7,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::{Finding, Repair, Seen};
 use crate::install::one_line;
+use crate::ownership;
 use crate::trial::Mark;
 use crate::update::record::SIZE_BYTES_MAX;
 
@@ -36,12 +37,13 @@ fn directory(seen: &Seen<'_>) -> Finding {
         }
         Ok(metadata) => {
             let evidence = format!("{} is there, mode {:o}", path.display(), metadata.mode() & 0o7777);
-            if metadata.mode() & 0o022 == 0 {
-                Finding::ok(CHECK, evidence)
-            } else {
-                let advice =
-                    format!("others can write what the daemon believes: `chmod 700 {}`", path.display());
-                Finding::warning(CHECK, evidence, advice)
+            let others = format!("others can write what the daemon believes: `chmod 700 {}`", path.display());
+            match ownership::check(path) {
+                Err(error) => {
+                    Finding::fault(CHECK, one_line(&error), "before that the daemon does not start")
+                }
+                Ok(()) if metadata.mode() & 0o022 != 0 => Finding::warning(CHECK, evidence, others),
+                Ok(()) => Finding::ok(CHECK, evidence),
             }
         }
     }

@@ -14,7 +14,10 @@ fn a_state_directory_that_is_missing_is_made() {
     board.is_fixed("state.directory");
     assert_eq!(fs::metadata(board.path("state")).unwrap().permissions().mode() & 0o777, 0o700);
     fs::set_permissions(board.path("state"), Permissions::from_mode(0o777)).unwrap();
-    board.finds("state.directory", "warning", "mode 777");
+    board.finds("state.directory", "fault", "mode 777");
+    // Sticky: what is there stays, but others could put something beside it.
+    fs::set_permissions(board.path("state"), Permissions::from_mode(0o1777)).unwrap();
+    board.finds("state.directory", "warning", "mode 1777");
 }
 
 /// In a mount namespace of its own, with the board's directory as `$1` and the doctor's command line after it.

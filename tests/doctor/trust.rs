@@ -31,13 +31,30 @@ fn a_configuration_with_faults_and_a_secret_for_everyone() {
     fs::set_permissions(board.path("secret"), Permissions::from_mode(0o644)).unwrap();
     board.finds("configuration.secrets", "fault", "mode 644");
     board.finds("configuration.valid", "fault", "every user");
-    // The rest is looked at all the same.
+    // The rest is looked at all the same; that there is no hub is not said.
     board.finds("slots.distinct", "ok", "apart");
+    assert!(!board.checks().contains_key("hub.session"));
     board.is_fixed("configuration.secrets");
     assert_eq!(fs::metadata(board.path("secret")).unwrap().permissions().mode() & 0o777, 0o640);
     board.configure("scheme = \"bootcount\"", "scheme = \"grub\"");
     let advice = board.finds("configuration.valid", "fault", "boot.scheme");
     assert!(advice.contains("\"rauc\""), "{advice}");
+}
+
+/// Whoever may put a link there chooses which file `--fix` changes.
+#[test]
+fn a_secret_by_a_path_of_others_is_not_touched() {
+    let mut board = Board::new();
+    board.config.push_str("[hub]\nconnection_string_file = \"DIR/open/secret\"\n");
+    put(&board.path("precious"), "for everyone to read");
+    fs::create_dir(board.path("open")).unwrap();
+    std::os::unix::fs::symlink(board.path("precious"), board.path("open/secret")).unwrap();
+    for (path, mode) in [("precious", 0o644), ("open", 0o777)] {
+        fs::set_permissions(board.path(path), Permissions::from_mode(mode)).unwrap();
+    }
+    let json = board.json(&["--fix"]);
+    assert!(json["repairs"][0]["done"] == false, "{json:#}");
+    assert_eq!(fs::metadata(board.path("precious")).unwrap().permissions().mode() & 0o777, 0o644);
 }
 
 /// coreos/zincati#1160: a fragment by another name is not silently left out.
