@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::sys::stat::{major, minor};
 
 use super::{Finding, Patient};
+use crate::config::Credentials;
 use crate::control::Status;
 use crate::install::one_line;
 use crate::system::{self, Clock};
@@ -31,7 +32,11 @@ pub(super) fn check(patient: &Patient) -> Vec<Finding> {
 
 /// What programs answer.
 pub(super) async fn ask(patient: &Patient) -> Vec<Finding> {
-    vec![clock(&patient.config.system.clock_check_command).await, trial_timer(&patient.systemctl).await]
+    let check_command = &patient.config.system.clock_check_command;
+    let hub = patient.config.hub.as_ref();
+    let needs_clock = hub.is_some_and(|hub| matches!(hub.credentials, Credentials::SharedAccessKey(_)));
+    let clock = clock(system::clock(check_command).await, check_command, needs_clock);
+    vec![clock, trial_timer(&patient.systemctl).await]
 }
 
 fn daemon(patient: &Patient) -> Finding {
@@ -42,21 +47,23 @@ fn daemon(patient: &Patient) -> Finding {
     }
 }
 
-/// TLS takes no certificate, and the hub no token, by a wrong one.
-async fn clock(check_command: &[String]) -> Finding {
+/// A token ends at a date, so a device with a key needs one; certificates are taken without it.
+fn clock(clock: Clock, check_command: &[String], needs_clock: bool) -> Finding {
     const CHECK: &str = "machine.clock";
-    match system::clock(check_command).await {
+    const UNSET: &str = "it shows a time before this program was written";
+    match clock {
         Clock::Right => Finding::ok(CHECK, "set, and synchronized"),
         Clock::Unsynchronized => Finding::warning(
             CHECK,
             format!("`{}` does not say yes", check_command.join(" ")),
             "no time is reported before it does; see `timedatectl`, or `system.clock_check_command`",
         ),
-        Clock::Unset => Finding::fault(
-            CHECK,
-            "it shows a time before this program was written",
-            "set it, or run a time client: certificates and tokens are refused by it",
-        ),
+        Clock::Unset if needs_clock => {
+            Finding::fault(CHECK, UNSET, "set it, or run a time client: before that the hub is not asked")
+        }
+        Clock::Unset => {
+            Finding::warning(CHECK, UNSET, "set it, or run a time client: before that no time is reported")
+        }
     }
 }
 
@@ -155,14 +162,22 @@ fn wear(patient: &Patient) -> Finding {
     let (Some(tenths), Some(spare)) = (attribute("life_time"), attribute("pre_eol_info")) else {
         return Finding::ok(CHECK, "this medium does not tell its age");
     };
-    let evidence = format!("{} % of its life are used", u32::from(tenths) * 10);
+    worn(CHECK, tenths, spare)
+}
+
+fn worn(check: &'static str, tenths: u8, spare: u8) -> Finding {
     const ADVICE: &str = "replace the board, or the medium, before it fails in the midst of an update";
+    let life = match tenths {
+        0 => "this medium does not tell its age".to_owned(),
+        1..=10 => format!("at most {} % of its life are used", u32::from(tenths) * 10),
+        _ => "it is older than it was made for".to_owned(),
+    };
     match (tenths, spare) {
-        (_, 3..) | (0x0B.., _) => {
-            Finding::fault(CHECK, format!("{evidence}; its spare blocks are used up"), ADVICE)
-        }
-        (_, 2) | (9.., _) => Finding::warning(CHECK, evidence, ADVICE),
-        _ => Finding::ok(CHECK, evidence),
+        (_, 3) => Finding::fault(check, format!("{life}; 90 % of its spare blocks are used"), ADVICE),
+        (11.., _) => Finding::fault(check, life, ADVICE),
+        (_, 2) => Finding::warning(check, format!("{life}; 80 % of its spare blocks are used"), ADVICE),
+        (9.., _) => Finding::warning(check, life, ADVICE),
+        _ => Finding::ok(check, life),
     }
 }
 
@@ -174,4 +189,31 @@ fn disk(sysfs: &Path, slot: &Path) -> Option<std::path::PathBuf> {
     let directory = fs::canonicalize(sysfs.join(number)).ok()?;
     let disk = if directory.join("partition").exists() { directory.parent()? } else { &directory };
     Some(disk.join("device"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Level;
+
+    #[test]
+    fn a_clock_that_was_never_set_is_a_fault_where_a_token_needs_it() {
+        assert_eq!(clock(Clock::Unset, &[], true).level, Level::Fault);
+        assert_eq!(clock(Clock::Unset, &[], false).level, Level::Warning);
+    }
+
+    #[test]
+    fn a_medium_tells_its_age_and_its_spare_blocks_apart() {
+        for (tenths, spare, level, evidence) in [
+            (0, 0, Level::Ok, "this medium does not tell its age"),
+            (1, 1, Level::Ok, "at most 10 % of its life are used"),
+            (9, 1, Level::Warning, "at most 90 % of its life are used"),
+            (0, 2, Level::Warning, "this medium does not tell its age; 80 % of its spare blocks are used"),
+            (1, 3, Level::Fault, "at most 10 % of its life are used; 90 % of its spare blocks are used"),
+            (11, 1, Level::Fault, "it is older than it was made for"),
+        ] {
+            let found = worn("machine.storage", tenths, spare);
+            assert_eq!((found.level, found.evidence.as_str()), (level, evidence));
+        }
+    }
 }
