@@ -93,7 +93,8 @@ fn about() -> String {
     format!("twinboot {}\nat {now}, up {} s\n", env!("CARGO_PKG_VERSION"), system::uptime().as_secs())
 }
 
-/// This boot, and as many before it as a trial usually takes.
+/// This boot, and as many before it as a trial usually takes; the newest line first, so that the oldest are left out
+/// where there are too many.
 async fn journal(command: &[String]) -> Vec<(String, String)> {
     let unit = ["--unit=twinboot*", "--lines=2000"].as_slice();
     let warnings = ["--priority=warning", "--lines=1000"].as_slice();
@@ -101,8 +102,9 @@ async fn journal(command: &[String]) -> Vec<(String, String)> {
     for boot in ["0", "-1", "-2", "-3"] {
         for (name, arguments) in [("twinboot", unit), ("warnings", warnings)] {
             let arguments = arguments.iter().map(|argument| (*argument).to_owned());
+            let boot_and_order = [format!("--boot={boot}"), "--reverse".to_owned()];
             let command: Vec<String> =
-                command.iter().cloned().chain([format!("--boot={boot}")]).chain(arguments).collect();
+                command.iter().cloned().chain(boot_and_order).chain(arguments).collect();
             let printed = system::printed(&command, JOURNAL_LIMIT, TEXT_LIMIT_BYTES).await;
             let text = printed.map_or_else(|error| error.to_string(), |bytes| lossy(&bytes));
             texts.push((format!("journal/boot{boot}-{name}.txt"), text));
@@ -364,7 +366,8 @@ mod tests {
         }
         let pstore = texts.iter().find(|(name, _)| name.starts_with("pstore/")).unwrap();
         assert!(pstore.0.ends_with("1795423626_dmesg.txt") && pstore.1.starts_with("panic: "), "{pstore:?}");
-        assert!(texts["journal/boot-1-twinboot.txt"].starts_with("asked --boot=-1 --unit=twinboot*"));
+        let journal = &texts["journal/boot-1-twinboot.txt"];
+        assert!(journal.starts_with("asked --boot=-1 --reverse --unit=twinboot*"), "{journal}");
         assert!(texts["config.txt"].contains("hub.example") && texts["programs.txt"].contains("10-app"));
         assert!(texts["programs.txt"].contains("before-reboot/20-line: file of mode 600"), "{texts:#?}");
         assert!(texts["environment.txt"].contains("cannot read"), "{}", texts["environment.txt"]);

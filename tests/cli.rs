@@ -261,6 +261,11 @@ async fn a_drop_in_leaves_the_service_this_boards_devices() {
     assert!(service.starts_with(expected), "{service}");
     assert!(ended.out.contains("After=dev-disk-by\\x2dpartlabel-root\\x2da.device\n"), "{}", ended.out);
 
+    // Another file takes the place of the only copy.
+    write(&tools, "/boot/uboot.env 0 0x4000\n", 0o644);
+    let ended = call(&["check-config", "--unit", "--config", &path]).await;
+    assert!(ended.out.contains("\nReadWritePaths=-/boot\n"), "{}", ended.out);
+
     // Flash is written through its block device.
     write(&tools, "/dev/mtd3 0 0x4000\n/dev/mtd3 0x40000 0x4000\n", 0o644);
     let ended = call(&["check-config", "--unit", "--config", &path]).await;
@@ -395,10 +400,10 @@ async fn commands_reach_the_daemon_and_refusals_say_what_to_do() {
     assert_eq!(limited(rollback).await.unwrap().code, 0);
 
     let install = daemon.call(&["install", "https://host.example/x.img"]);
-    daemon.answer(refused(Code::Busy, "update u-1 is running")).await;
+    daemon.answer(refused(Code::Uncommitted, "slot a is not committed")).await;
     let ended = limited(install).await.unwrap();
-    let expected =
-        "twinboot: cannot install: update u-1 is running; wait for it, or stop it: `twinboot cancel`\n";
+    let expected = "twinboot: cannot install: slot a is not committed; decide about it first: \
+                    `twinboot commit` or `twinboot rollback`\n";
     assert_eq!((ended.code, ended.err.as_str()), (1, expected));
 }
 
@@ -521,6 +526,18 @@ async fn another_update_in_the_place_of_ours_is_1() {
     let (code, out) = install.ended().await;
     assert_eq!(code, 1, "{out}");
     assert!(out.contains("update u-1 is no longer there: the device is at u-2"), "{out}");
+}
+
+#[tokio::test]
+async fn an_update_that_the_daemon_lost_with_its_state_is_1() {
+    let mut install = Following::begin().await;
+    // It starts again, and does not know yet.
+    install.daemon.status.send_replace(Status { summary: "starting".to_owned(), ..Status::default() });
+    install.shows("starting").await;
+    install.daemon.status.send_replace(status("standing by", "standBy", json!({ "updateId": null })));
+    let (code, out) = install.ended().await;
+    assert_eq!(code, 1, "{out}");
+    assert!(out.contains("update u-1 is no longer there: standing by"), "{out}");
 }
 
 #[tokio::test]

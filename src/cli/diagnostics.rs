@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::run::keep_memory_private;
 use super::{CliError, Exit, credentials_directory};
 use crate::config::{Config, DEFAULT_CONTROL_SOCKET, DEFAULT_PATH};
 use crate::control::{Client, ClientError};
@@ -31,6 +32,7 @@ pub(super) struct Diagnostics {
 
 impl Diagnostics {
     pub(super) fn run(self) -> Result<Exit, CliError> {
+        keep_memory_private()?;
         let loaded = Config::load(&self.config, credentials_directory().as_deref());
         let config = loaded.map(|loaded| loaded.config).map_err(|faults| faults.to_string());
         let socket =

@@ -232,6 +232,10 @@ fn watch_once(socket: &Path, update_id: &str, progress: &mut Progress<io::Stderr
             return Ok(Seen::End(Exit::Failed, sentence));
         }
         let summary = view.summary();
+        if view.knows_no_update() {
+            let sentence = format!("update {update_id} is no longer there: {summary}");
+            return Ok(Seen::End(Exit::Failed, sentence));
+        }
         let ended = |exit| {
             let sentence = view.error().unwrap_or_else(|| summary.clone());
             Ok(Seen::End(exit, sentence))

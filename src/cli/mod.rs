@@ -154,7 +154,6 @@ impl CliError {
         match self {
             Self::Client(error) => error.advice(),
             Self::Refused { failure, .. } => match failure.code {
-                Code::Busy => "wait for it, or stop it: `twinboot cancel`",
                 Code::Uncommitted => "decide about it first: `twinboot commit` or `twinboot rollback`",
                 Code::Unverifiable => "give `--check-value`, or sign the image",
                 Code::VersionNotNewer | Code::VersionBelowMinimum | Code::RolledBackBefore => {

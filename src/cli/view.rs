@@ -69,6 +69,12 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Whether the daemon says that there is no update, and was none. One that is only starting says nothing yet.
+    pub(super) fn knows_no_update(&self) -> bool {
+        let status = self.status.reported.get("firmwareStatus").and_then(Value::as_str);
+        status == Some("standBy") && self.plain("updateId").is_none()
+    }
+
     /// A text of the `firmware` object.
     pub(super) fn text(&self, key: &str) -> Option<String> {
         self.plain(key).map(harmless)
