@@ -1,11 +1,13 @@
 //! The bytes at an address, all or a part of them, in order, whatever the server does in between.
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use nix::fcntl::OFlag;
 use nix::time::{ClockId, clock_gettime};
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, IF_RANGE, RANGE, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, redirect};
@@ -113,6 +115,8 @@ pub enum FetchError {
         bytes: u64,
         /// The retry limit.
         limit: Duration,
+        /// The last try, if one failed.
+        source: Option<Box<Setback>>,
     },
     /// Another file is at the address now.
     #[error("{url}: the file changed while it was fetched")]
@@ -195,6 +199,9 @@ pub enum Setback {
         /// The stall limit.
         limit: Duration,
     },
+    /// No new byte came for as long as is waited.
+    #[error("the server sends everything again, and slowly")]
+    SentAgain,
     /// A range was answered by another one.
     #[error("the server sent another range than it was asked for")]
     WrongRange,
@@ -249,6 +256,8 @@ pub struct Source {
     progress: watch::Sender<Progress>,
     /// Setbacks since the last byte.
     setbacks: u32,
+    /// For messages.
+    last_setback: Option<Setback>,
     patience: Patience,
 }
 
@@ -279,6 +288,8 @@ struct Http {
     body: Option<Response>,
     /// Bytes of the present answer that were taken before.
     skip: u64,
+    /// Where it ends, if it is a part.
+    part_end: Option<u64>,
     /// Cleared by a server that answers ranges wrongly.
     ranges: bool,
 }
@@ -309,6 +320,7 @@ impl Source {
                 url,
                 body: None,
                 skip: 0,
+                part_end: None,
                 ranges: true,
             })),
             _ => return Err(FetchError::Address { url: shown }),
@@ -326,6 +338,7 @@ impl Source {
             limits,
             progress,
             setbacks: 0,
+            last_setback: None,
             patience: Patience::new(limits),
         };
         source.first_answer().await?;
@@ -372,6 +385,7 @@ impl Source {
             let step = if self.is_complete() { Ok(None) } else { self.step().await };
             match step {
                 Ok(Some(bytes)) => return Ok(Some(bytes)),
+                Ok(None) if self.is_more_to_ask_for() => self.hang_up(),
                 Ok(None) => return self.end().map(|()| None),
                 Err(Interruption::Stop(error)) => return Err(error),
                 Err(Interruption::Again(setback)) => self.pause(setback).await?,
@@ -383,6 +397,12 @@ impl Source {
     /// by reading on.)
     fn is_complete(&self) -> bool {
         self.way.is_closed() && self.offset > 0 && self.last() == Some(self.offset)
+    }
+
+    /// A server may give less of a range than it was asked for (RFC 9110, 15.3.7), though not nothing.
+    fn is_more_to_ask_for(&self) -> bool {
+        let came = matches!(&self.way, Way::Http(http) if http.part_end == Some(self.offset));
+        came && self.last().is_some_and(|last| self.offset < last)
     }
 
     /// Where the bytes end, as far as that is known.
@@ -411,19 +431,7 @@ impl Source {
         while self.way.is_closed() {
             self.connect().await?;
         }
-        let mut bytes = match &mut self.way {
-            Way::File { path, file } => {
-                let mut buffer = BytesMut::with_capacity(FILE_CHUNK_BYTES);
-                let read = file.read_buf(&mut buffer).await;
-                read.map_err(|source| FetchError::File { path: path.clone(), source })?;
-                buffer.freeze()
-            }
-            Way::Http(http) => http.chunk(self.limits.stall).await?.unwrap_or_default(),
-            Way::Relayed(relayed) => {
-                let patience = self.patience.left_for_networked_part();
-                relayed.chunk(patience, &self.progress).await?.unwrap_or_default()
-            }
-        };
+        let mut bytes = self.take().await?;
         if let Some(end) = self.end {
             // More may come than was asked for.
             bytes.truncate(usize::try_from(end.saturating_sub(self.offset)).unwrap_or(usize::MAX));
@@ -451,6 +459,35 @@ impl Source {
         Ok(Some(bytes))
     }
 
+    /// The next bytes that were not taken before; none at the end.
+    async fn take(&mut self) -> Result<Bytes, Interruption> {
+        match &mut self.way {
+            Way::File { path, file } => {
+                let mut buffer = BytesMut::with_capacity(FILE_CHUNK_BYTES);
+                let read = file.read_buf(&mut buffer).await;
+                read.map_err(|source| FetchError::File { path: path.clone(), source })?;
+                Ok(buffer.freeze())
+            }
+            Way::Http(http) => loop {
+                match http.chunk(self.limits.stall).await? {
+                    Some((_, bytes)) if !bytes.is_empty() => return Ok(bytes),
+                    Some((again, _)) => self.progress.send_modify(|p| p.fetched_bytes += again),
+                    None if http.skip > 0 => {
+                        return Err(FetchError::Changed { url: self.shown.clone() }.into());
+                    }
+                    None => return Ok(Bytes::new()),
+                }
+                if self.patience.left().is_zero() {
+                    return Err(Interruption::Again(Setback::SentAgain));
+                }
+            },
+            Way::Relayed(relayed) => {
+                let patience = self.patience.left_for_networked_part();
+                Ok(relayed.chunk(patience, &self.progress).await?.unwrap_or_default())
+            }
+        }
+    }
+
     /// The answer ended as its framing said.
     fn end(&self) -> Result<(), FetchError> {
         match self.last() {
@@ -459,11 +496,12 @@ impl Source {
         }
     }
 
-    fn trickle(&self) -> FetchError {
+    fn trickle(&mut self) -> FetchError {
         FetchError::Trickle {
             url: self.shown.clone(),
             bytes: self.patience.bytes(),
             limit: self.limits.retry,
+            source: self.last_setback.take().map(Box::new),
         }
     }
 
@@ -498,10 +536,10 @@ impl Source {
             Ok(Err(error)) => return Err(self.failed(error)),
             Ok(Ok(answer)) => answer,
         };
-        let total = match answer.status() {
-            StatusCode::OK => answer.content_length(),
+        let (total, part_end) = match answer.status() {
+            StatusCode::OK => (answer.content_length(), None),
             StatusCode::PARTIAL_CONTENT if wants_range => match content_range(answer.headers()) {
-                Some((start, total)) if start == self.offset => total,
+                Some((part, total)) if part.start == self.offset => (total, Some(part.end)),
                 _ => {
                     http.ranges = false;
                     return Err(Interruption::Again(Setback::WrongRange));
@@ -513,11 +551,11 @@ impl Source {
             }
             status => return Err(self.refused(status, answer.headers())),
         };
-        let partial = answer.status() == StatusCode::PARTIAL_CONTENT;
         self.admit(Validator::of(answer.headers(), total))?;
-        self.settle_end(partial);
+        self.settle_end(part_end.is_some());
         if let Way::Http(http) = &mut self.way {
-            http.skip = if partial { 0 } else { self.offset };
+            http.skip = if part_end.is_some() { 0 } else { self.offset };
+            http.part_end = part_end;
             http.body = Some(answer);
         }
         Ok(())
@@ -587,19 +625,23 @@ impl Source {
         }
     }
 
-    /// Waits before the next try: exponential with full jitter, so that a fleet does not come back as one.
-    async fn pause(&mut self, setback: Setback) -> Result<(), FetchError> {
+    fn hang_up(&mut self) {
         match &mut self.way {
             Way::File { .. } => {}
             Way::Http(http) => http.body = None,
             Way::Relayed(relayed) => relayed.hang_up(),
         }
+    }
+
+    /// Waits before the next try: exponential with full jitter, so that a fleet does not come back as one.
+    async fn pause(&mut self, setback: Setback) -> Result<(), FetchError> {
+        self.hang_up();
         let left = self.patience.left();
         if left.is_zero() {
             let (url, limit, source) = (self.shown.clone(), self.limits.retry, Box::new(setback));
             return Err(match self.patience.bytes() {
                 0 => FetchError::Unreachable { url, limit, source },
-                _ => self.trickle(),
+                bytes => FetchError::Trickle { url, bytes, limit, source: Some(source) },
             });
         }
         let ceiling =
@@ -612,6 +654,7 @@ impl Source {
         };
         let wait = jittered.max(asked.min(RETRY_AFTER_LIMIT)).min(left);
         tracing::info!(url = %self.shown, reason = %super::one_line(&setback), ?wait, "download interrupted");
+        self.last_setback = Some(setback);
         self.progress.send_modify(|p| p.phase = Phase::Waiting);
         sleep(wait).await;
         Ok(())
@@ -619,32 +662,30 @@ impl Source {
 }
 
 impl Http {
-    /// The next bytes of the present answer that were not taken before.
-    async fn chunk(&mut self, stall: Duration) -> Result<Option<Bytes>, Interruption> {
-        while let Some(body) = &mut self.body {
-            let mut bytes = match timeout(stall, body.chunk()).await {
-                Err(_) => return Err(Interruption::Again(Setback::Stalled { limit: stall })),
-                Ok(Err(error)) => {
-                    return Err(Interruption::Again(Setback::Connection { source: error.without_url() }));
-                }
-                Ok(Ok(None)) => return Ok(None),
-                Ok(Ok(Some(bytes))) => bytes,
-            };
-            let known = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
-            self.skip -= known as u64;
-            bytes = bytes.slice(known..);
-            if !bytes.is_empty() {
-                return Ok(Some(bytes));
+    /// The next bytes of the present answer: how many were taken before, and the others.
+    async fn chunk(&mut self, stall: Duration) -> Result<Option<(u64, Bytes)>, Interruption> {
+        let Some(body) = &mut self.body else { return Ok(None) };
+        let mut bytes = match timeout(stall, body.chunk()).await {
+            Err(_) => return Err(Interruption::Again(Setback::Stalled { limit: stall })),
+            Ok(Err(error)) => {
+                return Err(Interruption::Again(Setback::Connection { source: error.without_url() }));
             }
-        }
-        Ok(None)
+            Ok(Ok(None)) => return Ok(None),
+            Ok(Ok(Some(bytes))) => bytes,
+        };
+        let known = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+        self.skip -= known as u64;
+        Ok(Some((known as u64, bytes.split_off(known))))
     }
 }
 
 async fn open_file(url: &Url, shown: &str, offset: u64) -> Result<Way, FetchError> {
     let path = url.to_file_path().map_err(|()| FetchError::Address { url: shown.to_owned() })?;
     let failed = |source| FetchError::File { path: path.clone(), source };
-    let mut file = tokio::fs::File::open(&path).await.map_err(failed)?;
+    // A pipe in its place must not keep us waiting.
+    let mut options = tokio::fs::OpenOptions::new();
+    options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
+    let mut file = options.open(&path).await.map_err(failed)?;
     if !file.metadata().await.map_err(failed)?.is_file() {
         return Err(failed(io::Error::other("not a regular file")));
     }
@@ -726,17 +767,17 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
     }
 }
 
-/// `Content-Range: bytes START-LAST/TOTAL`, as start and total in bytes (RFC 9110, 14.4). A range that ends before it
-/// begins, or beyond its file, is none.
+/// `Content-Range: bytes START-LAST/TOTAL`, as the part and the total in bytes (RFC 9110, 14.4). A range that ends
+/// before it begins, or beyond its file, is none.
 #[must_use]
-pub fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
+pub fn content_range(headers: &HeaderMap) -> Option<(Range<u64>, Option<u64>)> {
     let value = headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
     let (range, total) = value.split_once('/')?;
     let (start, last) = range.split_once('-')?;
     let (start, last): (u64, u64) = (start.trim().parse().ok()?, last.trim().parse().ok()?);
     let total: Option<u64> = total.trim().parse().ok();
     let within = start <= last && total.is_none_or(|total| last < total);
-    within.then_some((start, total))
+    within.then_some((start..last.checked_add(1)?, total))
 }
 
 /// `Retry-After` in seconds. A date is left alone: this device's clock may not be set.
