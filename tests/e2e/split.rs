@@ -112,20 +112,21 @@ async fn either_part_may_be_killed_in_the_middle() {
     let (mut world, meeting, mut network) = split(Traits::default()).await;
     world.images.set_faults(IMAGE, Faults { bytes_per_sec: Some(1_000_000), ..Faults::default() });
     world.start().await;
-    let half_way = |status: &Value| {
-        status["reported"]["firmware"]["progress"]["bytes"].as_u64().is_some_and(|bytes| bytes > 300_000)
-    };
-    world.rig.wait(half_way).await;
+    let bytes = |status: &Value| status["reported"]["firmware"]["progress"]["bytes"].as_u64().unwrap_or(0);
+    world.rig.wait(|status| bytes(status) > 800_000).await;
     network.kill().await.unwrap();
     world.rig.wait(|status| status["hubConnected"] == false).await;
     let network = meeting.network(world.rig.board.dir());
     world.rig.wait(|status| status["hubConnected"] == true).await;
+    let further = bytes(&world.rig.wait(|status| bytes(status) > 1_500_000).await);
+    let sent = world.images.bytes_sent(IMAGE);
+    assert!(sent < further + 500_000, "resumed: {sent} bytes for {further}");
+    // Too little for a checkpoint: it starts over.
     let sessions = world.hub.connects(DEVICE);
     world.rig.board.kill_daemon().await.unwrap();
     let reported = world.wait_status("completed").await;
     assert_eq!(reported["firmware"]["slots"]["booted"], "b");
     assert!(world.hub.connects(DEVICE) > sessions, "each agent has a session of its own");
-    let (size, sent) = (u64::try_from(IMAGE_BYTES).unwrap(), world.images.bytes_sent(IMAGE));
-    assert!(world.images.requests(IMAGE) >= 3 && sent < 2 * size, "resumed: {sent} bytes for {size}");
+    assert!(world.images.requests(IMAGE) >= 3);
     drop(network);
 }
