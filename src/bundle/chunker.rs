@@ -140,8 +140,9 @@ fn next_zeros(offset: u64, bytes: &[u8]) -> usize {
     zeros.map_or(bytes.len(), |block| unaligned + block * ZERO_BLOCK_BYTES)
 }
 
-fn is_zero(block: &[u8]) -> bool {
+/// Whether there is nothing else in it.
+pub(crate) fn is_zero(block: &[u8]) -> bool {
     // In words: a debug build is to finish, too.
-    let (head, words) = block.as_chunks::<16>();
-    head.iter().all(|word| u128::from_ne_bytes(*word) == 0) && words.iter().all(|byte| *byte == 0)
+    let (words, rest) = block.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }

@@ -137,9 +137,9 @@ pub struct Base {
     pub version: Option<String>,
     /// Its size.
     pub size_bytes: u64,
-    /// Its digest, for a device that remembers what it installed.
+    /// Its digest: no two bases are the same.
     pub sha256: Sha256Digest,
-    /// For a device that does not: three quarters of them must be right. A mounted file system changes some.
+    /// What a device knows it by: three quarters of them must be right. A mounted file system changes some.
     pub samples: Vec<Sample>,
 }
 
@@ -403,9 +403,15 @@ fn file_name(name: &str) -> Result<(), BundleError> {
     Ok(())
 }
 
-fn class(name: &str) -> Result<(), BundleError> {
+/// Whether a slot class may be called so.
+#[must_use]
+pub fn is_class(name: &str) -> bool {
     let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
-    if name.is_empty() || name.len() > 32 || !name.bytes().all(legal) {
+    (1..=32).contains(&name.len()) && name.bytes().all(legal)
+}
+
+fn class(name: &str) -> Result<(), BundleError> {
+    if !is_class(name) {
         return Err(BundleError::Field { field: "class", why: "must have 1 to 32 of a-z, 0-9, `-` and `_`" });
     }
     Ok(())

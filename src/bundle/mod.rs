@@ -22,13 +22,14 @@ mod signatures;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use chunker::is_zero;
 pub use chunker::{Algorithm, Chunker, Chunking, Cut, ZERO_BLOCK_BYTES};
 pub use create::IndexBuilder;
 pub use error::BundleError;
 pub use header::{FORMAT, HEADER_BYTES, Header, MAGIC};
 pub use index::{Entry, ImageIndex, Index, Piece};
 pub use manifest::{
-    Base, Image, Layout, Manifest, Part, PatchFile, PatchPart, PatchRange, SAMPLE_BYTES, Sample,
+    Base, Image, Layout, Manifest, Part, PatchFile, PatchPart, PatchRange, SAMPLE_BYTES, Sample, is_class,
 };
 pub use patch::{Extent, Frame, PatchTable, Source};
 pub use piece::{Context, pack, unpack};

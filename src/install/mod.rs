@@ -34,7 +34,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use self::bundled::Refusal;
-pub use self::bundled::{Device, Other, Past, ROOT_CLASS, is_class};
+pub use self::bundled::{Device, Other, Past, ROOT_CLASS};
 use self::checkpoint::Key;
 use self::decode::DecodeError;
 use self::fetch::{Clients, FetchError, Reach, Source, Wanted};
@@ -43,6 +43,7 @@ use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
 use self::verify::{Check, ImageCheck, Rule, SIGNATURE_LIMIT_BYTES, Trust, VerifyError};
 use self::write::WriteError;
 use crate::bundle::BundleError;
+pub use crate::bundle::is_class;
 use crate::redact::display_url;
 pub use crate::update::report::{Phase, Progress};
 use crate::update::{Code, Failure, Image, Sha256Digest};
@@ -228,9 +229,10 @@ impl InstallError {
         matches!(self.code(), Code::Cancelled | Code::ServerUnreachable | Code::ImageForbidden)
     }
 
-    /// Whether bytes of an earlier attempt, or of two answers joined, may be to blame.
+    /// Whether bytes of an earlier attempt, which may be unreadable now, or of two answers joined, may be to blame.
     fn is_about_content(&self) -> bool {
         matches!(self.code(), Code::DigestMismatch | Code::SignatureInvalid | Code::DecodeFailed)
+            || matches!(self, Self::Write(WriteError::Read { .. }))
     }
 }
 
@@ -311,7 +313,9 @@ pub async fn install_to(
     let run = Run { device, job, progress, cancel };
     let result = run.whole().await;
     if !result.as_ref().is_err_and(InstallError::keeps_checkpoint) {
-        checkpoint::discard(&job.checkpoint);
+        let path = job.checkpoint.clone();
+        // One that stays behind does no harm.
+        let _ = tokio::task::spawn_blocking(move || checkpoint::discard(&path)).await;
     }
     Ok(result?)
 }
@@ -333,10 +337,6 @@ struct Run<'a> {
 
 impl Run<'_> {
     async fn whole(&self) -> Result<Image, InstallError> {
-        let capacity_bytes = self.device.capacity_bytes();
-        if self.job.spec.size_bytes.is_some_and(|size| size > capacity_bytes) {
-            return Err(InstallError::TooLarge { size_bytes: self.job.spec.size_bytes, capacity_bytes });
-        }
         let reach = match &self.job.network {
             Some(socket) => Reach::Relayed(socket.clone()),
             None => Reach::Direct(Arc::new(Clients::new(self.job.ca_file.clone())?)),
@@ -384,21 +384,29 @@ impl Run<'_> {
         self.bundle(reach).await
     }
 
+    /// Reads the keys where it needs them.
+    async fn rule(&self) -> Result<Rule, InstallError> {
+        let (check_value, trust, check) = (self.job.spec.check_value, self.job.trust.clone(), self.job.check);
+        let decide = move || Rule::decide(check_value, &trust, check);
+        Ok(tokio::task::spawn_blocking(decide).await.map_err(|_| InstallError::Interrupted)??)
+    }
+
     /// What the image must satisfy, with the signature fetched where one is needed.
     async fn check(&self, reach: &Reach) -> Result<Check, InstallError> {
         let job = self.job;
-        let keys = match Rule::decide(job.spec.check_value, &job.trust, job.check)? {
+        let keys = match self.rule().await? {
             Rule::Digest(digest) => return Ok(Check::Digest(digest)),
             Rule::Unchecked => return Ok(Check::Unchecked),
             Rule::SignedBy(keys) => keys,
         };
         let uri = signature_uri(&job.spec.uri);
         let shown = display_url(&uri);
-        let quiet = watch::Sender::new(Progress::default());
-        let opened = Source::open(&uri, None, Wanted::default(), reach, job.limits, quiet).await;
+        let progress = self.progress.clone();
+        let opened = Source::open(&uri, None, Wanted::default(), reach, job.limits, progress).await;
         let mut source = match opened {
             Err(error) if error.code() == Code::ImageNotFound => {
-                return Err(VerifyError::NoSignature { url: shown }.into());
+                let needed = job.check == ImageCheck::Signature;
+                return Err(VerifyError::NoSignature { url: shown, needed }.into());
             }
             opened => opened?,
         };
@@ -475,9 +483,9 @@ impl Run<'_> {
             let _ = empty_sender.try_send(Block::new());
         }
         let resumed = (start.source_sha256.clone(), start.image_offset);
-        let (checked, device) = (check.clone(), self.device.clone());
+        let (checked, device, cancel) = (check.clone(), self.device.clone(), self.cancel.clone());
         let verifying = tokio::task::spawn_blocking(move || {
-            verify::run(&checked, resumed, device.as_ref(), &mut chunks, &seen_sender)
+            verify::run(&checked, resumed, (device.as_ref(), &cancel), &mut chunks, &seen_sender)
         });
         let writer = write::Writer {
             device: self.device.clone(),

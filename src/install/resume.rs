@@ -5,13 +5,13 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use super::InstallError;
 use super::checkpoint::{Checkpoint, Key, prefix_crc32};
 use super::decode::Format;
 use super::slot::{BLOCK_BYTES, Block, SlotDevice};
 use super::validator::Validator;
 use super::verify::Check;
 use super::write::{SoFar, WriteError};
+use super::{InstallError, one_line};
 
 /// What an earlier attempt left, proven by the slot's content; by default nothing.
 #[derive(Debug, Default)]
@@ -34,10 +34,10 @@ pub struct Start {
 
 impl Start {
     /// Reads what the checkpoint at `path` claims to be in the slot. Where there is no checkpoint, or the slot
-    /// holds something else, the start is the beginning.
+    /// holds something else or cannot be read, the start is the beginning.
     ///
     /// # Errors
-    /// When the slot cannot be read, or the install is cancelled meanwhile.
+    /// When the install is cancelled meanwhile.
     pub fn from_checkpoint(
         path: &Path,
         key: &Key,
@@ -54,7 +54,9 @@ impl Start {
         } else {
             !matches!(check, Check::Signature(_))
         };
-        if !is_usable || claim.image_offset > device.capacity_bytes() {
+        // Where nothing is checked, only the server can tell that the rest is of the same file.
+        let is_proven = !matches!(check, Check::Unchecked) || claim.validator.is_strong();
+        if !is_usable || !is_proven || claim.image_offset > device.capacity_bytes() {
             return Ok(Self::default());
         }
         let (mut image_sha256, mut sums, mut rest) = (Sha256::new(), Vec::new(), (0, 0));
@@ -67,7 +69,14 @@ impl Start {
                 sum => rest = (sum, bytes.len() as u64),
             }
             if *cancel.borrow() { Err(InstallError::Cancelled) } else { Ok(()) }
-        })?;
+        });
+        let head = match head {
+            Err(error @ InstallError::Write(_)) => {
+                tracing::warn!(reason = %one_line(&error), "what the slot held is lost: starting over");
+                return Ok(Self::default());
+            }
+            head => head?,
+        };
         if prefix_crc32(&sums, rest) != claim.image_crc32 {
             tracing::warn!(bytes = claim.image_offset, "the slot does not hold what the checkpoint says");
             return Ok(Self::default());

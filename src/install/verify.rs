@@ -9,7 +9,7 @@ use std::sync::mpsc::SyncSender;
 use bytes::Bytes;
 use minisign_verify::{PublicKey, Signature, StreamVerifier};
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::resume::read_prefix;
 use super::slot::SlotDevice;
@@ -55,8 +55,19 @@ pub enum VerifyError {
         source: minisign_verify::Error,
     },
     /// No signature beside the image.
-    #[error("there is no signature at {url}: sign the image with `minisign -S`, or give fwPackageCheckValue")]
+    #[error(
+        "there is no signature at {url}: sign the image with `minisign -S`{}",
+        if *needed { "" } else { ", or give fwPackageCheckValue" }
+    )]
     NoSignature {
+        /// Without secrets.
+        url: String,
+        /// Whether only signed images are taken.
+        needed: bool,
+    },
+    /// No signature in a bundle.
+    #[error("the bundle at {url} is not signed: sign it with `twinbootctl bundle sign`")]
+    NotSigned {
         /// Without secrets.
         url: String,
     },
@@ -392,7 +403,7 @@ pub enum Seen {
 pub fn run(
     check: &Check,
     resumed: (Sha256, u64),
-    device: &dyn SlotDevice,
+    (device, cancel): (&dyn SlotDevice, &watch::Receiver<bool>),
     chunks: &mut mpsc::Receiver<Feed>,
     seen: &SyncSender<Seen>,
 ) -> Result<(), InstallError> {
@@ -401,7 +412,7 @@ pub fn run(
         (_, prefix_bytes) if verifier.signature.is_some() && prefix_bytes > 0 => {
             read_prefix(device, prefix_bytes, |bytes| {
                 verifier.update(bytes);
-                Ok(())
+                if *cancel.borrow() { Err(InstallError::Cancelled) } else { Ok(()) }
             })?;
         }
         (sha256, _) => verifier.sha256 = sha256,

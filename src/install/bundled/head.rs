@@ -122,7 +122,7 @@ impl Head {
         let (header, text, signatures) = front.signed().await?;
         let digest = judge(&text, &signatures, rule, job)?;
         let manifest = Manifest::parse(&text)?;
-        let keys = key_list(&manifest, &text, &signatures, job)?;
+        let keys = key_list(&manifest, &text, &signatures, job).await?;
         let layout = manifest.layout(header);
         front.reaches("chunks", layout.pieces.end)?;
         Ok(Self { manifest, digest, layout, keys })
@@ -154,7 +154,7 @@ fn judge(text: &[u8], signatures: &[u8], rule: &Rule, job: &Job) -> Result<Sha25
 /// The list of keys that the bundle brings, if it is newer than the one in force. It must be signed by a key that
 /// counts, whatever the images are verified by; and by one that is to count, since a list whose keys nobody has would
 /// be the last.
-fn key_list(
+async fn key_list(
     manifest: &Manifest,
     text: &[u8],
     signatures: &[u8],
@@ -168,7 +168,10 @@ fn key_list(
         }
         _ => {}
     }
-    for (keys, listed) in [(job.trust.keys()?, false), (verify::listed(list)?, true)] {
+    let trust = job.trust.clone();
+    let ours = tokio::task::spawn_blocking(move || trust.keys());
+    let ours = ours.await.map_err(|_| InstallError::Interrupted)??;
+    for (keys, listed) in [(ours, false), (verify::listed(list)?, true)] {
         let found = (display_url(&job.spec.uri), &job.trust);
         by_any_signature(text, signatures, &keys, job.spec.check_value, found)?.map_err(|error| {
             let source = Box::new(VerifyError::of_manifest(error));
@@ -186,7 +189,7 @@ pub fn by_any_signature(
     check_value: Option<Sha256Digest>,
     (url, trust): (String, &Trust),
 ) -> Result<Result<Sha256Digest, VerifyError>, InstallError> {
-    let mut judged = Err(VerifyError::NoSignature { url: url.clone() });
+    let mut judged = Err(VerifyError::NotSigned { url: url.clone() });
     for signature in Signatures::parse(signatures)?.texts() {
         judged = Check::by_signature(signature.as_bytes(), keys.to_vec(), check_value, (&url, trust))
             .and_then(|check| check.judge(text));

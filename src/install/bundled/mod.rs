@@ -45,14 +45,6 @@ pub use refusal::{Device, Past, Refusal};
 /// The slot class of the root filesystem, which a plain image is of too.
 pub const ROOT_CLASS: &str = "rootfs";
 
-/// Whether a bundle may name a class so.
-#[must_use]
-pub fn is_class(name: &str) -> bool {
-    let is_legal =
-        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_');
-    (1..=32).contains(&name.len()) && name.bytes().all(is_legal)
-}
-
 /// What belongs to a slot beside its root filesystem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Other {
@@ -92,8 +84,8 @@ impl Run<'_> {
     pub(super) async fn bundle(&self, reach: &Reach) -> Result<Option<Image>, InstallError> {
         let job = self.job;
         self.progress.send_replace(Progress::default());
+        let rule = self.rule().await?;
         let mut front = self.or_cancelled(Front::open(self.remote(reach))).await?;
-        let rule = Rule::decide(job.spec.check_value, &job.trust, job.check)?;
         let head = match self.or_cancelled(Head::read(&mut front, &rule, job)).await {
             Err(InstallError::Bundle(BundleError::NotABundle)) => return Ok(None),
             head => head?,
@@ -187,14 +179,15 @@ impl Run<'_> {
 
     async fn place(&self, class: &str) -> Result<Place, InstallError> {
         if class == ROOT_CLASS {
-            return Ok(Place { target: self.device.clone(), running: readable(self.job.running.as_ref()) });
+            let running = readable(self.job.running.clone()).await;
+            return Ok(Place { target: self.device.clone(), running });
         }
         let other = self.job.others.iter().find(|other| other.class == class);
         let other = other.ok_or_else(|| Refusal::UnknownClass { class: class.to_owned() })?;
         let (target, running, proc) = (other.target.clone(), other.running.clone(), self.job.proc.clone());
         let open = move || BlockDevice::open(&target, Some(&running), &proc);
         let device = tokio::task::spawn_blocking(open).await.map_err(|_| InstallError::Interrupted)??;
-        Ok(Place { target: Arc::new(device), running: readable(Some(&other.running)) })
+        Ok(Place { target: Arc::new(device), running: readable(Some(other.running.clone())).await })
     }
 
     async fn assemble(
@@ -248,9 +241,9 @@ impl Run<'_> {
 }
 
 /// A slot that runs is only read. Where that is impossible, everything comes from elsewhere.
-fn readable(path: Option<&PathBuf>) -> Option<Arc<BlockDevice>> {
+async fn readable(path: Option<PathBuf>) -> Option<Arc<BlockDevice>> {
     let path = path?;
-    match BlockDevice::open_to_read(path) {
+    match tokio::task::spawn_blocking(move || BlockDevice::open_to_read(&path)).await.ok()? {
         Ok(device) => Some(Arc::new(device)),
         Err(error) => {
             tracing::warn!(error = %one_line(&error), "cannot copy from the running slot");

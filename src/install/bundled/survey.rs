@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::super::InstallError;
 use super::super::slot::{ALIGN_BYTES, BLOCK_BYTES, Block, SlotDevice};
 use crate::bundle::{
-    BundleError, Chunker, Chunking, Cut, Entry, ImageIndex, Index, PatchTable, Piece, Source,
+    BundleError, Chunker, Chunking, Cut, Entry, ImageIndex, Index, PatchTable, Piece, Source, is_zero,
 };
 
 /// A piece that the running slot does not hold.
@@ -376,9 +376,4 @@ impl<'a> Scan<'a> {
 /// Which block a byte is in.
 pub fn block_of(offset: u64) -> usize {
     usize::try_from(offset / BLOCK_BYTES as u64).unwrap_or(usize::MAX)
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    let (words, rest) = bytes.as_chunks::<16>();
-    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
 }
