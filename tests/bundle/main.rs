@@ -20,6 +20,8 @@ use std::time::Duration;
 use hub_emulator::images::{DropFault, Faults, FlipFault, ImageServer, StatusFault};
 use make::{digest, made, made_beside, made_of, made_patched};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use twinboot::bundle::Manifest;
 use twinboot::install::verify::{ImageCheck, Trust};
@@ -29,6 +31,9 @@ use twinboot::update::{Code, Failure, Sha256Digest};
 
 const MIB: usize = 1 << 20;
 const NAME: &str = "b.twb";
+
+/// For what would wait for ever.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Noise and what compresses well; zeros and a stretch that repeats.
 fn image(seed: u64, len: usize) -> Vec<u8> {
@@ -372,6 +377,55 @@ async fn a_server_without_ranges_is_read_through_once() {
     assert!(bench.sent() <= made.bytes.len() as u64 && progress.copied_bytes > 0, "{progress:?}");
 }
 
+/// What runs is written to although it should not be: it gives less than was found in it.
+#[tokio::test]
+async fn a_server_without_ranges_is_asked_again_where_a_slot_lies_and_nothing_was_to_be_fetched() {
+    let image = image(17, 16 * MIB);
+    let made = made(&image, |_| {});
+    let bench = Bench::new(16 * MIB, &made.bytes).await;
+    let running = bench.path("running");
+    fs::write(&running, &image).unwrap();
+    bench.server.set_faults(NAME, Faults { ignore_range: true, ..Faults::default() });
+    let mut lies = image.clone();
+    lies[15 * MIB..15 * MIB + 1000].fill(1);
+    let (job, seen) = (bench.job(&made.manifest), std::cell::Cell::new(false));
+    let outcome = run_and(
+        &job,
+        |p| p.written_bytes > 0 && !seen.replace(true),
+        |_| fs::write(&running, &lies).unwrap(),
+    );
+    tokio::time::timeout(LIMIT, outcome).await.unwrap().unwrap();
+    bench.assert_holds(&image);
+    assert!(bench.server.requests(NAME) > 1, "the slot was not believed");
+}
+
+#[tokio::test]
+async fn a_file_that_ends_early_and_does_not_say_where_ends_the_install() {
+    let image = image(18, 3 * MIB);
+    let made = made(&image, |_| {});
+    let bench = Bench::new(4 * MIB, &made.bytes).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut job = bench.job(&made.manifest);
+    job.spec.uri = format!("http://{}/{NAME}", listener.local_addr().unwrap());
+    let serve = async {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                assert!(stream.read_buf(&mut request).await.unwrap() > 0);
+            }
+            stream.write_all(b"HTTP/1.1 200 x\r\nconnection: close\r\n\r\n").await.unwrap();
+            stream.write_all(&made.bytes[..made.bytes.len() - 100]).await.unwrap();
+        }
+    };
+    let code = tokio::select! {
+        code = tokio::time::timeout(LIMIT, code_of(&job)) => code.unwrap(),
+        () = serve => panic!("it serves for ever"),
+    };
+    assert_eq!(code, Code::SizeMismatch);
+    bench.assert_nothing_else(&image);
+}
+
 #[tokio::test]
 async fn a_bundle_by_any_other_name_is_one() {
     let image = image(5, 3 * MIB);
@@ -482,12 +536,13 @@ async fn an_expired_link_is_told_and_a_new_one_goes_on() {
 async fn a_bundle_for_another_device_is_refused_before_the_first_byte() {
     let image = image(9, 2 * MIB);
     type Edit = fn(&mut Manifest);
-    let rows: [(Edit, Code); 5] = [
+    let rows: [(Edit, Code); 6] = [
         (|m| m.compatible = vec!["acme-1".into(), "acme-3".into()], Code::BoardIncompatible),
         (|m| m.min_agent_version = Some("9999.0".into()), Code::AgentTooOld),
         (|m| m.min_previous_version = Some("1.5".into()), Code::PreviousTooOld),
         (|m| m.version = "1.4".into(), Code::VersionMismatch),
         (|m| m.images[0].class = "boot".into(), Code::SlotClassMismatch),
+        (|m| m.images[0].size_bytes = 3 * MIB as u64 + 1, Code::ImageTooLarge),
     ];
     for (edit, code) in rows {
         let made = made(&image, edit);
@@ -518,9 +573,10 @@ async fn a_bundle_for_another_device_is_refused_before_the_first_byte() {
 
 #[tokio::test]
 async fn images_of_several_classes_are_installed_together_or_not_at_all() {
-    let (root, boot) = (image(12, 3 * MIB), image(13, 2 * MIB));
+    let mut random = fastrand::Rng::with_seed(13);
+    let (root, boot) = (image(12, 3 * MIB), (0..2 * MIB).map(|_| random.u8(..)).collect::<Vec<_>>());
     let both = made_of(&[("boot", &boot), ("rootfs", &root)], |_| Vec::new(), |_| {});
-    let bench = Bench::new(4 * MIB, &both.bytes).await;
+    let bench = Bench::new(3 * MIB, &both.bytes).await;
     fs::write(bench.path("boot_a"), &boot[..MIB]).unwrap();
     fs::write(bench.path("boot_b"), vec![0xee; 2 * MIB]).unwrap();
     let mut job = bench.job(&both.manifest);
@@ -537,6 +593,9 @@ async fn images_of_several_classes_are_installed_together_or_not_at_all() {
     assert_eq!(code_of(&job).await, Code::SlotUnusable, "what runs is not written");
     bench.assert_untouched();
     job.others = vec![other("boot")];
+    // The file need not fit one slot: what is in it must fit all.
+    assert!(both.bytes.len() > 3 * MIB);
+    job.spec.size_bytes = Some(both.bytes.len() as u64);
     let (outcome, progress) = run(&job).await;
     assert_eq!(outcome.unwrap().size_bytes, 5 * MIB as u64);
     bench.assert_holds(&root);
