@@ -63,7 +63,7 @@ impl Section {
         Self { properties: json!({}), version: 1, metadata, size_limit_bytes }
     }
 
-    /// Applies a JSON merge patch (RFC 7386), all or nothing.
+    /// Applies a JSON merge patch (RFC 7396), all or nothing.
     pub fn patch(&mut self, patch: &Value, now: &str) -> Result<(), TwinError> {
         let Value::Object(changes) = patch else { return Err(TwinError::NotAnObject) };
         check_object(changes, 0)?;
@@ -247,6 +247,7 @@ fn check_object(object: &Map<String, Value>, depth: usize) -> Result<(), TwinErr
         check_key(key)?;
         match value {
             Value::Object(inner) => check_object(inner, depth.saturating_add(1))?,
+            Value::Array(_) if has_null(value) => return Err(TwinError::NullInArray(key.to_owned())),
             Value::Array(items) => check_array(key, items, depth)?,
             other => check_scalar(key, other)?,
         }
@@ -254,17 +255,21 @@ fn check_object(object: &Map<String, Value>, depth: usize) -> Result<(), TwinErr
     Ok(())
 }
 
+/// A null means to take a member away, which nothing inside an array allows.
+fn has_null(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.iter().any(has_null),
+        Value::Object(object) => object.values().any(has_null),
+        _ => false,
+    }
+}
+
 fn check_array(key: &str, items: &[Value], depth: usize) -> Result<(), TwinError> {
     for item in items {
         match item {
-            Value::Null => return Err(TwinError::NullInArray(key.to_owned())),
             Value::Array(inner) => check_array(key, inner, depth)?,
-            Value::Object(inner) => {
-                if inner.values().any(Value::is_null) {
-                    return Err(TwinError::NullInArray(key.to_owned()));
-                }
-                check_object(inner, depth.saturating_add(1))?;
-            }
+            Value::Object(inner) => check_object(inner, depth.saturating_add(1))?,
             other => check_scalar(key, other)?,
         }
     }
@@ -346,6 +351,8 @@ mod tests {
             (json!({"a": u64::MAX}), TwinError::Integer("a".into())),
             (json!({"a": [1, null]}), TwinError::NullInArray("a".into())),
             (json!({"a": [{"b": null}]}), TwinError::NullInArray("a".into())),
+            (json!({"a": [[{"b": {"c": [1, null]}}]]}), TwinError::NullInArray("a".into())),
+            (json!({"a": [{"b": {"c": null}}]}), TwinError::NullInArray("a".into())),
             (deep(11), TwinError::Depth),
         ] {
             let mut section = section();
