@@ -58,7 +58,7 @@ where
         tracing::info!("mqtt: no CONNECT from a client");
         return;
     };
-    if let Some((visitor, code)) = hub.read(|state| dps::visitor(state, &connect, &certificates)) {
+    if let Some((mut visitor, code)) = hub.read(|state| dps::visitor(state, &connect, &certificates)) {
         match code {
             ConnectReturnCode::Success => visitor.serve(&mut wire, connect.keep_alive, &hub).await,
             code => refuse(&mut wire, &connect, code).await,

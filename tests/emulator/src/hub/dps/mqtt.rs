@@ -29,6 +29,8 @@ pub(in crate::hub) struct Visitor {
     registration_id: String,
     password: String,
     chain: Vec<CertificateDer<'static>>,
+    /// To [`ANSWERS`]. No session outlives its connection.
+    subscribed: bool,
 }
 
 /// The id scope and the registration id in `{scope}/registrations/{id}/api-version=…`.
@@ -57,16 +59,16 @@ pub(in crate::hub) fn visitor(
         ConnectReturnCode::Success
     };
     let (registration_id, password) = (id.to_owned(), login.password.clone());
-    Some((Visitor { registration_id, password, chain: chain.to_vec() }, code))
+    Some((Visitor { registration_id, password, chain: chain.to_vec(), subscribed: false }, code))
 }
 
 impl Visitor {
     /// Serves the device until either side closes the connection.
-    pub async fn serve<S>(&self, wire: &mut Wire<S>, keep_alive_secs: u16, hub: &Shared)
+    pub async fn serve<S>(&mut self, wire: &mut Wire<S>, keep_alive_secs: u16, hub: &Shared)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let id = &self.registration_id;
+        let id = self.registration_id.clone();
         tracing::info!(id, "dps: connected");
         if !send(wire, Packet::ConnAck(ConnAck::new(ConnectReturnCode::Success, false))).await {
             return;
@@ -83,12 +85,13 @@ impl Visitor {
     }
 
     /// Carries out a packet. Returns the answers, or nothing if the connection is to be closed.
-    fn handle(&self, state: &mut State, packet: Packet) -> Option<Vec<Packet>> {
+    fn handle(&mut self, state: &mut State, packet: Packet) -> Option<Vec<Packet>> {
         if state.faults.away {
             return None;
         }
         match packet {
             Packet::Subscribe(subscribe) => {
+                self.subscribed |= subscribe.filters.iter().any(|filter| filter.path == ANSWERS);
                 let codes = subscribe.filters.iter().map(|filter| match filter.qos {
                     _ if filter.path != ANSWERS => SubscribeReasonCode::Failure,
                     QoS::AtMostOnce => SubscribeReasonCode::Success(QoS::AtMostOnce),
@@ -96,7 +99,10 @@ impl Visitor {
                 });
                 Some(vec![Packet::SubAck(SubAck::new(subscribe.pkid, codes.collect()))])
             }
-            Packet::Unsubscribe(unsubscribe) => Some(vec![Packet::UnsubAck(UnsubAck::new(unsubscribe.pkid))]),
+            Packet::Unsubscribe(unsubscribe) => {
+                self.subscribed &= !unsubscribe.topics.iter().any(|topic| topic == ANSWERS);
+                Some(vec![Packet::UnsubAck(UnsubAck::new(unsubscribe.pkid))])
+            }
             Packet::PingReq => Some(vec![Packet::PingResp]),
             Packet::Publish(publish) => self.publish(state, &publish),
             _ => None,
@@ -116,8 +122,10 @@ impl Visitor {
             }
         };
         let answer = answer(request, result, state.dps.manner.retry_after_secs);
-        tracing::info!(id = %self.registration_id, topic = %answer.topic, "dps: answered");
-        answers.push(Packet::Publish(answer));
+        tracing::info!(
+            id = %self.registration_id, topic = %answer.topic, subscribed = self.subscribed, "dps: answered"
+        );
+        answers.extend(self.subscribed.then_some(Packet::Publish(answer)));
         Some(answers)
     }
 
