@@ -10,11 +10,12 @@ use hyper::body::Incoming;
 use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 
+use super::failure::Failure;
 use super::listener::{Stream, shown_certificates};
 use super::state::{Shared, State};
 use super::upload::{blob, files};
@@ -114,6 +115,16 @@ impl From<Reply> for Response<Full<Bytes>> {
         }
         response
     }
+}
+
+/// Any version of the API will do, but hub and provisioning service want to be told one, as a date.
+pub(super) fn check_api_version(uri: &Uri) -> Result<(), Failure> {
+    let mut pairs = uri.query().unwrap_or_default().split('&');
+    let version = pairs.find_map(|pair| pair.strip_prefix("api-version=")).unwrap_or_default();
+    let date = version.strip_suffix("-preview").unwrap_or(version);
+    let shape = date.replace(|c: char| c.is_ascii_digit(), "0");
+    let wrong = || Failure::new(400, "InvalidProtocolVersion", "The query has no valid api-version.");
+    (shape == "0000-00-00").then_some(()).ok_or_else(wrong)
 }
 
 /// Whom a path belongs to, besides the hub's REST API.

@@ -7,7 +7,7 @@ use reqwest::Method;
 use ring::hmac;
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::ConnectReturnCode::{BadClientId, NotAuthorized, Success};
-use rumqttc::mqttbytes::v4::{Connect, Login, SubscribeReasonCode};
+use rumqttc::mqttbytes::v4::{Connect, Login, Packet, SubscribeReasonCode, UnsubAck, Unsubscribe};
 use serde_json::{Value, json};
 
 use crate::chains;
@@ -15,6 +15,8 @@ use crate::client::{Service, hub, key_of, token};
 use crate::raw::{self, Device, connect, connect_with_key};
 
 const ID: &str = "reg-1";
+const VERSION: &str = "api-version=2021-06-01";
+const ANSWERS: &str = "$dps/registrations/res/#";
 
 fn derived(group_key: &str, id: &str) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, &STANDARD.decode(group_key).unwrap());
@@ -44,7 +46,7 @@ impl Newcomer {
         let mut device = Device::over(raw::open(hub, hub.mqtt_port(), certificate).await);
         let accepted = device.connect(connect_to(&hub.dps().id_scope(), id, password)).await.unwrap();
         assert_eq!(accepted.code, Success);
-        let granted = device.subscribe(&["$dps/registrations/res/#", "#"], QoS::AtLeastOnce).await;
+        let granted = device.subscribe(&[ANSWERS, "#"], QoS::AtLeastOnce).await;
         let once = SubscribeReasonCode::Success(QoS::AtLeastOnce);
         assert_eq!(granted, [once, SubscribeReasonCode::Failure]);
         Self { device, id: id.to_owned(), requests: 0 }
@@ -192,6 +194,26 @@ async fn who_is_refused_is_told_why() {
 }
 
 #[tokio::test]
+async fn answers_come_only_to_who_has_subscribed() {
+    let hub = hub().await;
+    let key = hub.dps().enroll_with_key(ID).unwrap();
+    let mut device = Device::on_port(&hub).await;
+    let connect = connect_to(&hub.dps().id_scope(), ID, &token_for(&hub, ID, &key));
+    assert_eq!(device.connect(connect).await.unwrap().code, Success);
+    let (topic, body) = ("$dps/registrations/PUT/iotdps-register/?$rid=1", r#"{"registrationId":"reg-1"}"#);
+    // An answer would come before the acknowledgement of what follows.
+    device.publish_acked(topic, body).await;
+    device.subscribe(&[ANSWERS], QoS::AtLeastOnce).await;
+    device.publish_acked(topic, body).await;
+    assert!(device.message().await.topic.starts_with("$dps/registrations/res/202/"));
+    device.send(Packet::Unsubscribe(Unsubscribe { pkid: 9, topics: vec![ANSWERS.to_owned()] })).await;
+    assert_eq!(device.next().await, Some(Packet::UnsubAck(UnsubAck::new(9))));
+    device.publish_acked(topic, body).await;
+    device.send(Packet::PingReq).await;
+    assert_eq!(device.next().await, Some(Packet::PingResp));
+}
+
+#[tokio::test]
 async fn a_device_that_registers_again_keeps_starts_anew_or_is_left_alone() {
     let hub = hub().await;
     let key = STANDARD.encode([7; 32]);
@@ -249,22 +271,27 @@ async fn a_service_enrolls_and_a_device_registers_over_https() {
 
     let key = keys["symmetricKey"]["primaryKey"].as_str().unwrap();
     let device = |method, path: &str| {
-        let request =
-            service.http.request(method, format!("{}/0ne00000001/registrations/{path}", service.base));
+        let url = format!("{}/0ne00000001/registrations/{path}?{VERSION}", service.base);
+        let request = service.http.request(method, url);
         request.header("Authorization", token_for(&hub, ID, key))
     };
     let register = device(Method::PUT, "reg-1/register").json(&json!({"registrationId": ID}));
     let answer = register.send().await.unwrap();
     assert_eq!((answer.status().as_u16(), answer.headers()["Retry-After"].to_str().unwrap()), (202, "3"));
     let location = answer.headers()["Location"].to_str().unwrap().to_owned();
-    let poll = service.http.get(location).header("Authorization", token_for(&hub, ID, key));
-    let (status, _, done) = service.answer(poll).await;
+    let poll = |query: &str| {
+        let request = service.http.get(format!("{location}{query}"));
+        service.answer(request.header("Authorization", token_for(&hub, ID, key)))
+    };
+    assert_eq!(poll("").await.0, 400);
+    let (status, _, done) = poll(&format!("?{VERSION}")).await;
     assert_eq!((status.as_u16(), &done["registrationState"]["deviceId"]), (200, &json!(ID)));
     let (_, _, looked_up) = service.answer(device(Method::POST, "reg-1")).await;
     assert_eq!(looked_up, done["registrationState"]);
     let (_, _, looked_up) = service.answer(ask(Method::GET, "registrations/reg-1")).await;
     assert_eq!(looked_up["assignedHub"], "localhost");
-    let unsigned = service.http.put(format!("{}/0ne00000001/registrations/reg-1/register", service.base));
+    let unsigned = format!("{}/0ne00000001/registrations/reg-1/register?{VERSION}", service.base);
+    let unsigned = service.http.put(unsigned);
     assert_eq!(service.answer(unsigned.json(&json!({"registrationId": ID}))).await.0, 401);
 
     assert_eq!(service.answer(ask(Method::DELETE, "enrollments/reg-1")).await.0, 204);

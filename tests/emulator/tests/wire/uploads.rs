@@ -121,6 +121,11 @@ async fn an_upload_needs_the_device_s_key_and_a_free_place() {
     let (status, ..) = uploader.service.answer(uploader.ask("", &json!({"blobName": "../x"}))).await;
     assert_eq!(status, 400);
 
+    let versionless = format!("{}/devices/{ID}/files", uploader.service.base);
+    let versionless = uploader.service.http.post(versionless).header("Authorization", &uploader.token);
+    let (status, symbol, _) = uploader.service.answer(versionless.json(&json!({"blobName": "x"}))).await;
+    assert_eq!((status.as_u16(), symbol.as_str()), (400, "InvalidProtocolVersion"));
+
     uploader.token = device_token("dev-2", &key);
     let (status, symbol, _) = uploader.service.answer(uploader.ask("", &json!({"blobName": "x"}))).await;
     assert_eq!((status.as_u16(), symbol.as_str()), (401, "IotHubUnauthorizedAccess"));

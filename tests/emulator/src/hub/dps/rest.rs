@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::registration::{Answer, Registration};
 use super::{Enrollment, OWNER, Proof, Provisioning, Refusal};
 use crate::hub::clock;
-use crate::hub::https::{Call, Reply};
+use crate::hub::https::{Call, Reply, check_api_version};
 use crate::hub::sas::Token;
 use crate::hub::state::State;
 
@@ -32,6 +32,9 @@ pub(in crate::hub) fn is_path(state: &State, segments: &[&str]) -> bool {
 pub(in crate::hub) fn respond(state: &mut State, call: &Call) -> Reply {
     if state.faults.away {
         return Refusal::new(503, 503_001, "The service is away.").into();
+    }
+    if let Err(failure) = check_api_version(&call.head.uri) {
+        return Refusal::bad_request(failure.message).into();
     }
     let result = match call.segments {
         [scope, "registrations", id, rest @ ..] if *scope == state.dps.id_scope => {

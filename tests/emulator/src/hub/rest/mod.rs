@@ -29,6 +29,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 
 use super::failure::{Failure, tracking_id};
+use super::https::check_api_version;
 use super::identity::module_key;
 use super::state::Shared;
 use super::throttle::Operation;
@@ -222,9 +223,7 @@ async fn handle(request: Request<Incoming>, hub: &Shared) -> Result<Answer, Fail
         return Err(Failure::bad_argument("No name has a slash."));
     }
     let call = Call { hub, head, body: read(body, BODY_LIMIT_BYTES).await? };
-    if call.parameter("api-version").is_none() {
-        return Err(Failure::new(400, "InvalidProtocolVersion", "The query has no api-version."));
-    }
+    check_api_version(&call.head.uri)?;
     if let Some(operation) = Operation::of(&call.head.method, &segments) {
         hub.change(|state| state.throttle(operation))?;
     }

@@ -10,7 +10,7 @@ use super::{CONTAINER, Upload, UploadNotification};
 use crate::hub::admission;
 use crate::hub::clock;
 use crate::hub::failure::Failure;
-use crate::hub::https::{Call, Reply};
+use crate::hub::https::{Call, Reply, check_api_version};
 use crate::hub::state::State;
 
 const NAME_LIMIT: usize = 1024;
@@ -23,7 +23,8 @@ struct Start {
 
 /// Carries out a request. Node's kit puts the correlation id into the path, Python's into the body.
 pub(in crate::hub) fn respond(state: &mut State, call: &Call, device: &str, rest: &[&str]) -> Reply {
-    let result = authorize(state, call, device).and_then(|()| match (&call.head.method, rest) {
+    let allowed = authorize(state, call, device).and_then(|()| check_api_version(&call.head.uri));
+    let result = allowed.and_then(|()| match (&call.head.method, rest) {
         (&Method::POST, []) => start(state, call, device),
         (&Method::POST, ["notifications"]) => {
             let body: Value = json(call)?;
