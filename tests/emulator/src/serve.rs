@@ -53,7 +53,8 @@ Faults are injected by POST /emulator/faults with a token of iothubowner, as JSO
                                                configurationWrite, jobRead, jobWrite or message
   {"failNextRegistration": 503}                refuses the next request to the provisioning service with this status
   {"busyPolls": 2, "retryAfterSecs": 1}        lets registrations take so many polls, and asks to wait in between
-  {"awaySecs": 5}                              drops everybody, lets nobody in, answers when that is over"#;
+  {"awaySecs": 5}                              drops everybody, lets nobody in, answers when that is over;
+                                               hanging up ends it"#;
 
 /// What the hub is to be.
 #[derive(Args)]

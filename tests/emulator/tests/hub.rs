@@ -270,6 +270,18 @@ async fn faults_come_when_asked_for_and_go() {
 }
 
 #[tokio::test]
+async fn a_hub_sent_away_is_back_when_the_sender_hangs_up() {
+    let (hub, key) = hub_with_device().await;
+    let mut device = Device::connected(&hub, &key).await;
+    let request = Service::new(&hub).request(Method::POST, "emulator/faults").json(&json!({"awaySecs": 300}));
+    tokio::select! {
+        answer = request.send() => panic!("so soon: {answer:?}"),
+        () = device.closed() => {}
+    }
+    eventually(async || Device::with_key(&hub, &key).connect().await.is_ok(), |back| *back).await;
+}
+
+#[tokio::test]
 async fn a_service_calls_methods_over_rest() {
     let (hub, key) = hub_with_device().await;
     let service = Service::new(&hub);
@@ -368,8 +380,13 @@ async fn a_service_is_told_why_it_was_refused() {
     assert!(answer["Message"].as_str().unwrap().starts_with("ErrorCode:GenericNotFound;"), "{answer}");
 
     let url = format!("{}/twins/{ID}", service.base);
-    let request = service.http.get(&url).header("Authorization", &service.token);
-    assert_eq!(service.answer(request).await.1, "InvalidProtocolVersion");
+    for query in ["", "?api-version=", "?api-version=latest", "?api-version=2021-04-12x"] {
+        let request = service.http.get(format!("{url}{query}")).header("Authorization", &service.token);
+        assert_eq!(service.answer(request).await.1, "InvalidProtocolVersion", "{query}");
+    }
+    let preview = service.http.get(format!("{url}?api-version=2017-11-08-preview"));
+    let preview = preview.header("Authorization", &service.token);
+    assert_eq!(service.answer(preview).await.0, StatusCode::OK);
     let forged = token("localhost", &key, 3600, "&skn=iothubowner");
     let request = service.http.get(format!("{url}?api-version=2021-04-12"));
     let (status, symbol, _) = service.answer(request.header("Authorization", forged)).await;

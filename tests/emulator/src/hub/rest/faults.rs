@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::{Answer, Call};
 use crate::hub::device::Device;
 use crate::hub::failure::Failure;
-use crate::hub::state::State;
+use crate::hub::state::{Shared, State};
 use crate::hub::throttle::Operation;
 
 /// Longer than any client's patience, short enough that a test that forgot it ends.
@@ -41,6 +41,15 @@ struct Refusal {
     code: u8,
 }
 
+/// Ends the hub's absence, also when the client hangs up before its time and with that drops the request.
+struct Absence<'a>(&'a Shared);
+
+impl Drop for Absence<'_> {
+    fn drop(&mut self) {
+        self.0.change(|state| state.faults.away = false);
+    }
+}
+
 /// Answers once the faults are in force, or over in the case of `awaySecs`.
 pub(super) async fn post(call: &Call<'_>) -> Result<Answer, Failure> {
     let wanted: Wanted = call.json()?;
@@ -50,8 +59,8 @@ pub(super) async fn post(call: &Call<'_>) -> Result<Answer, Failure> {
     let away = Duration::from_secs(wanted.away_secs);
     call.hub.change(|state| inject(state, wanted));
     if !away.is_zero() {
+        let _absence = Absence(call.hub);
         tokio::time::sleep(away).await;
-        call.hub.change(|state| state.faults.away = false);
     }
     Ok(Answer::no_content())
 }
