@@ -103,7 +103,11 @@ fn unreadable(place: Place, error: &io::Error) -> Fault {
     let (problem, hint) = match error.kind() {
         io::ErrorKind::NotFound => ("no such file".to_owned(), format!("an example is {EXAMPLE}")),
         io::ErrorKind::InvalidData => ("is not text".to_owned(), "save it as UTF-8".to_owned()),
-        io::ErrorKind::PermissionDenied => ("permission denied".to_owned(), "run as root".to_owned()),
+        // The networked part is not root; and no secret is in it.
+        io::ErrorKind::PermissionDenied => (
+            "permission denied".to_owned(),
+            format!("run as root, or let everyone read it: `chmod o+rX {}`", place.file.display()),
+        ),
         io::ErrorKind::Other => ("is not taken".to_owned(), error.to_string()),
         _ => (format!("cannot be read: {error}"), String::new()),
     };
