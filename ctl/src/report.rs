@@ -1,4 +1,5 @@
-//! What a device's twin says about its firmware: the reported properties, read by name. Texts are safe to print.
+//! What a device's twin says about its firmware: the reported properties, read by name. A `String` is
+//! safe to print; a `&str` is as the device sent it, to be compared.
 
 use std::time::SystemTime;
 
@@ -40,16 +41,16 @@ impl<'a> Report<'a> {
     }
 
     pub fn device(self) -> String {
-        self.text("/deviceId").unwrap_or_default()
+        self.printable("/deviceId").unwrap_or_default()
     }
 
     pub fn is_connected(self) -> bool {
-        self.plain("/connectionState") == Some("Connected")
+        self.raw("/connectionState") == Some("Connected")
     }
 
     /// `standBy`, `downloading`, `applying`, `completed`, `failed`, `rolledBack`.
     pub fn firmware_status(self) -> Option<&'a str> {
-        self.plain("/properties/reported/firmwareStatus")
+        self.raw("/properties/reported/firmwareStatus")
     }
 
     pub fn ending(self) -> Option<Ending> {
@@ -63,11 +64,11 @@ impl<'a> Report<'a> {
 
     /// A text of the reported properties, by its path; an empty one is none.
     pub fn reported(self, path: &str) -> Option<String> {
-        self.text(&format!("/properties/reported/{path}")).filter(|text| !text.is_empty())
+        self.printable(&format!("/properties/reported/{path}")).filter(|text| !text.is_empty())
     }
 
     pub fn update_id(self) -> Option<&'a str> {
-        self.plain("/properties/reported/firmware/updateId")
+        self.raw("/properties/reported/firmware/updateId")
     }
 
     /// `Code: message`
@@ -95,16 +96,16 @@ impl<'a> Report<'a> {
     }
 
     fn updated_at(self, path: &str) -> Option<SystemTime> {
-        let text = self.plain(&format!("/properties/reported/$metadata/{path}/$lastUpdated"))?;
+        let text = self.raw(&format!("/properties/reported/$metadata/{path}/$lastUpdated"))?;
         humantime::parse_rfc3339(text).ok()
     }
 
-    fn plain(self, pointer: &str) -> Option<&'a str> {
+    fn raw(self, pointer: &str) -> Option<&'a str> {
         self.twin.pointer(pointer)?.as_str()
     }
 
-    fn text(self, pointer: &str) -> Option<String> {
-        self.plain(pointer).map(harmless)
+    fn printable(self, pointer: &str) -> Option<String> {
+        self.raw(pointer).map(harmless)
     }
 }
 

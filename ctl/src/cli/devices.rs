@@ -26,7 +26,8 @@ pub(super) struct Devices {
     #[arg(long, value_name = "WHERE ...")]
     query: Option<String>,
     /// Stop after so many devices
-    #[arg(long, value_name = "N", default_value_t = PAGE_ROWS_MAX)]
+    #[arg(long, value_name = "N", default_value_t = PAGE_ROWS_MAX,
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     limit: usize,
 }
 
@@ -80,7 +81,8 @@ pub(super) fn select(what: &str, condition: &str) -> String {
 fn row(report: Report<'_>) -> ([String; 7], Tone) {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let percent = report.amount().and_then(Amount::percent).map(|percent| format!(" {percent} %"));
-    let status = report.firmware_status().map(|status| format!("{status}{}", percent.unwrap_or_default()));
+    let status = report.reported("firmwareStatus");
+    let status = status.map(|status| format!("{status}{}", percent.unwrap_or_default()));
     let tone = match (report.ending(), report.firmware_status()) {
         (Some(Ending::Completed), _) => Tone::Good,
         (Some(Ending::Failed | Ending::RolledBack), _) => Tone::Bad,
@@ -101,7 +103,20 @@ fn row(report: Report<'_>) -> ([String; 7], Tone) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_device_cannot_steer_the_terminal() {
+        let escape = "\u{1b}[2J";
+        let firmware = json!({"currentFwVersion": escape, "slots": {"booted": escape},
+            "error": {"code": escape, "message": escape}});
+        let reported = json!({"firmwareStatus": escape, "firmware": firmware});
+        let twin = json!({"deviceId": escape, "properties": {"reported": reported}});
+        let (cells, _) = row(Report::of(&twin));
+        assert!(!cells.concat().contains('\u{1b}'), "{cells:?}");
+    }
 
     #[test]
     fn a_condition_may_be_given_with_or_without_its_word() {

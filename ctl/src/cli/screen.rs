@@ -177,10 +177,35 @@ pub(super) fn seconds(time: &str) -> String {
 
 /// One line on stdout.
 pub(super) fn print_line(text: &str) -> Result<(), CliError> {
-    Ok(writeln!(io::stdout().lock(), "{text}")?)
+    Ok(writeln!(io::stdout().lock(), "{}", escaped(text))?)
+}
+
+/// JSON may hold these as they are, and terminals obey some of them.
+fn escaped(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\u{7f}'..='\u{9f}' => line.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => line.push(c),
+        }
+    }
+    line
 }
 
 /// Many lines, ready.
 pub(super) fn print_text(text: &str) -> Result<(), CliError> {
     Ok(io::stdout().lock().write_all(text.as_bytes())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_stays_what_it_was_and_cannot_steer_the_terminal() {
+        let value = Value::from("a\u{1b}\u{7f}\u{9b}2J\u{a0}é");
+        let line = escaped(&value.to_string());
+        assert!(!line.chars().any(char::is_control), "{line:?}");
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), value);
+    }
 }

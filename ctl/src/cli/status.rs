@@ -70,7 +70,7 @@ fn slot_line(report: Report<'_>, slot: &str) -> Option<String> {
 fn update_line(report: Report<'_>) -> Option<String> {
     let id = report.reported("firmware/updateId")?;
     let to = report.reported("firmware/pendingFwVersion").map(|version| format!(" to version {version}"));
-    let status = report.firmware_status().unwrap_or("unknown");
+    let status = report.reported("firmwareStatus").unwrap_or_else(|| "unknown".to_owned());
     let ended = report.reported("firmware/lastFwUpdateEndTime").map(|at| format!(", ended {at}"));
     let begun = || report.reported("firmware/lastFwUpdateStartTime").map(|at| format!(", begun {at}"));
     Some(format!("{id}{}, {status}{}", to.unwrap_or_default(), ended.or_else(begun).unwrap_or_default()))
@@ -82,5 +82,26 @@ fn toned(report: Report<'_>, paint: Paint, text: &str) -> String {
         (Some(Ending::Failed | Ending::RolledBack), _) => paint.bad(text),
         (None, Some("downloading" | "applying")) => paint.notable(text),
         (None, _) => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_device_cannot_steer_the_terminal() {
+        let escape = "\u{1b}[2J";
+        let slot = json!({"version": escape, "state": escape});
+        let firmware = json!({"updateId": escape, "pendingFwVersion": escape, "fwUpdateSubstatus": escape,
+            "lastFwUpdateEndTime": escape, "slots": {"booted": "a", "a": slot, "b": slot}});
+        let reported = json!({"firmwareStatus": escape, "firmware": firmware});
+        let twin = json!({"deviceId": escape, "properties": {"reported": reported}});
+        // Files are no terminals: whatever is not plain came from the twin.
+        let file = tempfile::tempfile().unwrap();
+        let text = describe(Report::of(&twin), Paint::on(&file));
+        assert!(text.contains("update    ") && !text.contains('\u{1b}'), "{text:?}");
     }
 }
