@@ -37,8 +37,8 @@ pub enum SettingsError {
     Read { path: PathBuf, source: io::Error },
     #[error("every user of this machine can read {}: take that away with `chmod o= {0}`", path.display())]
     Public { path: PathBuf },
-    #[error("{}: {}", path.display(), why.trim_end())]
-    Config { path: PathBuf, why: String },
+    #[error("{}, line {line}: {why}", path.display())]
+    Config { path: PathBuf, line: usize, why: String },
     #[error("{origin}")]
     ConnectionString { origin: String, source: CredentialsError },
     #[error(transparent)]
@@ -87,8 +87,12 @@ fn load(path: &Path) -> Result<Config, SettingsError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Config::default()),
         Err(source) => return Err(SettingsError::Read { path: path.to_owned(), source }),
     };
-    toml::from_str(&text)
-        .map_err(|error| SettingsError::Config { path: path.to_owned(), why: error.to_string() })
+    toml::from_str(&text).map_err(|error| {
+        // In full it shows the line itself, in which somebody may have put a key.
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        SettingsError::Config { path: path.to_owned(), line, why: error.message().to_owned() }
+    })
 }
 
 fn read_secret(path: &Path) -> Result<String, SettingsError> {
@@ -110,4 +114,25 @@ fn environment_path(name: &str) -> Option<PathBuf> {
 #[expect(clippy::disallowed_methods, reason = "an operator's tool is set up by its environment")]
 fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a test's files need not survive a power cut")]
+    fn a_key_in_the_wrong_file_is_not_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.toml");
+        let key = "HostName=h;SharedAccessKeyName=service;SharedAccessKey=c2VjcmV0";
+        for line in
+            [format!("connection_string = \"{key}\""), key.to_owned(), format!("ca_file = [\"{key}\"]")]
+        {
+            std::fs::write(&path, format!("# ours\n{line}\n")).unwrap();
+            let error = load(&path).unwrap_err().to_string();
+            assert!(error.contains("config.toml, line 2: "), "{error}");
+            assert!(!error.contains("c2VjcmV0") && error.lines().count() == 1, "{error}");
+        }
+    }
 }
