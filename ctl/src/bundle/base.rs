@@ -95,7 +95,7 @@ impl BaseImage {
 }
 
 impl Known {
-    /// Where the base has bytes that `chunk` has too: offsets in both, and for how long.
+    /// Offsets in the base of the anchors that `chunk` has too.
     pub fn shared<'a>(&'a self, chunk: &'a [u8]) -> impl Iterator<Item = u64> + 'a {
         anchors_of(chunk).filter_map(|(_, key)| self.anchors.get(&key).copied())
     }

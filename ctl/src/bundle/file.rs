@@ -183,7 +183,7 @@ impl BundleFile {
         Ok(verified)
     }
 
-    /// The table; and every chunk that comes from the base or a frame. Gives the number of frames.
+    /// The table; and every chunk that comes from the base or a frame. Gives the number of frames that were tried.
     fn verify_patch(
         &self,
         manifest: &Manifest,
@@ -203,7 +203,7 @@ impl BundleFile {
         let table = PatchTable::parse(&bytes, patch, index, of).map_err(|source| self.refused(source))?;
         let Some(base) = find_base(bases, patch)? else {
             *left_out += 1;
-            return Ok(table.frames.len() as u64);
+            return Ok(0);
         };
         let pieces = (of.pieces.clone()).zip(index.pieces.get(of.pieces.clone()).unwrap_or_default());
         let (mut made, mut made_number) = (Vec::new(), None);

@@ -242,14 +242,15 @@ impl Plan {
     }
 }
 
-/// Writes the bundle, or a side file, again with one more signature, or several.
-pub fn sign(bundle: &BundleFile, signatures: &Signatures, path: &Path) -> Result<(), Failure> {
+/// Writes the bundle, or a side file, again with one more signature, or several; gives how many it then has.
+pub fn sign(bundle: &BundleFile, signatures: &Signatures, path: &Path) -> Result<usize, Failure> {
     let mut all = bundle.signatures.clone();
     all.add(signatures)?;
     write(path, |out| {
         out.write_all(&head(&bundle.manifest_bytes, &all))?;
         io::copy(&mut bundle.body()?, out).map(drop)
-    })
+    })?;
+    Ok(all.texts().len())
 }
 
 pub(super) fn part_of(bytes: &[u8]) -> Result<Part, BundleError> {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Write as _;
 
-use twinboot::bundle::{Extent, FRAME_BYTES_MAX, Frame, PatchPart, PatchTable, Piece, Source, pack};
+use twinboot::bundle::{
+    EXTENTS_MAX, Extent, FRAME_BYTES_MAX, FRAMES_MAX, Frame, PatchPart, PatchTable, Piece, Source, pack,
+};
 
 use super::base::{BaseImage, Known};
 use super::make::{Plan, part_of, spool};
@@ -61,7 +63,8 @@ pub fn make(
     let first_piece = u32::try_from(of_image.pieces.start).unwrap_or(u32::MAX);
     let copies: Vec<Option<u64>> =
         pieces.iter().map(|piece| known.chunks.get(&piece.sha256).copied()).collect();
-    let drafts = draft(plan, first_piece, pieces, &copies, file, base, &known, progress)?;
+    let mut drafts = draft(plan, first_piece, pieces, &copies, file, base, &known, progress)?;
+    keep_within_bounds(&mut drafts, base.image.size_bytes);
     let total = drafts.iter().map(|draft| u64::from(draft.size_bytes)).sum();
     let mut table = PatchTable {
         sources: copies.into_iter().map(|copy| copy.map_or(Source::Stored, Source::Base)).collect(),
@@ -159,6 +162,17 @@ fn draft(
     Ok(drafts)
 }
 
+/// As many as a device takes in one table; the pieces of the others stay as they are stored.
+fn keep_within_bounds(drafts: &mut Vec<Draft>, base_bytes: u64) {
+    drafts.truncate(FRAMES_MAX);
+    let mut room = EXTENTS_MAX;
+    drafts.retain(|draft| {
+        let left = room.checked_sub(extents(&draft.blocks, base_bytes).len());
+        room = left.unwrap_or(room);
+        left.is_some()
+    });
+}
+
 /// The blocks of the base that share most with a chunk, and those around them.
 fn alike(chunk: &[u8], known: &Known, base_bytes: u64) -> BTreeSet<u64> {
     let mut votes: BTreeMap<u64, u32> = BTreeMap::new();
@@ -229,4 +243,28 @@ fn extents(blocks: &BTreeSet<u64>, base_bytes: u64) -> Vec<Extent> {
         }
     }
     extents
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_no_more_frames_and_extents_than_a_device_takes() {
+        let drafts = |count, extents: u64| -> Vec<Draft> {
+            let draft = || Draft {
+                pieces: Vec::new(),
+                size_bytes: 1,
+                blocks: (0..extents).map(|block| 2 * block).collect(),
+            };
+            std::iter::repeat_with(draft).take(count).collect()
+        };
+        let mut many = drafts(FRAMES_MAX + 1, 0);
+        keep_within_bounds(&mut many, u64::MAX);
+        assert_eq!(many.len(), FRAMES_MAX);
+        let mut scattered = drafts(100, 1000);
+        scattered.extend(drafts(1, 1));
+        keep_within_bounds(&mut scattered, u64::MAX);
+        assert_eq!(scattered.len(), EXTENTS_MAX / 1000 + 1, "a small one after them has room");
+    }
 }

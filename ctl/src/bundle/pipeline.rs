@@ -18,15 +18,17 @@ pub fn in_order<T: Send>(
 ) -> Result<(), Failure> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let (permits, permit) = sync_channel::<()>(cores * AHEAD);
-    let permits_of_all = Mutex::new(0..count);
+    let numbers = Mutex::new(0..count);
     let (results, result) = sync_channel(cores * AHEAD);
     thread::scope(|scope| {
         for _ in 0..cores {
-            let (results, permits, work, next) = (results.clone(), permits.clone(), &work, &permits_of_all);
+            let (results, permits, work, numbers) = (results.clone(), permits.clone(), &work, &numbers);
             scope.spawn(move || {
                 // Ends when the taker does, for it drops the other ends.
                 while permits.send(()).is_ok() {
-                    let Some(number) = next.lock().ok().and_then(|mut next| next.next()) else { return };
+                    let Some(number) = numbers.lock().ok().and_then(|mut numbers| numbers.next()) else {
+                        return;
+                    };
                     if results.send((number, work(number))).is_err() {
                         return;
                     }

@@ -67,8 +67,11 @@ fn a_release_from_images_to_images() {
     let frames = said["manifest"]["patches"][0]["frames_bytes"].as_u64().unwrap();
     assert!(frames * 10 < said["manifest"]["pieces_bytes"].as_u64().unwrap(), "patches of {frames} bytes");
 
+    let verified = done(directory, "verify 2.0.twb");
+    assert_eq!((&verified["frames"], &verified["patches_left_out"]), (&0.into(), &1.into()), "no base");
     let verified = done(directory, "verify 2.0.twb --base old.img");
     assert_eq!(verified["patches_left_out"], 0);
+    assert!(verified["frames"].as_u64().unwrap() > 0);
     assert_eq!(verified["images_bytes"], new.len());
     done(directory, "extract 2.0.twb --image rootfs=out.img --manifest manifest.json");
     assert!(fs::read(directory.join("out.img")).unwrap() == new);
@@ -120,6 +123,11 @@ fn a_bundle_is_signed_here_or_on_another_machine() {
         .output();
     assert!(offline.unwrap().status.success());
     done(directory, "sign 2.0.twb --signature two.minisig");
+    assert_eq!(
+        done(directory, "sign 2.0.twb --signature two.minisig")["signatures"],
+        2,
+        "once more is not one more"
+    );
     done(directory, "verify 2.0.twb --key one.pub");
     done(directory, "verify 2.0.twb --key two.pub");
     assert_eq!(done(directory, "inspect 2.0.twb")["signatures"].as_array().unwrap().len(), 2);
@@ -133,6 +141,7 @@ fn a_bundle_may_say_whose_signatures_count_from_now_on() {
     let key = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
     write(&directory.join("2027.pub"), format!("untrusted comment: a key\n{key}\n").as_bytes());
     write(&directory.join("no.pub"), b"no key\n");
+    fs::copy(directory.join("2027.pub"), directory.join("2027.key")).unwrap();
     done(directory, &format!("{CREATE} --trust 2027.pub --trust-serial 4 -o 2.0.twb"));
     let keys = &done(directory, "inspect 2.0.twb")["manifest"]["keys"];
     assert_eq!(*keys, serde_json::json!({"serial": 4, "trusted": {"2027": key}}));
@@ -142,6 +151,7 @@ fn a_bundle_may_say_whose_signatures_count_from_now_on() {
         ("--trust 2027.pub --trust-serial 0", "--trust-serial"),
         ("--trust no.pub --trust-serial 4", "not a minisign public key"),
         ("--trust none.pub --trust-serial 4", "none.pub"),
+        ("--trust 2027.pub --trust 2027.key --trust-serial 4", "named `2027`"),
     ] {
         let (_, why) = refused(directory, &format!("{CREATE} {wrong} -o 3.0.twb"));
         assert!(why.contains(what) && !directory.join("3.0.twb").exists(), "{wrong}: {why}");
@@ -153,15 +163,60 @@ fn patches_may_come_in_a_file_of_their_own() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     images(directory);
-    done(directory, &format!("{CREATE} --patches-to 1-2.twb -o plain.twb"));
-    assert!(!directory.join("1-2.twb").exists(), "there are none yet");
-    done(directory, &format!("{CREATE} --base rootfs=old.img --patches-to 1-2.twb -o 2.0.twb"));
+    let made = done(directory, &format!("{CREATE} --patches-to 1-2.twb -o plain.twb"));
+    assert!(!directory.join("1-2.twb").exists() && made["patches"].is_null(), "there are none yet");
+    let made = done(directory, &format!("{CREATE} --base rootfs=old.img --patches-to 1-2.twb -o 2.0.twb"));
+    assert_eq!(made["patches"], "1-2.twb");
+    let (exit, why) =
+        refused(directory, &format!("{CREATE} --base rootfs=old.img --patches-to ./3.twb -o 3.twb"));
+    assert_eq!((exit, why.contains("same name")), (2, true), "{why}");
     let bytes = |name: &str| fs::read(directory.join(name)).unwrap();
     assert!(bytes("plain.twb") == bytes("2.0.twb"), "published before the patches were made");
     assert_eq!(done(directory, "inspect 2.0.twb")["manifest"]["patches_file"], "1-2.twb");
     done(directory, "verify 1-2.twb --bundle 2.0.twb --base old.img");
     let (exit, why) = refused(directory, "verify 1-2.twb");
     assert_eq!((exit, why.contains("--bundle")), (2, true), "{why}");
+}
+
+#[test]
+fn a_time_that_cannot_be_told_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    images(directory);
+    let create = |source_date: Option<&str>| {
+        let arguments = "bundle create --version 2.0 --level 5 --image rootfs=old.img -o 2.0.twb";
+        let mut command = Command::new(env!("CARGO_BIN_EXE_twinbootctl"));
+        command.current_dir(directory).args(arguments.split(' ')).env_remove("SOURCE_DATE_EPOCH");
+        command.envs(source_date.map(|date| ("SOURCE_DATE_EPOCH", date))).output().unwrap().status.code()
+    };
+    assert_eq!(create(Some("1767225600")), Some(0));
+    assert_eq!(done(directory, "inspect 2.0.twb")["manifest"]["created"], "2026-01-01T00:00:00Z");
+    for malformed in ["", "today", "-1", "253402300800", "18446744073709551615"] {
+        assert_eq!(create(Some(malformed)), Some(2), "{malformed}");
+    }
+    let image = fs::File::options().write(true).open(directory.join("old.img")).unwrap();
+    image.set_modified(std::time::UNIX_EPOCH - std::time::Duration::from_secs(1)).unwrap();
+    assert_eq!(create(None), Some(2), "older than 1970");
+}
+
+#[test]
+fn a_name_need_not_be_utf_8() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    images(directory);
+    done(directory, &format!("{CREATE} -o 2.0.twb"));
+    let odd = std::ffi::OsStr::from_bytes(b"\xff.twb");
+    fs::rename(directory.join("2.0.twb"), directory.join(odd)).unwrap();
+    for command in ["inspect", "verify"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_twinbootctl"))
+            .current_dir(directory)
+            .args(["--json", "bundle", command])
+            .arg(odd)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[test]

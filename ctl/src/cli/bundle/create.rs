@@ -1,5 +1,9 @@
 //! `twinbootctl bundle create`: from images to a bundle.
 
+use std::collections::BTreeMap;
+use std::env::{self, VarError};
+use std::fmt::Write as _;
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +25,7 @@ Examples:
       patches may follow: the same again with --base makes them
   twinbootctl bundle sign 2.0.twb --key release.key
       afterwards, here or on another machine
-  twinbootctl bundle create --version 2.0 --image rootfs=root.ext4 -o 2.0.twb \
+  twinbootctl bundle create --version 2.0 --image rootfs=root.ext4 -o 2.0.twb \\
       --trust 2027.pub --trust spare.pub --trust-serial 4
       new signing keys; sign it with the old one and with a new one";
 
@@ -100,23 +104,29 @@ impl Options {
                 )));
             }
         }
+        if self.patches_to.as_ref().is_some_and(|path| path.file_name() == self.output.file_name()) {
+            let why = "--patches-to and --output have the same name: devices look for both in one directory";
+            return Err(CliError::Usage(why.to_owned()));
+        }
         let (output, patches_to) = (self.output.clone(), self.patches_to.clone());
-        let digest = super::with_bar(json, |progress| {
+        // Without a base there are no patches, and no such file yet.
+        let written = patches_to.clone().filter(|_| !self.bases.is_empty());
+        let digest = super::with_bar(json, |progress| -> Result<_, CliError> {
             let maker = self.maker(images, progress)?;
-            maker.make(&output, patches_to.as_deref(), progress)
+            Ok(maker.make(&output, patches_to.as_deref(), progress)?)
         })?;
-        report(&output, patches_to.as_deref(), digest, json)
+        report(&output, written.as_deref(), digest, json)
     }
 
-    fn maker(self, images: Vec<(String, PathBuf)>, progress: Progress<'_>) -> Result<Maker, Failure> {
+    fn maker(self, images: Vec<(String, PathBuf)>, progress: Progress<'_>) -> Result<Maker, CliError> {
         let open = |(class, path): (String, PathBuf)| Ok((class, ImageFile::open(&path, progress)?));
         let images = images.into_iter().map(open).collect::<Result<Vec<_>, Failure>>()?;
         let newest = images.iter().map(|(_, image)| image.modified).max().unwrap_or(UNIX_EPOCH);
-        let created = self.created.or_else(source_date).unwrap_or(newest);
+        let created = self.created.map_or_else(source_date, |created| Ok(Some(created)))?.unwrap_or(newest);
         let recipe = Recipe {
             version: self.version,
             compatible: self.compatible,
-            created: humantime::format_rfc3339_seconds(created).to_string(),
+            created: rfc3339(created)?,
             min_agent_version: self.min_agent_version,
             min_previous_version: self.min_previous_version,
             keys: self.trust_serial.map(|serial| key_list(serial, &self.trusted)).transpose()?,
@@ -140,8 +150,8 @@ fn report(
     json: bool,
 ) -> Result<Exit, CliError> {
     if json {
-        let event =
-            json!({"event": "created", "bundle": output, "check_value": digest, "patches": patches_to});
+        let event = json!({"event": "created", "bundle": output.display().to_string(), "check_value": digest,
+            "patches": patches_to.map(|path| path.display().to_string())});
         screen::print_line(&event.to_string())?;
     } else {
         screen::print_line(&format!("{}: check value {digest}", output.display()))?;
@@ -155,17 +165,23 @@ pub(super) fn class_and_file(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 /// Each key by the name of its file.
-fn key_list(serial: u64, files: &[PathBuf]) -> Result<KeyList, Failure> {
-    let key = |path: &PathBuf| {
-        let failed = |source| Failure::Read { path: path.clone(), source };
+fn key_list(serial: u64, files: &[PathBuf]) -> Result<KeyList, CliError> {
+    let mut trusted = BTreeMap::new();
+    for path in files {
+        let failed = |source| CliError::Read { path: path.clone(), source };
         let text = std::fs::read_to_string(path).map_err(failed)?;
         if PublicKey::decode(&text).is_err() {
-            return Err(failed(std::io::Error::other("not a minisign public key")));
+            return Err(failed(io::Error::other("not a minisign public key")));
         }
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        Ok((name, text.lines().nth(1).unwrap_or_default().trim().to_owned()))
-    };
-    Ok(KeyList { serial, trusted: files.iter().map(key).collect::<Result<_, _>>()? })
+        let key = text.lines().nth(1).unwrap_or_default().trim().to_owned();
+        if trusted.insert(name.clone(), key).is_some() {
+            return Err(CliError::Usage(format!(
+                "--trust: two keys are named `{name}`: rename one of the files"
+            )));
+        }
+    }
+    Ok(KeyList { serial, trusted })
 }
 
 /// `old.ext4@1.0`; a file whose own name is that is taken as it is.
@@ -179,7 +195,20 @@ fn file_and_version(path: PathBuf) -> (PathBuf, Option<String>) {
 
 /// The convention of reproducible builds.
 #[expect(clippy::disallowed_methods, reason = "a build tool is set up by its environment")]
-fn source_date() -> Option<SystemTime> {
-    let seconds = std::env::var("SOURCE_DATE_EPOCH").ok()?.parse().ok()?;
-    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+fn source_date() -> Result<Option<SystemTime>, CliError> {
+    let text = match env::var("SOURCE_DATE_EPOCH") {
+        Err(VarError::NotPresent) => return Ok(None),
+        text => text.unwrap_or_default(),
+    };
+    let time = text.parse().ok().and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+    let why = "SOURCE_DATE_EPOCH is not a number of seconds since 1970";
+    time.map(Some).ok_or_else(|| CliError::Usage(why.to_owned()))
+}
+
+/// The formatter has no words for times before 1970, nor for years of five digits.
+fn rfc3339(time: SystemTime) -> Result<String, CliError> {
+    let mut text = String::new();
+    let is_told = time >= UNIX_EPOCH && write!(text, "{}", humantime::format_rfc3339_seconds(time)).is_ok();
+    let why = "the bundle's time is not in the years 1970 to 9999: give another with --created";
+    is_told.then_some(text).ok_or_else(|| CliError::Usage(why.to_owned()))
 }

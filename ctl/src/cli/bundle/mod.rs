@@ -14,7 +14,6 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{CliError, Exit};
-use crate::bundle::Failure;
 
 /// Make, look into, sign and verify bundles
 ///
@@ -38,6 +37,10 @@ enum BundleCommands {
 }
 
 impl BundleCommand {
+    pub(super) fn only_lists(&self) -> bool {
+        matches!(self.command, BundleCommands::Inspect(_))
+    }
+
     pub fn run(self, json: bool) -> Result<Exit, CliError> {
         match self.command {
             BundleCommands::Create(command) => command.run(json),
@@ -51,10 +54,10 @@ impl BundleCommand {
 }
 
 /// Gives `work` what to tell its progress to: a bar on a terminal.
-fn with_bar<T>(
+fn with_bar<T, E>(
     json: bool,
-    work: impl FnOnce(crate::bundle::Progress<'_>) -> Result<T, Failure>,
-) -> Result<T, Failure> {
+    work: impl FnOnce(crate::bundle::Progress<'_>) -> Result<T, E>,
+) -> Result<T, E> {
     if json || !io::stderr().is_terminal() {
         return work(&|_, _, _| {});
     }

@@ -52,10 +52,10 @@ impl Sign {
             add(&by_minisign(key, &bundle.manifest_bytes)?, key)?;
         }
         let output = self.output.as_ref().unwrap_or(&self.bundle);
-        sign(&bundle, &signatures, output)?;
-        let count = bundle.signatures.texts().len() + signatures.texts().len();
+        let count = sign(&bundle, &signatures, output)?;
         if json {
-            let event = json!({"event": "signed", "bundle": output, "signatures": count});
+            let event =
+                json!({"event": "signed", "bundle": output.display().to_string(), "signatures": count});
             screen::print_line(&event.to_string())?;
         } else {
             screen::print_line(&format!("{}: {count} signatures", output.display()))?;

@@ -59,7 +59,7 @@ impl Verify {
             file.verify(bundle, &bases, progress)
         })?;
         if json {
-            let event = json!({"event": "verified", "bundle": self.bundle, "check_value": file.digest(),
+            let event = json!({"event": "verified", "bundle": self.bundle.display().to_string(), "check_value": file.digest(),
                 "signed_by_key": signed, "chunks": verified.chunks, "images_bytes": verified.images_bytes,
                 "frames": verified.frames, "patches_left_out": verified.patches_left_out});
             screen::print_line(&event.to_string())?;
@@ -68,10 +68,11 @@ impl Verify {
         let signed =
             signed.map_or("signature not looked at: no --key".to_owned(), |key| format!("signed by {key}"));
         screen::print_line(&format!("check value {}, {signed}", file.digest()))?;
-        screen::print_line(&format!(
-            "{} chunks and {} patch frames are right",
-            verified.chunks, verified.frames
-        ))?;
+        let frames = match verified.frames {
+            0 => String::new(),
+            frames => format!(" and {frames} patch frames"),
+        };
+        screen::print_line(&format!("{} chunks{frames} are right", verified.chunks))?;
         if verified.patches_left_out > 0 {
             let count = verified.patches_left_out;
             screen::print_line(&format!(
