@@ -38,6 +38,8 @@ pub enum Outcome {
     RolledBack(String),
     /// The device is at another update: ours was cancelled, or its end was missed.
     Replaced(String),
+    /// The device reports no update any more.
+    Lost,
 }
 
 /// What one look at the twin shows.
@@ -58,9 +60,13 @@ pub struct Look {
 pub struct Follow {
     /// None where the device names none, as the tutorials' devices do not.
     id: Option<String>,
-    /// An end that was in the twin before the call, and is not ours.
+    /// The update that was in the twin before the call.
+    before: Option<String>,
+    /// An end that was there with it, and is not ours.
     stale: Option<Mark>,
     seen: bool,
+    /// The last look showed neither ours nor the one from before.
+    strange: bool,
     pace: Pace,
 }
 
@@ -109,12 +115,19 @@ impl Mark {
 impl Follow {
     /// Follows an update that was started after `before` was read.
     pub fn started(id: Option<String>, before: &Value) -> Self {
-        Self { id, stale: Mark::of(Report::of(before)), seen: false, pace: Pace::default() }
+        let before = Report::of(before);
+        let (stale, before) = (Mark::of(before), before.update_id().map(str::to_owned));
+        Self { id, before, stale, ..Self::any() }
     }
 
-    /// Follows an update that was there already: its end may be in the twin.
-    pub fn running(id: Option<String>) -> Self {
-        Self { id, stale: None, seen: false, pace: Pace::default() }
+    /// Follows an update that had ended before: its end may be in the twin.
+    pub fn completed(id: Option<String>, before: &Value) -> Self {
+        Self { stale: None, ..Self::started(id, before) }
+    }
+
+    /// Follows whichever update the device is at.
+    pub fn any() -> Self {
+        Self { id: None, before: None, stale: None, seen: false, strange: false, pace: Pace::default() }
     }
 
     /// Whether the twin has shown this update yet.
@@ -127,10 +140,8 @@ impl Follow {
         let sentence = report.reported("firmware/fwUpdateSubstatus");
         let waiting =
             Look { word: Word::Waiting, sentence: None, amount: None, bytes_per_sec: None, outcome: None };
-        let theirs = report.update_id();
-        if self.id.as_deref().is_some_and(|ours| theirs != Some(ours)) {
-            let replaced = theirs.filter(|_| self.seen).map(str::to_owned);
-            return Look { outcome: replaced.map(Outcome::Replaced), ..waiting };
+        if self.id.is_some() && self.id.as_deref() != report.update_id() {
+            return Look { outcome: self.gone(report), ..waiting };
         }
         if self.stale.is_some() && Mark::of(report) == self.stale {
             return waiting;
@@ -149,6 +160,15 @@ impl Follow {
         self.stale = None;
         let amount = report.amount().filter(|_| word == Word::Downloading);
         Look { word, sentence, amount, bytes_per_sec: self.pace.look(report), outcome }
+    }
+
+    /// How it ended, where the twin shows another update or none: at once if ours was there; if not, at the second look,
+    /// for a report from before the call may come late.
+    fn gone(&mut self, report: Report<'_>) -> Option<Outcome> {
+        let was_strange = self.strange;
+        self.strange = self.before.as_deref() != report.update_id();
+        let by = || report.reported("firmware/updateId").map_or(Outcome::Lost, Outcome::Replaced);
+        (self.seen || was_strange && self.strange).then(by)
     }
 }
 
@@ -172,6 +192,7 @@ impl Outcome {
             Self::Failed(why) => ("failed", Some(why)),
             Self::RolledBack(why) => ("rolledBack", Some(why)),
             Self::Replaced(by) => ("replaced", Some(by)),
+            Self::Lost => ("lost", None),
         };
         json!({"event": "end", "device": device, "outcome": outcome, "reason": reason})
     }
@@ -228,16 +249,34 @@ mod tests {
         );
         assert_eq!(seen, [(Word::Waiting, None), (Word::Downloading, None), ended.clone()]);
         // What was there already has ended.
-        assert_eq!(walk(Follow::running(Some("u".into())), &[before]), [ended]);
+        assert_eq!(walk(Follow::completed(Some("u".into()), &before), &[before]), [ended]);
     }
 
     #[test]
     fn an_update_that_another_one_took_the_place_of_has_ended() {
-        let mut follow = Follow::started(Some("u".into()), &Value::Null);
-        assert_eq!(follow.look(&twin("downloading", "other", "t0")).outcome, None, "not begun yet");
-        assert_eq!(follow.look(&twin("downloading", "u", "t1")).amount.and_then(Amount::percent), Some(25));
-        let outcome = follow.look(&twin("downloading", "other", "t2")).outcome;
-        assert_eq!(outcome, Some(Outcome::Replaced("other".into())));
+        let before = twin("completed", "old", "t0");
+        let begun = || {
+            let mut follow = Follow::started(Some("u".into()), &before);
+            assert_eq!(follow.look(&before).outcome, None, "not begun yet");
+            let amount = follow.look(&twin("downloading", "u", "t1")).amount;
+            assert_eq!(amount.and_then(Amount::percent), Some(25));
+            follow
+        };
+        let outcome = begun().look(&twin("downloading", "other\u{1b}", "t2")).outcome;
+        assert_eq!(outcome, Some(Outcome::Replaced("other\u{fffd}".into())), "safe to print");
+        let none = json!({"properties": {"reported": {"firmwareStatus": "standBy"}}});
+        assert_eq!(begun().look(&none).outcome, Some(Outcome::Lost));
+    }
+
+    #[test]
+    fn an_update_that_another_one_took_the_place_of_unseen_has_ended() {
+        let before = twin("completed", "old", "t0");
+        let mut follow = Follow::started(Some("u".into()), &before);
+        let other = twin("downloading", "other", "t1");
+        assert_eq!(follow.look(&other).outcome, None, "it may be a report that came late");
+        assert_eq!(follow.look(&before).outcome, None);
+        assert_eq!(follow.look(&other).outcome, None);
+        assert_eq!(follow.look(&other).outcome, Some(Outcome::Replaced("other".into())));
     }
 
     #[test]
@@ -247,7 +286,7 @@ mod tests {
             json!({"properties": {"reported": {"firmwareStatus": "downloading", "$metadata": updated,
                 "firmware": {"progress": {"bytes": bytes, "totalBytes": 10_000}}}}})
         };
-        let mut follow = Follow::running(None);
+        let mut follow = Follow::any();
         let mut rate = |bytes, at| follow.look(&twin(bytes, at)).bytes_per_sec;
         assert_eq!(rate(1000, "2026-11-23T10:00:00Z"), None);
         assert_eq!(rate(6000, "2026-11-23T10:00:10Z"), Some(500));
@@ -266,6 +305,6 @@ mod tests {
         );
         let words: Vec<_> = seen.into_iter().map(|(word, _)| word).collect();
         assert_eq!(words, [Word::Waiting, Word::Downloading, Word::Applying, Word::Applied]);
-        assert_eq!(walk(Follow::running(None), &[twin("standBy")]), [(Word::Waiting, None)]);
+        assert_eq!(walk(Follow::any(), &[twin("standBy")]), [(Word::Waiting, None)]);
     }
 }

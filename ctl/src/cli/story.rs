@@ -18,28 +18,31 @@ pub(super) struct Story<'a> {
     device: &'a str,
     screen: Download,
     told: Option<Told>,
+    /// There is something to follow: a hub in trouble is no reason to stop.
+    has_begun: bool,
 }
 
 /// What was said last, so that only news are.
 type Told = (Word, Option<String>, Option<Outcome>, Option<Amount>);
 
 impl<'a> Story<'a> {
-    pub fn new(ctl: &'a Ctl, device: &'a str) -> Self {
-        Self { ctl, device, screen: Download::new(ctl.json), told: None }
+    pub fn new(ctl: &'a Ctl, device: &'a str, has_begun: bool) -> Self {
+        Self { ctl, device, screen: Download::new(ctl.json), told: None, has_begun }
     }
 
     /// The twin, again after a while. An update does not end because it cannot be seen.
     pub async fn twin(&self) -> Result<Value, CliError> {
+        if self.told.is_some() {
+            sleep(POLL_INTERVAL).await;
+        }
         loop {
-            if self.told.is_some() {
-                sleep(POLL_INTERVAL).await;
-            }
             match self.ctl.service.twin(self.device).await {
-                Err(error) if self.told.is_some() && error.is_passing() => {
+                Err(error) if self.has_begun && error.is_passing() => {
                     notice(&format!("{}; looking again", chain(&error)));
                 }
                 seen => return Ok(seen?),
             }
+            sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -49,6 +52,7 @@ impl<'a> Story<'a> {
         if self.told.as_ref() != Some(&news) {
             self.say(twin, look)?;
             self.told = Some(news);
+            self.has_begun = true;
         }
         look.amount.map_or(Ok(()), |amount| self.screen.amount(amount, look.bytes_per_sec))
     }
@@ -83,6 +87,7 @@ fn sentence(outcome: &Outcome, report: Report<'_>) -> String {
         Outcome::Failed(why) => format!("{}: {why}", Word::Failed.text()),
         Outcome::RolledBack(why) => format!("{}: {why}", Word::RolledBack.text()),
         Outcome::Replaced(by) => return format!("This update is no longer there: the device is at `{by}`"),
+        Outcome::Lost => return format!("This update is no longer there: the device reports none{runs}"),
     };
     format!("{word}{runs}")
 }

@@ -9,13 +9,13 @@ use super::package::Package;
 use super::story::Story;
 use super::{CliError, Ctl, Exit};
 use crate::follow::{Follow, Outcome};
-use crate::service::{ANSWER_SECS, MethodAnswer, Patience, ServiceError};
+use crate::service::{ANSWER_SECS, MethodAnswer, Patience};
 
 /// A device that took a call without answering it shows that within seconds.
 const DOUBT_LIMIT: Duration = Duration::from_secs(60);
 
-/// What a device says to a request that is new to it.
-const STARTED: &str = "Firmware update started";
+/// What a device says to a request whose end is in the twin already.
+const COMPLETED: &str = "Firmware update already completed";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -57,15 +57,19 @@ impl Update {
         let wanted = self.package.wanted("fwPackageUri").await?;
         let before = ctl.service.twin(&self.device).await?;
         let called = ctl.service.call(&self.device, "firmwareUpdate", wanted.payload, self.patience()).await;
-        let (follow, doubt) = match called {
+        let (mut follow, doubt) = match called {
             Ok(answer) => {
                 ctl.print_answer(&self.device, &answer)?;
                 let id = answer.payload.get("updateId").and_then(|id| id.as_str()).map(str::to_owned);
-                let follow = if is_new(&answer) { Follow::started(id, &before) } else { Follow::running(id) };
+                let follow = if is_over(&answer) {
+                    Follow::completed(id, &before)
+                } else {
+                    Follow::started(id, &before)
+                };
                 (follow, None)
             }
-            Err(error @ (ServiceError::NoAnswer { .. } | ServiceError::Late { .. })) if !self.no_wait => {
-                super::notice(&format!("{error}; looking whether it began"));
+            Err(error) if !self.no_wait && error.leaves_doubt() => {
+                super::notice(&format!("{}; looking whether it began", super::chain(&error)));
                 (Follow::started(Some(wanted.id), &before), Some(error))
             }
             Err(error) => return Err(error.into()),
@@ -74,16 +78,22 @@ impl Update {
             return Ok(Exit::Done);
         }
         let limit = self.timeout.and_then(|limit| Instant::now().checked_add(limit));
-        let following = self.follow(ctl, follow, doubt);
-        match limit {
-            None => following.await,
-            Some(limit) => timeout_at(limit, following).await.unwrap_or_else(|_| {
-                super::notice(&format!(
-                    "the update still runs: `twinbootctl watch {}` follows it",
-                    self.device
-                ));
+        let following = self.follow(ctl, &mut follow, doubt.is_some());
+        let exit = match limit {
+            None => following.await?,
+            Some(limit) => timeout_at(limit, following).await.unwrap_or(Ok(None))?,
+        };
+        match (exit, doubt) {
+            (Some(exit), _) => Ok(exit),
+            (None, Some(error)) if !follow.seen() => {
+                super::notice("the device does not show that it began; it may all the same");
+                Err(error.into())
+            }
+            (None, _) => {
+                let device = &self.device;
+                super::notice(&format!("the update still runs: `twinbootctl watch {device}` follows it"));
                 Ok(Exit::Late)
-            }),
+            }
         }
     }
 
@@ -93,34 +103,26 @@ impl Update {
         Patience { connect_secs: self.connect_timeout, answer_secs }
     }
 
-    /// Until its end; with a `doubt` whether it began, until that is confirmed.
-    async fn follow(
-        &self,
-        ctl: &Ctl,
-        mut follow: Follow,
-        mut doubt: Option<ServiceError>,
-    ) -> Result<Exit, CliError> {
-        let mut story = Story::new(ctl, &self.device);
+    /// Until its end; where it is `doubtful` whether it began, until that is confirmed.
+    async fn follow(&self, ctl: &Ctl, follow: &mut Follow, doubtful: bool) -> Result<Option<Exit>, CliError> {
+        let mut story = Story::new(ctl, &self.device, !doubtful);
         let begun = Instant::now();
         loop {
             let twin = story.twin().await?;
             let look = follow.look(&twin);
             story.tell(&twin, &look)?;
             if let Some(outcome) = look.outcome {
-                return Ok(exit(&outcome));
+                return Ok(Some(exit(&outcome)));
             }
-            let doubtful = !follow.seen() && begun.elapsed() >= DOUBT_LIMIT;
-            if let Some(error) = doubt.take_if(|_| doubtful) {
-                return Err(error.into());
+            if doubtful && !follow.seen() && begun.elapsed() >= DOUBT_LIMIT {
+                return Ok(None);
             }
         }
     }
 }
 
-fn is_new(answer: &MethodAnswer) -> bool {
-    // The tutorials' devices answer with other shapes, and always begin.
-    let said = answer.payload.get("Response").and_then(|said| said.as_str());
-    said.is_none_or(|said| said == STARTED)
+fn is_over(answer: &MethodAnswer) -> bool {
+    answer.payload.get("Response").and_then(|said| said.as_str()) == Some(COMPLETED)
 }
 
 fn exit(outcome: &Outcome) -> Exit {
@@ -128,6 +130,6 @@ fn exit(outcome: &Outcome) -> Exit {
         Outcome::Completed => Exit::Done,
         Outcome::Failed(_) => Exit::UpdateFailed,
         Outcome::RolledBack(_) => Exit::RolledBack,
-        Outcome::Replaced(_) => Exit::Failed,
+        Outcome::Replaced(_) | Outcome::Lost => Exit::Failed,
     }
 }

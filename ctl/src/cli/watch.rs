@@ -18,9 +18,8 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
-        let mut story = Story::new(ctl, &self.device);
-        // Whichever update it is, and however it ended.
-        let mut follow = Follow::running(None);
+        let mut story = Story::new(ctl, &self.device, false);
+        let mut follow = Follow::any();
         loop {
             let twin = story.twin().await?;
             story.tell(&twin, &follow.look(&twin))?;

@@ -83,7 +83,6 @@ impl ServiceError {
             (412, _) => Self::Changed { what },
             (429, "ThrottlingMaxActiveJobCountExceeded") => Self::TooManyJobs,
             (429, _) => Self::Throttled { retries },
-            (504, _) => Self::NoAnswer { what },
             (status, symbol) => {
                 let (symbol, message) = (symbol.to_owned(), readable(&message));
                 Self::Refused { what, status, symbol, message }
@@ -104,8 +103,25 @@ impl ServiceError {
     pub fn is_passing(&self) -> bool {
         matches!(
             self,
-            Self::Unreachable { .. } | Self::Late { .. } | Self::NoAnswer { .. } | Self::Throttled { .. }
+            Self::Unreachable { .. }
+                | Self::Late { .. }
+                | Self::NoAnswer { .. }
+                | Self::Throttled { .. }
+                | Self::Changed { .. }
+                | Self::Refused { status: 408 | 500..=599, .. }
         )
+    }
+
+    /// Whether what was asked for may have been done all the same.
+    pub fn leaves_doubt(&self) -> bool {
+        match self {
+            Self::Unreachable { source, .. } => !source.is_connect(),
+            Self::Late { .. }
+            | Self::Garbled { .. }
+            | Self::NoAnswer { .. }
+            | Self::Refused { status: 500..=599, .. } => true,
+            _ => false,
+        }
     }
 
     /// What the operator can do about it; may be empty.
@@ -113,8 +129,8 @@ impl ServiceError {
         match self {
             Self::Unreachable { .. } | Self::Late { .. } => "look at the network, and at HostName",
             Self::Untrusted { .. } => {
-                "name the authority's own certificate with --ca-file; if it says that one has expired or is not \
-                 valid yet, look at this machine's clock"
+                "name the authority's own certificate with --ca-file; if it says that one has expired, look at this \
+                 machine's clock"
             }
             Self::NotAuthorised { .. } => {
                 "take the connection string of a policy with ServiceConnect, such as `service`, and for rollouts \
@@ -190,7 +206,7 @@ mod tests {
             (412, "PreconditionFailed", "", None, "somebody else"),
             (429, "ThrottlingException", "", None, "after 6 retries"),
             (429, "ThrottlingMaxActiveJobCountExceeded", "", None, "as many jobs"),
-            (504, "GatewayTimeout", "", None, "did not answer in time"),
+            (504, "GatewayTimeout", "", None, "the hub refuses device `d`"),
             (
                 400,
                 "ArgumentInvalid",
@@ -203,6 +219,25 @@ mod tests {
         for (status, symbol, body, clock, expected) in table {
             let text = error(status, symbol, body, clock).to_string();
             assert!(text.contains(expected), "{status} {symbol}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_hub_in_trouble_passes_and_may_have_done_what_it_was_asked() {
+        for (status, passes, doubt) in [
+            (400, false, false),
+            (401, false, false),
+            (404, false, false),
+            (408, true, false),
+            (412, true, false),
+            (429, true, false),
+            (500, true, true),
+            (502, true, true),
+            (503, true, true),
+            (504, true, true),
+        ] {
+            let error = error(status, "", "", None);
+            assert_eq!((error.is_passing(), error.leaves_doubt()), (passes, doubt), "{status}");
         }
     }
 }

@@ -56,6 +56,11 @@ impl Service {
             "connectTimeoutInSeconds": patience.connect_secs,
         }));
         let limit = Duration::from_secs(patience.answer_secs) + QUEUE_LIMIT;
-        self.json(Request { limit, ..request }).await
+        let answer = self.json(Request { limit, ..request }).await;
+        answer.map_err(|error| match error {
+            // Here it is the device that the hub has waited for.
+            ServiceError::Refused { status: 504, what, .. } => ServiceError::NoAnswer { what },
+            error => error,
+        })
     }
 }

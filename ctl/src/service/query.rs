@@ -15,9 +15,9 @@ use super::{Request, Service, ServiceError, header};
 pub const PAGE_ROWS_MAX: usize = 1000;
 
 /// S1 and S2 allow 20 queries a minute, to all users of the hub together: we take a short command's worth at once, and
-/// then one each four seconds.
-const BURST: u32 = 10;
-const REFILL_INTERVAL: Duration = Duration::from_secs(4);
+/// then one each five seconds. These are 20 in the first minute, and 12 in those after it.
+const BURST: u32 = 8;
+const REFILL_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) const CONTINUATION: HeaderName = HeaderName::from_static("x-ms-continuation");
 const MAX_ITEM_COUNT: HeaderName = HeaderName::from_static("x-ms-max-item-count");

@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_cannot_be_done_twice_is_asked_again() {
+    fn only_what_was_not_done_or_may_be_done_twice_is_asked_again() {
         let after = |status, repeatable| Pace::after(StatusCode::from_u16(status).unwrap(), "", repeatable);
         assert_eq!(after(429, false), Some(THROTTLED));
         assert_eq!((after(503, true), after(503, false)), (Some(THROTTLED), None));

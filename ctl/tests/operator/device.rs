@@ -1,10 +1,11 @@
 //! A device that is online by the daemon's own hub session, and does what a test says.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hub_emulator::hub::Hub;
 use serde_json::{Map, Value, json};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use twinboot::config;
 use twinboot::hub::auth::{ConnectionString, Proof};
@@ -17,10 +18,11 @@ pub struct Device {
     id: String,
     hub: Hub,
     reported: watch::Sender<Reported>,
+    called: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
-/// What a device answers a method: status and payload.
+/// What a device answers a method: status and payload; never, if the status is 0.
 pub type Script = fn(&str, &Value) -> (u16, Value);
 
 impl Device {
@@ -41,11 +43,12 @@ impl Device {
         let (events, inbox) = mpsc::channel(16);
         let (reported, wanted) = watch::channel(Some(fields(&report)));
         let session = twinboot::hub::run(config, twinboot::system::unix_now, events, wanted);
-        let live = live(inbox, script);
+        let called = Arc::new(Notify::new());
+        let live = live(inbox, script, called.clone());
         let task = tokio::spawn(async move {
             tokio::select! { () = session => {}, () = live => {} }
         });
-        let device = Self { id: id.to_owned(), hub: rig.hub.clone(), reported, task };
+        let device = Self { id: id.to_owned(), hub: rig.hub.clone(), reported, called, task };
         rig.hub.wait_connected(id, LIMIT, true).await.unwrap();
         device.shown(&report).await;
         device
@@ -55,6 +58,11 @@ impl Device {
     pub async fn report(&self, report: Value) {
         self.reported.send_replace(Some(fields(&report)));
         self.shown(&report).await;
+    }
+
+    /// Waits for a call of a method.
+    pub async fn called(&self) {
+        tokio::time::timeout(LIMIT, self.called.notified()).await.unwrap();
     }
 
     /// Waits until the hub wants this update of it.
@@ -82,12 +90,18 @@ impl Drop for Device {
     }
 }
 
-async fn live(mut inbox: mpsc::Receiver<HubEvent>, script: Script) {
+async fn live(mut inbox: mpsc::Receiver<HubEvent>, script: Script, called: Arc<Notify>) {
+    let mut unanswered = Vec::new();
     while let Some(event) = inbox.recv().await {
         let HubEvent::Method(call) = event else { continue };
         let (status, payload) =
             script(&call.name, &serde_json::from_slice(&call.payload).unwrap_or_default());
-        let _ = call.reply.send(MethodReply { status, payload });
+        called.notify_one();
+        if status == 0 {
+            unanswered.push(call.reply);
+        } else {
+            let _ = call.reply.send(MethodReply { status, payload });
+        }
     }
 }
 

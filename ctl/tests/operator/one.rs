@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::device::{Device, report, standing_by, takes_all};
-use crate::rig::{Rig, Running};
+use crate::rig::{Rig, Running, Way};
 
 const DEVICE: &str = "gateway-1";
 
@@ -117,6 +117,44 @@ async fn an_update_that_is_done_already_ends_at_once_and_one_that_hangs_at_the_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_update_that_somebody_else_began_is_followed_to_its_own_end() {
+    let rig = Rig::new().await;
+    let running = |_: &str, _: &Value| {
+        (200, json!({"Response": "Firmware update already in progress", "updateId": "u-2"}))
+    };
+    let failed = report("failed", "error", "the first time", "u-2", &json!({}));
+    let device = Device::online(&rig, DEVICE, failed, running).await;
+    let mut tool = Running::start(rig.command(&arguments(&[])));
+    tool.says("gateway-1: Firmware update already in progress").await;
+    tool.says("Waiting on device...").await;
+    device.report(report("completed", "current", "Firmware applied", "u-2", &json!({}))).await;
+    tool.says("Download complete, applying firmware...").await;
+    tool.says("Firmware applied; version 1.0 runs from slot a").await;
+    assert_eq!(tool.exits().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_was_cut_off_may_have_begun() {
+    let rig = Rig::new().await;
+    let way = Way::to(&rig.hub).await;
+    let device = Device::online(&rig, DEVICE, standing_by(), |_, _| (0, Value::Null)).await;
+    let start = async |more: &[&str]| {
+        let mut command = rig.command(&arguments(more));
+        command.env("IOTHUB_CONNECTION_STRING", &way.connection_string);
+        let mut tool = Running::start(command);
+        device.called().await;
+        way.cut();
+        tool.says("Waiting on device...").await;
+        tool
+    };
+    assert_eq!(start(&["--timeout", "1s"]).await.exits().await, 3, "nobody knows whether it runs");
+    let mut tool = start(&[]).await;
+    device.report(report("rolledBack", "rolledback", "m", "u-2", &json!({}))).await;
+    tool.says("Firmware rolled back: m; version 1.0 runs from slot a").await;
+    assert_eq!(tool.exits().await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_device_is_looked_at_cancelled_and_rebooted() {
     let rig = Rig::new().await;
     let _device = Device::online(&rig, DEVICE, downloading(420), takes_all).await;
@@ -158,4 +196,5 @@ async fn a_fleet_is_listed_page_by_page() {
     let run = rig.run(&["devices", "--limit", "1100"]).await;
     assert_eq!(run.stdout.lines().count(), 1101);
     assert!(run.stderr.contains("there are more than these 1100"), "{}", run.stderr);
+    assert_eq!(rig.run(&["devices", "--limit", "0"]).await.code, 2);
 }

@@ -2,13 +2,16 @@
 
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hub_emulator::hub::{Hub, HubOptions};
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 /// Generous: two loaded cores may take a while, and a test that passes does not wait.
@@ -19,6 +22,37 @@ pub const TOOL: &str = env!("CARGO_BIN_EXE_twinbootctl");
 pub struct Rig {
     pub hub: Hub,
     pub dir: TempDir,
+}
+
+/// A way to the hub that can be cut: what is under way on it ends.
+pub struct Way {
+    pub connection_string: String,
+    cut: Arc<Notify>,
+}
+
+impl Way {
+    pub async fn to(hub: &Hub) -> Self {
+        let listener = TcpListener::bind(("localhost", 0)).await.unwrap();
+        let (port, far_port) = (listener.local_addr().unwrap().port(), hub.https_port());
+        let connection_string =
+            hub.service_connection_string().replace(&far_port.to_string(), &port.to_string());
+        let cut = Arc::new(Notify::new());
+        let of_all = cut.clone();
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let cut = of_all.clone();
+                tokio::spawn(async move {
+                    let mut far = TcpStream::connect(("localhost", far_port)).await.unwrap();
+                    tokio::select! { _ = copy_bidirectional(&mut near, &mut far) => {}, () = cut.notified() => {} }
+                });
+            }
+        });
+        Self { connection_string, cut }
+    }
+
+    pub fn cut(&self) {
+        self.cut.notify_waiters();
+    }
 }
 
 /// What a run of the tool came to.
