@@ -131,10 +131,10 @@ impl Rollout {
             let applied = format!("configurations.[[{}]].status = 'Applied'", self.name);
             format!("SELECT deviceId FROM devices WHERE {applied} AND ({condition})")
         };
-        let mine = self.is_mine();
-        let status = |status: &str| count(format!("({mine}) AND {STATUS} = '{status}'"));
+        let (mine, had) = (self.is_mine(), self.had_it_before());
+        let status = |status: &str| count(format!("{mine} AND {STATUS} = '{status}'"));
         BTreeMap::from([
-            ("current", count(format!("({mine}) AND {STATUS} IN ['completed', 'standBy']"))),
+            ("current", count(format!("({mine} AND {STATUS} IN ['completed', 'standBy']) OR ({had})"))),
             ("downloading", status("downloading")),
             ("applying", status("applying")),
             ("error", status("failed")),
@@ -142,19 +142,29 @@ impl Rollout {
         ])
     }
 
-    /// Whether what a device reports is about this update. A device that had the version before, such as one that was
-    /// flashed with it, has nothing to do and is done.
+    /// Whether what a device reports is about this update.
     fn is_mine(&self) -> String {
+        format!("{UPDATE_ID} = {}", quoted(&self.update_id))
+    }
+
+    /// Whether a device had the version before, such as one that was flashed with it: it has nothing to do and is done,
+    /// however its last update ended, for that was another.
+    fn had_it_before(&self) -> String {
+        let (version, id) = (quoted(&self.version), quoted(&self.update_id));
         format!(
-            "{UPDATE_ID} = {} OR (properties.reported.firmware.currentFwVersion = {} AND {STATUS} IN ['completed', 'standBy'])",
-            quoted(&self.update_id),
-            quoted(&self.version)
+            "{VERSION} = {version} AND (NOT IS_DEFINED({UPDATE_ID}) OR {UPDATE_ID} != {id}) \
+             AND {STATUS} IN ['standBy', 'completed', 'failed', 'rolledBack']"
         )
     }
 
     /// Asks how many devices a ring has.
     pub fn count_query(condition: &str) -> String {
         format!("SELECT COUNT() AS n FROM devices{}", filter(&[condition]))
+    }
+
+    /// Asks how many devices of a ring had the version before.
+    pub fn had_it_query(&self, condition: &str) -> String {
+        format!("SELECT COUNT() AS n FROM devices{}", filter(&[condition, &self.had_it_before()]))
     }
 
     /// Asks how many devices of a ring are how far.
@@ -165,10 +175,9 @@ impl Rollout {
 
     /// Asks which devices failed, and why.
     pub fn failures_query(&self) -> String {
-        let mine = format!("{UPDATE_ID} = {}", quoted(&self.update_id));
         let failed = format!("{STATUS} IN ['failed', 'rolledBack']");
         let error = "properties.reported.firmware.error";
-        let filter = filter(&[&any_of(self.open_rings()), &mine, &failed]);
+        let filter = filter(&[&any_of(self.open_rings()), &self.is_mine(), &failed]);
         format!(
             "SELECT deviceId, {STATUS} AS status, {error}.code AS code, {error}.message AS message FROM devices{filter}"
         )
@@ -191,6 +200,7 @@ impl Rollout {
 
 const STATUS: &str = "properties.reported.firmwareStatus";
 const UPDATE_ID: &str = "properties.reported.firmware.updateId";
+const VERSION: &str = "properties.reported.firmware.currentFwVersion";
 
 fn ring_label(ring: usize) -> String {
     format!("ring{ring}")
@@ -216,7 +226,7 @@ fn filter(conditions: &[&str]) -> String {
 }
 
 /// A string of the query language.
-fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
@@ -283,9 +293,13 @@ mod tests {
     fn queries_are_about_this_update_and_this_ring() {
         let query = rollout().states_query("tags.ring = '1'");
         assert!(
-            query.contains("WHERE (tags.ring = '1') AND (properties.reported.firmware.updateId = 'u-2' OR "),
+            query.contains(
+                "WHERE (tags.ring = '1') AND (properties.reported.firmware.updateId = 'u-2') GROUP"
+            ),
             "{query}"
         );
+        let query = rollout().had_it_query("tags.ring = '1'");
+        assert!(query.contains(r"WHERE (tags.ring = '1') AND ("), "{query}");
         assert!(query.contains(r"currentFwVersion = '2.0\'x' AND"), "{query}");
         assert_eq!(Rollout::count_query("*"), "SELECT COUNT() AS n FROM devices");
         let all = Rollout { open: 3, ..rollout() };

@@ -118,6 +118,26 @@ async fn a_run_goes_to_the_end_and_can_be_taken_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_has_the_version_is_done_however_its_last_update_ended() {
+    let rig = Rig::new().await;
+    let [_a1, _a2, b1] = three(&rig).await;
+    assert_eq!(rig.run(&create(&["--target", RING_2])).await.code, 0);
+    let has_it =
+        |status, id| report(status, "error", status, "", &json!({"currentFwVersion": "2.0", "updateId": id}));
+    for (status, id, code) in [
+        ("rolledBack", json!("u-9"), 22),
+        ("failed", json!("u-9"), 22),
+        ("standBy", Value::Null, 22),
+        ("downloading", json!("u-9"), 20),
+        ("failed", json!("u-2"), 21),
+    ] {
+        b1.report(has_it(status, id.clone())).await;
+        let run = rig.run(&["rollout", "advance", "fw-2"]).await;
+        assert_eq!(run.code, code, "{status} {id}: {run:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_operators_open_one_ring() {
     let rig = Rig::new().await;
     let [a1, _a2, _b1] = three(&rig).await;

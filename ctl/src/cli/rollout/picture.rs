@@ -41,7 +41,11 @@ struct State {
 
 /// How many devices meet a condition.
 pub(super) async fn count(ctl: &Ctl, condition: &str) -> Result<u64, CliError> {
-    let rows: Vec<Count> = ctl.service.rows(&Rollout::count_query(condition)).await?;
+    ask_count(ctl, &Rollout::count_query(condition)).await
+}
+
+async fn ask_count(ctl: &Ctl, query: &str) -> Result<u64, CliError> {
+    let rows: Vec<Count> = ctl.service.rows(query).await?;
     Ok(rows.first().map_or(0, |row| row.n))
 }
 
@@ -58,7 +62,13 @@ pub(super) async fn tally(ctl: &Ctl, rollout: &Rollout, condition: &str) -> Resu
     let states: Vec<State> = ctl.service.rows(&rollout.states_query(condition)).await?;
     let states: Vec<_> =
         states.into_iter().map(|state| (state.status.unwrap_or_default(), state.n)).collect();
-    Ok(Tally::of(devices, &states))
+    let mut tally = Tally::of(devices, &states);
+    // Queries are scarce: where nobody waits, nobody had it before.
+    if tally.waiting() > 0 {
+        let had_it = ask_count(ctl, &rollout.had_it_query(condition)).await?;
+        tally.current = tally.current.saturating_add(had_it);
+    }
+    Ok(tally)
 }
 
 impl Picture {
@@ -109,8 +119,10 @@ impl Picture {
         let metric =
             |name: &str| metric(name).and_then(Value::as_u64).map_or("-".to_owned(), |n| n.to_string());
         format!(
-            "{name}: version {version}{}, {open} of {} rings open, gate at {} % failed and {} % done\n\
+            "{}: version {}{}, {open} of {} rings open, gate at {} % failed and {} % done\n\
              the hub: {} devices targeted, {} applied (it looks every five minutes)\n",
+            harmless(name),
+            harmless(version),
             if *paused { ", PAUSED" } else { "" },
             rings.len(),
             gate.failed_percent,
@@ -191,5 +203,22 @@ pub(super) fn words(verdict: &Verdict) -> (&'static str, &str) {
 impl From<NotARollout> for CliError {
     fn from(error: NotARollout) -> Self {
         Self::NotARollout(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollout::gate::Gate;
+
+    #[test]
+    fn a_configuration_cannot_steer_the_terminal() {
+        let escape = || "\u{1b}[2J".to_owned();
+        let (name, version, update_id, rings) = (escape(), escape(), escape(), vec![escape()]);
+        let gate = Gate { failed_percent: 2, done_percent: 95 };
+        let rollout = Rollout { name, version, update_id, rings, open: 1, gate, paused: false };
+        let (configuration, tallies, reasons) = (json!({}), Vec::new(), Vec::new());
+        let text = Picture { configuration, rollout, tallies, reasons, is_partial: false }.text();
+        assert!(!text.contains('\u{1b}'), "{text:?}");
     }
 }
