@@ -16,9 +16,10 @@ mod twin;
 mod update;
 mod watch;
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
@@ -96,6 +97,19 @@ enum Subcommands {
     Man(man::Man),
 }
 
+impl Subcommands {
+    /// Whether it changes nothing, and follows nothing to an end that counts.
+    fn only_lists(&self) -> bool {
+        match self {
+            Self::Status(_) | Self::Devices(_) | Self::Twin(_) | Self::Completions(_) | Self::Man(_) => true,
+            Self::Rollout(command) => command.only_lists(),
+            Self::Job(command) => command.only_lists(),
+            Self::Bundle(command) => command.only_lists(),
+            Self::Update(_) | Self::Watch(_) | Self::Cancel(_) | Self::Reboot(_) => false,
+        }
+    }
+}
+
 /// How a command ended, as a script sees it. [`EXIT_CODES`] says the same to people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
@@ -147,8 +161,6 @@ impl CliError {
             Self::Usage(_) | Self::Settings(_) => Exit::Usage,
             Self::Refused { .. } => Exit::Refused,
             Self::NotARollout(_) => Exit::NotFound,
-            // `twinbootctl devices | head` has seen enough.
-            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
             Self::Read { .. } | Self::Untrusted(_) | Self::Bundle(_) | Self::Output(_) => Exit::Failed,
         }
     }
@@ -210,15 +222,18 @@ impl Ctl {
 
 /// Parses the arguments, does what they say, and tells what went wrong on one line.
 pub fn main() -> ExitCode {
-    let exit = run(Cli::parse()).unwrap_or_else(|error| {
-        let exit = error.exit();
-        if exit != Exit::Done {
+    let cli = Cli::parse();
+    let only_lists = cli.command.only_lists();
+    let exit = run(cli).unwrap_or_else(|error| match error {
+        // `twinbootctl devices | head` has seen enough.
+        CliError::Output(error) if only_lists && error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
+        error => {
             match error.advice() {
                 "" => notice(&chain(&error)),
                 advice => notice(&format!("{}; {advice}", chain(&error))),
             }
+            error.exit()
         }
-        exit
     });
     ExitCode::from(exit as u8)
 }
@@ -248,8 +263,29 @@ fn run(cli: Cli) -> Result<Exit, CliError> {
     })
 }
 
+/// Looks again and again, until there is an end. Once it has begun, it outlives a network that is away for minutes, a
+/// hub in trouble, and another operator's hand.
+async fn keep_looking(
+    interval: Duration,
+    mut look: impl AsyncFnMut() -> Result<Option<Exit>, CliError>,
+) -> Result<Exit, CliError> {
+    let mut has_begun = false;
+    loop {
+        match look().await {
+            Ok(Some(exit)) => return Ok(exit),
+            Ok(None) => has_begun = true,
+            Err(CliError::Service(error)) if has_begun && error.is_passing() => {
+                notice(&format!("{}; looking again", chain(&error)));
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(interval).await;
+    }
+}
+
+/// Where stderr is gone, nobody is told.
 fn notice(text: &str) {
-    eprintln!("twinbootctl: {text}");
+    let _ = writeln!(io::stderr(), "twinbootctl: {}", twinboot::cli::paint::harmless(text));
 }
 
 /// An error and its causes on one line.
@@ -260,4 +296,26 @@ fn chain(error: &dyn std::error::Error) -> String {
         // Libraries' messages may have taken their cause in already.
         if line.contains(&cause) { line } else { format!("{line}: {cause}") }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn once_begun_it_outlives_a_hub_in_trouble() {
+        let trouble = |status| {
+            let (what, symbol, message) = (String::new(), String::new(), String::new());
+            Err(CliError::Service(ServiceError::Refused { what, status, symbol, message }))
+        };
+        let walk = async |looks: Vec<Result<Option<Exit>, CliError>>| {
+            let mut looks = looks.into_iter();
+            let end = keep_looking(Duration::ZERO, async || looks.next().unwrap()).await;
+            (end.ok(), looks.len())
+        };
+        let end = walk(vec![Ok(None), trouble(500), trouble(503), Ok(Some(Exit::Done))]).await;
+        assert_eq!(end, (Some(Exit::Done), 0));
+        assert_eq!(walk(vec![Ok(None), trouble(400), Ok(Some(Exit::Done))]).await, (None, 1));
+        assert_eq!(walk(vec![trouble(500), Ok(Some(Exit::Done))]).await, (None, 1), "not begun");
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::device::{Device, standing_by};
+use crate::device::{Device, standing_by, takes_all};
 use crate::rig::{Rig, run};
 
 const UPDATE: [&str; 4] = ["update", "gateway-1", "--uri", "https://images.example/2.0.img?sig=c2VjcmV0"];
@@ -81,6 +81,26 @@ async fn a_hub_that_throttles_is_asked_again_later() {
         run.stderr.starts_with("twinbootctl: the hub throttles these calls; trying again in "),
         "{run:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_seen_enough_ends_a_list_and_nothing_else() {
+    let rig = Rig::new().await;
+    let _device = Device::online(&rig, "gateway-1", standing_by(), takes_all).await;
+    let table = [
+        (&["devices"][..], 0),
+        (&["twin", "gateway-1"], 0),
+        (&["job", "list"], 0),
+        (&["cancel", "gateway-1"], 1),
+        (&["watch", "gateway-1"], 1),
+        (&UPDATE, 1),
+    ];
+    for (arguments, code) in table {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let status = rig.command(arguments).stdout(writer).status().await.unwrap();
+        assert_eq!(status.code(), Some(code), "{arguments:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

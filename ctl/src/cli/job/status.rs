@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::Value;
-use tokio::time::sleep;
 use twinboot::cli::paint::harmless;
 
 use super::super::screen::{Live, Tone, print_line, table};
-use super::super::{CliError, Ctl, Exit};
+use super::super::{CliError, Ctl, Exit, keep_looking};
 use super::{count, text};
+use crate::rollout::quoted;
 use crate::service::PAGE_ROWS_MAX;
 
 /// A job takes minutes; its two questions are within the hub's twenty queries a minute.
@@ -26,17 +26,16 @@ pub(super) struct Status {
     name: String,
     /// Until it is over
     #[arg(long, short)]
-    watch: bool,
+    pub(super) watch: bool,
 }
 
 impl Status {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         let mut live = Live::new();
-        loop {
+        let name = quoted(&self.name);
+        let query = format!("SELECT * FROM devices.jobs WHERE devices.jobs.jobId = {name}");
+        keep_looking(POLL_INTERVAL, async || {
             let job = ctl.service.job(&self.name).await?;
-            // The name is safe to quote: what else there is, the hub does not know.
-            let name = self.name.replace('\'', "");
-            let query = format!("SELECT * FROM devices.jobs WHERE devices.jobs.jobId = '{name}'");
             let page = ctl.service.page::<Value>(&query, PAGE_ROWS_MAX, None).await?;
             if ctl.json {
                 print_line(&serde_json::json!({ "job": job, "devices": page.rows }).to_string())?;
@@ -44,11 +43,9 @@ impl Status {
                 let partial = page.next.is_some();
                 live.show(format!("{}{}", summary(&job), answers(&page.rows, partial)))?;
             }
-            if !self.watch || is_over(&job) {
-                return Ok(Exit::Done);
-            }
-            sleep(POLL_INTERVAL).await;
-        }
+            Ok((!self.watch || is_over(&job)).then_some(Exit::Done))
+        })
+        .await
     }
 }
 

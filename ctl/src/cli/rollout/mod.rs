@@ -57,6 +57,14 @@ enum Action {
 }
 
 impl RolloutCommand {
+    pub(super) fn only_lists(&self) -> bool {
+        match &self.action {
+            Action::List(_) => true,
+            Action::Status(status) => !status.watch,
+            _ => false,
+        }
+    }
+
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         match self.action {
             Action::Create(command) => command.run(ctl).await,

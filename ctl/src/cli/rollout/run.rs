@@ -1,15 +1,13 @@
 //! `twinbootctl rollout run`: ring after ring.
 
 use clap::Args;
-use tokio::time::sleep;
 
 use super::super::screen::{Live, print_line};
-use super::super::{CliError, Ctl, Exit, chain, notice};
+use super::super::{CliError, Ctl, Exit, keep_looking};
 use super::Refresh;
 use super::advance::{open_next, tell};
 use super::picture::Picture;
 use crate::rollout::gate::Verdict;
-use crate::service::ServiceError;
 
 const CODES: &str = "\
 Exit codes:
@@ -32,19 +30,7 @@ pub(super) struct Run {
 impl Run {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         let mut live = Live::new();
-        let mut has_begun = false;
-        loop {
-            match self.step(ctl, &mut live).await {
-                Ok(Some(exit)) => return Ok(exit),
-                Ok(None) => has_begun = true,
-                // A rollout of days outlives a network that is away for minutes, and another operator's hand.
-                Err(CliError::Service(error)) if has_begun && is_passing(&error) => {
-                    notice(&format!("{}; looking again", chain(&error)));
-                }
-                Err(error) => return Err(error),
-            }
-            sleep(self.refresh.interval).await;
-        }
+        keep_looking(self.refresh.interval, async || self.step(ctl, &mut live).await).await
     }
 
     async fn step(&self, ctl: &Ctl, live: &mut Live) -> Result<Option<Exit>, CliError> {
@@ -66,8 +52,4 @@ impl Run {
             }
         }
     }
-}
-
-fn is_passing(error: &ServiceError) -> bool {
-    error.is_passing() || matches!(error, ServiceError::Changed { .. })
 }

@@ -1,10 +1,9 @@
 //! `twinbootctl rollout status`.
 
 use clap::Args;
-use tokio::time::sleep;
 
 use super::super::screen::{Live, print_line};
-use super::super::{CliError, Ctl, Exit};
+use super::super::{CliError, Ctl, Exit, keep_looking};
 use super::Refresh;
 use super::picture::Picture;
 
@@ -19,7 +18,7 @@ pub(super) struct Status {
     name: String,
     /// Until Ctrl-C
     #[arg(long, short)]
-    watch: bool,
+    pub(super) watch: bool,
     #[command(flatten)]
     refresh: Refresh,
 }
@@ -27,17 +26,15 @@ pub(super) struct Status {
 impl Status {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         let mut live = Live::new();
-        loop {
+        keep_looking(self.refresh.interval, async || {
             let picture = Picture::take(ctl, &self.name).await?;
             if ctl.json {
                 print_line(&picture.json().to_string())?;
             } else {
                 live.show(picture.text())?;
             }
-            if !self.watch {
-                return Ok(Exit::Done);
-            }
-            sleep(self.refresh.interval).await;
-        }
+            Ok((!self.watch).then_some(Exit::Done))
+        })
+        .await
     }
 }
