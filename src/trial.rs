@@ -101,14 +101,14 @@ impl Mark {
     }
 
     fn remove(&self, prefix: &str) -> io::Result<()> {
-        let files = self.files(prefix)?;
-        if files.is_empty() {
-            return Ok(());
-        }
-        for file in files {
+        for file in self.files(prefix)? {
             fs::remove_file(file)?;
         }
-        sync_directory(&self.directory)
+        // Also where nothing is left: a daemon that was killed may have removed it, and not synced.
+        match sync_directory(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            synced => synced,
+        }
     }
 
     fn count(&self, prefix: &str) -> io::Result<usize> {

@@ -316,7 +316,7 @@ impl World {
         world.todo = rest.to_vec();
         match effect.clone() {
             Effect::Respond(_) | Effect::Report | Effect::Abort | Effect::KeepVersion(_) => out.push(world),
-            Effect::Settle => panic!("a trial that no update is about: {self:?}"),
+            Effect::Settle => unreachable!("a trial that no update is about: {self:?}"),
             Effect::RunHooks(run) => world.run_hooks(&run, &mut out),
             Effect::ConfirmBoot => {
                 if !world.trial {

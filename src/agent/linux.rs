@@ -187,9 +187,12 @@ impl Linux {
         hooks::run(&self.config.hooks, self.config.scripts, run, self.booted.slot).await
     }
 
-    /// Whether systemd would end this boot as one of a trial: the mark knows of one also where the state was lost,
-    /// and RAUC's variables do not tell it.
+    /// Whether systemd would end this boot as one of a trial: RAUC's variables do not tell that, and the state may be
+    /// lost.
     async fn is_marked_trial(&self) -> bool {
+        if self.config.boot.scheme != Scheme::Rauc {
+            return false;
+        }
         let (mark, command_line) = (self.mark.clone(), self.config.system.proc.join("cmdline"));
         let look = move || mark.is_of_this_boot(&command_line);
         tokio::task::spawn_blocking(look).await.unwrap_or_default()

@@ -2,6 +2,7 @@
 //! who keeps asking until he is answered, and a person at the device.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use twinboot::network::wire::{
 use crate::disk::{self, NEWS};
 use crate::judge;
 use crate::scheduler;
+use crate::seam;
 use crate::site::Site;
 use crate::story::{Act, Check, Images, Story};
 use crate::uboot::Environment;
@@ -28,6 +30,9 @@ pub const CHUNK_BYTES: usize = 64 << 10;
 
 /// An operator who has no answer by then asks again; who waits for something looks as often.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
+
+/// As far as the wall clock may be put: a hundred years.
+const CLOCK_RANGE: Duration = Duration::from_secs(100 * 365 * 86_400);
 
 const UPDATE_ID: &str = "simulated";
 
@@ -115,6 +120,14 @@ impl Cloud {
         self.weather.as_mut().map_or(Duration::ZERO, |dice| longest.mul_f64(dice.f64()))
     }
 
+    /// The wall clock jumps, back or forward: nothing is to hang on it.
+    fn turn_clock(&mut self) {
+        if self.strikes(5) {
+            let time = self.delay(CLOCK_RANGE);
+            seam::WALL_SECS.store(time.as_secs(), Ordering::Relaxed);
+        }
+    }
+
     fn desired(&self) -> Map<String, Value> {
         let mut desired = Map::new();
         if self.story.is_desired {
@@ -151,6 +164,7 @@ impl Cloud {
     }
 
     fn on_reported(&mut self, reported: Map<String, Value>, site: &Site) {
+        self.turn_clock();
         self.reported = Some(reported);
         self.is_accepted |= self.is_told();
         let settled_in = match self.status() {
@@ -326,6 +340,7 @@ async fn send_image(
     while offset < end {
         let (delay, breaks, stalls) = {
             let mut cloud = lock(cloud);
+            cloud.turn_clock();
             (cloud.delay(Duration::from_secs(10)), cloud.strikes(5), cloud.is_stuck())
         };
         if breaks {

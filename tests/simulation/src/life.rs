@@ -105,6 +105,7 @@ pub struct Life {
 /// What must not be.
 pub fn live(site: &Arc<Site>, plan: &Plan) -> Result<Tally, Fault> {
     seam::seed(plan.seed);
+    seam::WALL_SECS.store(0, Ordering::Relaxed);
     scheduler::shuffle(plan.is_stormy.then_some(plan.seed));
     let mut life = Life {
         site: site.clone(),
