@@ -165,11 +165,13 @@ mod tests {
         check(&bench.config, Surroundings::Ours, system::uptime(), false, bench.connected.subscribe()).await
     }
 
+    /// Shows seapath/meta-seapath#287, #288.
     #[tokio::test]
     async fn scripts_that_succeed_are_passed() {
         assert!(check_offline(&bench(&[("10-a", "true"), ("20-b", "exit 0")])).await.is_ok());
     }
 
+    /// Shows seapath/meta-seapath#287, #288.
     #[tokio::test]
     async fn the_first_script_that_fails_is_named_with_its_last_words() {
         let bench = bench(&[("10-a", "true"), ("20-b", "echo no sensor >&2; exit 3"), ("30-c", "exit 4")]);
@@ -177,6 +179,7 @@ mod tests {
         assert_eq!(failure.message, "health check 20-b ended with exit status: 3: no sensor");
     }
 
+    /// Shows advancedtelematic/aktualizr#1422; seapath/meta-seapath#287, #288.
     #[tokio::test]
     async fn a_script_that_hangs_is_ended_by_the_deadline() {
         let mut bench = bench(&[("10-a", "sleep 1000")]);
@@ -184,6 +187,7 @@ mod tests {
         assert!(matches!(check_offline(&bench).await, Err(HealthError::Late { .. })));
     }
 
+    /// Shows F15.
     #[tokio::test]
     async fn a_device_that_was_online_must_come_online_again() {
         let mut bench = bench(&[]);

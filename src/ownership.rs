@@ -67,10 +67,7 @@ pub fn open_own(path: &Path) -> io::Result<File> {
     open_judged(path, judge_owner)
 }
 
-fn open_judged(
-    path: &Path,
-    judge: fn(&Path, &Metadata) -> Result<(), OwnershipError>,
-) -> io::Result<File> {
+fn open_judged(path: &Path, judge: fn(&Path, &Metadata) -> Result<(), OwnershipError>) -> io::Result<File> {
     let end = way(path).map_err(into_io)?;
     // The end of the way is no link; and a pipe in its place must not keep us waiting.
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;

@@ -255,6 +255,7 @@ mod tests {
         assert!(store.load().unwrap().damage.is_none());
     }
 
+    /// Shows F24.
     #[test]
     fn of_a_newer_file_the_safe_part_stays_and_the_whole_is_kept_aside() {
         let (_directory, store) = store();

@@ -293,6 +293,7 @@ mod tests {
     const IN_2027: u64 = 1_800_000_000;
     const IN_2040: u64 = 2_210_000_000;
 
+    /// Shows F20; rauc/rauc#353, #581, #781.
     #[test]
     fn a_clock_that_was_never_set_keeps_no_certificate_out_but_those_that_are_over() {
         for (now, authority, own, taken) in [
@@ -313,6 +314,7 @@ mod tests {
         }
     }
 
+    /// Shows rauc/rauc#353, #581, #781.
     #[test]
     fn a_certificate_that_is_over_is_told_with_both_times() {
         let refused = handshake(IN_2040, (2020, 2045), (2026, 2028)).unwrap_err();

@@ -210,6 +210,7 @@ run boot_target_cmd
     }
 }
 
+/// Shows fedora-iot/greenboot#107, #135, greenboot-rs#106, tiiuae/ghaf#2155.
 #[test]
 fn the_edison_tries_a_slot_three_times_and_goes_back() {
     let both = "8 9";

@@ -315,6 +315,7 @@ fn after_a_cut_within_a_write_the_tools_see_the_old_or_the_new_environment() {
     assert_eq!(board.env().read().unwrap(), new);
 }
 
+/// Shows nerves-project/nerves_runtime#375.
 #[test]
 fn a_copy_damaged_by_a_cut_is_repaired_by_the_next_write() {
     let board = Board::new(Copies::Redundant);
@@ -327,6 +328,7 @@ fn a_copy_damaged_by_a_cut_is_repaired_by_the_next_write() {
     }
 }
 
+/// Shows F8; rauc/rauc#1140, #1136; sbabic/swupdate#5.
 #[test]
 fn where_no_copy_is_good_nothing_is_written() {
     let board = Board::new(Copies::Redundant);
@@ -339,6 +341,7 @@ fn where_no_copy_is_good_nothing_is_written() {
 }
 
 /// Each of them reads all, adds one and writes all: without a common lock some would be lost.
+/// Shows F11.
 #[test]
 fn no_write_is_lost_among_programs_that_write_at_once() {
     let board = Board::new(Copies::Redundant);
@@ -363,6 +366,7 @@ fn no_write_is_lost_among_programs_that_write_at_once() {
     }
 }
 
+/// Shows F7.
 #[test]
 fn each_decision_of_each_scheme_reaches_the_medium_in_one_write() {
     let mender = Scheme::Mender { part_a: 2, part_b: 3 };
@@ -393,6 +397,7 @@ fn each_decision_of_each_scheme_reaches_the_medium_in_one_write() {
     }
 }
 
+/// Shows rauc/rauc#643, #165, meta-rauc-community#33.
 #[test]
 fn a_slot_that_is_about_to_be_overwritten_is_not_booted_under_rauc() {
     let board = Board::new(Copies::Redundant);
@@ -429,6 +434,7 @@ impl Drop for LoopDevice {
     }
 }
 
+/// Shows openwrt/openwrt#4434.
 #[test]
 fn a_block_device_is_written_through_its_cache_and_read_past_it() {
     if !nix::unistd::geteuid().is_root() {

@@ -307,6 +307,7 @@ async fn a_daemon_that_is_not_there_is_3() {
     }
 }
 
+/// Shows coreos/zincati#498, #1160; rauc/rauc#808, #1672, rauc-hawkbit-updater#73, #155.
 #[tokio::test]
 async fn status_is_a_table_for_people() {
     let daemon = Daemon::start(downloading());
@@ -378,6 +379,7 @@ async fn an_output_that_nobody_reads_ends_the_watch_quietly() {
     assert_eq!((ended.code, ended.err.as_str()), (0, ""));
 }
 
+/// Shows coreos/zincati#498, #1160.
 #[tokio::test]
 async fn commands_reach_the_daemon_and_refusals_say_what_to_do() {
     let mut daemon = Daemon::start(downloading());

@@ -1,4 +1,4 @@
-//! `docs/field-failures.md`: no class and no thread is left out, and what is said to show one is there.
+//! `docs/field-failures.md`: no class and no thread is left out, and what is said to show one is there, and names it.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
@@ -22,25 +22,37 @@ fn rows(heading: &str) -> Vec<Vec<&'static str>> {
         .collect()
 }
 
-/// Whether a test, a story of the lab, or a command of this name is in the tree.
-fn is_there(name: &str) -> bool {
-    let Some((path, function)) = name.split_once("::") else { return tree(name).is_file() };
+/// What a test, a story of the lab, or a command of this name says that it shows; `None`: it is not in the tree.
+fn shows(name: &str) -> Option<Vec<String>> {
+    let Some((path, function)) = name.split_once("::") else { return tree(name).is_file().then(Vec::new) };
     let text = std::fs::read_to_string(tree(path)).unwrap_or_default();
-    if path.ends_with(".py") {
-        return text.contains(&format!("@story\ndef {function}("))
-            || text.contains(&format!("\")\ndef {function}("));
-    }
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    let is_it = |line: &str| line.trim_start_matches("async ").starts_with(&format!("fn {function}("));
-    lines.windows(2).any(|pair| pair[0].ends_with("test]") && is_it(pair[1]))
+    let is_it = |line: &str| {
+        let line = line.trim_start_matches("async ");
+        ["fn", "def"].iter().any(|word| line.starts_with(&format!("{word} {function}(")))
+    };
+    let at = lines.iter().position(|line| is_it(line))?;
+    let above: Vec<&str> = lines[..at].iter().rev().copied().take_while(|line| !line.is_empty()).collect();
+    let is_mark = |line: &&str| line.ends_with("test]") || line.starts_with("@story");
+    let mark = above.iter().position(is_mark)?;
+    let comment = above[mark + 1..]
+        .iter()
+        .rev()
+        .filter_map(|line| line.strip_prefix("/// ").or_else(|| line.strip_prefix("# ")));
+    let comment = comment.collect::<Vec<_>>().join(" ");
+    let (_, shown) = comment.split_once("Shows ").unwrap_or_default();
+    Some(shown.trim_end_matches('.').split("; ").map(str::to_owned).collect())
 }
 
-fn assert_shown(row: &[&str]) {
-    let (id, shown) = (row[0], row[row.len() - 1]);
-    let names: Vec<&str> = shown.split('`').skip(1).step_by(2).collect();
-    assert!(!names.is_empty() || shown.starts_with("not shown: "), "{id} is shown by nothing");
+/// `what` is what the row is about, by its name.
+fn assert_shown(row: &[&str], what: &str) {
+    let names: Vec<&str> = row[row.len() - 1].split('`').skip(1).step_by(2).collect();
+    assert!(!names.is_empty() || row[row.len() - 1].starts_with("not shown: "), "{what} is shown by nothing");
     for name in names {
-        assert!(is_there(name), "{id} is said to be shown by {name}, which is not there");
+        let shown = shows(name);
+        assert!(shown.is_some(), "{what} is said to be shown by {name}, which is not there");
+        let is_named = shown.is_some_and(|shown| shown.iter().any(|shown| shown == what));
+        assert!(is_named || !name.contains("::"), "{name} is said to show {what}, and does not say so");
     }
 }
 
@@ -50,7 +62,7 @@ fn each_class_is_shown_by_a_test_that_is_there() {
     assert!(classes.iter().map(|row| row[0]).eq((1..=26).map(|number| format!("F{number}"))));
     for row in &classes {
         assert_eq!(row.len(), 4, "{row:?}");
-        assert_shown(row);
+        assert_shown(row, row[0]);
     }
 }
 
@@ -60,16 +72,16 @@ fn each_thread_is_shown_by_a_test_that_is_there() {
     assert!(threads.iter().map(|row| row[0]).eq((1..=52).map(|number: i32| number.to_string())));
     for row in &threads {
         assert_eq!(row.len(), 5, "{row:?}");
-        assert_shown(row);
+        assert_shown(row, row[1]);
     }
 }
 
 /// The judgement above can fail.
 #[test]
 fn what_is_not_in_the_tree_is_not_there() {
-    assert!(is_there("tests/lab/stories.py::hub_away") && is_there("tests/campaign/run"));
-    assert!(is_there("src/health.rs::no_directory_means_no_scripts"));
+    assert!(shows("tests/lab/stories.py::hub_away").is_some() && shows("tests/campaign/run").is_some());
+    assert!(shows("src/health.rs::no_directory_means_no_scripts").is_some());
     for name in ["src/health.rs::check", "src/health.rs::no_directory", "tests/none.rs::a", "tests/none"] {
-        assert!(!is_there(name), "{name}");
+        assert_eq!(shows(name), None, "{name}");
     }
 }

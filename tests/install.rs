@@ -325,6 +325,7 @@ fn shell(program: &str, arguments: &[&str]) -> String {
 // -------------------------------------------------------------------------------------------- good servers
 
 /// mender's 8ba599b6, and SWUpdate's limit: where 32 bits end, nothing does.
+/// Shows F25.
 #[tokio::test]
 async fn an_image_beyond_four_gibibytes_reaches_the_slot() {
     const ZEROS_BYTES: usize = 128 * MIB;
@@ -346,6 +347,7 @@ async fn an_image_beyond_four_gibibytes_reaches_the_slot() {
     assert!(there == end, "the last bytes of the image are in their place");
 }
 
+/// Shows rauc/rauc#459, #639, #833.
 #[tokio::test]
 async fn raw_and_compressed_images_reach_the_slot() {
     let image = image(1, 5 * MIB + 1234);
@@ -399,6 +401,8 @@ async fn a_file_address_is_installed_and_a_second_time_writes_nothing() {
     assert_eq!(code_of(&job).await, Code::ServerRefused, "nobody is waited for");
 }
 
+/// Shows rauc/rauc#768, nerves-hub/nerves_hub#80, nerves_hub_link#18; home-assistant: proxy, offline, and
+/// balena t/375720.
 #[tokio::test]
 async fn a_dropped_connection_is_resumed_where_it_broke() {
     let image = image(3, 3 * MIB);
@@ -418,6 +422,7 @@ async fn a_dropped_connection_is_resumed_where_it_broke() {
     assert_eq!(server.body_bytes(), image.len() as u64, "no byte was sent twice");
 }
 
+/// Shows fintermobilityas/surge#133.
 #[tokio::test]
 async fn a_server_without_ranges_sends_everything_again_and_a_wrong_range_is_not_taken() {
     let image = image(4, 3 * MIB);
@@ -532,6 +537,7 @@ async fn a_file_that_changes_is_fetched_anew_and_given_up_if_it_never_rests() {
     assert!(server.requests().len() < 12, "{}", server.requests().len());
 }
 
+/// Shows rauc/rauc-hawkbit-updater#158.
 #[tokio::test]
 async fn final_answers_end_it_at_once() {
     let image = image(9, 2 * MIB);
@@ -562,6 +568,7 @@ async fn final_answers_end_it_at_once() {
     assert_eq!(server.requests().len(), 2);
 }
 
+/// Shows Azure/iot-hub-device-update#150.
 #[tokio::test]
 async fn busy_and_silent_servers_are_asked_again() {
     let image = image(10, 2 * MIB);
@@ -581,6 +588,7 @@ async fn busy_and_silent_servers_are_asked_again() {
     assert_eq!(server.requests().len(), 6);
 }
 
+/// Shows F18; hub.mender.io t/8299.
 #[tokio::test]
 async fn a_server_that_stays_away_is_given_up_at_the_limit() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -613,6 +621,7 @@ async fn a_slow_server_has_all_the_time_it_needs_and_one_that_drips_is_given_up(
     }
 }
 
+/// Shows zephyrproject-rtos/zephyr#37272, #71691, #71750, #89265.
 #[tokio::test]
 async fn another_size_than_announced_is_found_as_early_as_can_be() {
     let image = image(11, 2 * MIB);
@@ -958,6 +967,7 @@ async fn power_cut(bench: &Bench, job: &Job, at_bytes: u64) -> Bench {
     }
 }
 
+/// Shows MEN-2293.
 #[tokio::test]
 async fn after_a_power_cut_only_the_rest_is_fetched_if_the_slot_proves_the_checkpoint() {
     let image = image(18, 12 * MIB);
@@ -1194,6 +1204,7 @@ impl SlotDevice for Faulty {
     }
 }
 
+/// Shows ID-Robots/clawbox#894.
 #[tokio::test]
 async fn a_slot_that_fails_is_told_apart_from_one_that_lies() {
     let image = image(21, 6 * MIB + 10);
@@ -1290,6 +1301,7 @@ async fn a_medium_that_writes_over_what_was_found_good_is_caught_at_the_end() {
     assert!(failure.message.contains("near byte 0:"), "{}", failure.message);
 }
 
+/// Shows F22.
 #[tokio::test]
 async fn what_is_no_free_slot_is_refused_before_anything_is_fetched() {
     let image = image(22, MIB);
@@ -1335,6 +1347,8 @@ impl Drop for Loop {
     }
 }
 
+/// Shows F22; home-assistant/operating-system#2031, #2521, #2850, #3995, #4419, #4540;
+/// UpdateHub/updatehub#197, #353.
 #[tokio::test]
 async fn a_block_device_is_written_and_one_in_use_is_refused() {
     let image = image(23, 5 * MIB + 700);
@@ -1372,6 +1386,7 @@ async fn a_block_device_is_written_and_one_in_use_is_refused() {
     run(&job).await.0.unwrap();
 }
 
+/// Shows rauc/rauc-hawkbit-updater#158.
 #[tokio::test]
 async fn an_install_can_be_cancelled_while_it_waits() {
     let bench = Bench::new(MIB);

@@ -530,6 +530,10 @@ fn settles(mut world: World) -> bool {
     false
 }
 
+/// Shows F1; F16; F18; rauc/rauc-hawkbit-updater#161, #172; zephyrproject-rtos/zephyr#37272, #71691, #71750,
+/// #89265; systemd/systemd#34584, #37609, #41288, #41502, #41880, #42186, #42187; rauc/rauc#1140, #1136;
+/// mendersoftware/meta-mender-community#454, OE4T/tegra-demo-distro#368; mendersoftware/mender-mcu#91, #115,
+/// #175; coreos/zincati#1314.
 #[test]
 fn no_crash_breaks_an_invariant_and_every_state_settles() {
     let mut seen = HashSet::new();

@@ -186,6 +186,7 @@ fn a_hostile_header_is_refused() {
     assert!(matches!(short, BundleError::Truncated { missing_bytes: 1, .. }));
 }
 
+/// Shows F2; F3; F4.
 #[test]
 fn a_hostile_manifest_is_refused() {
     let made = made(b"some image".repeat(100));
@@ -233,6 +234,7 @@ fn a_hostile_manifest_is_refused() {
     assert!(matches!(Manifest::parse(twice), Err(BundleError::Manifest { .. })));
 }
 
+/// Shows F2.
 #[test]
 fn a_hostile_index_is_refused() {
     let made = made(b"some image".repeat(1000));

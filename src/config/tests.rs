@@ -115,6 +115,7 @@ fn a_slot_may_have_further_images_and_both_have_the_same() {
     }
 }
 
+/// Shows coreos/zincati#498, #1160.
 #[test]
 fn every_fault_of_every_file_is_reported_at_once() {
     let files = Files::new(

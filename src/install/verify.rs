@@ -476,6 +476,7 @@ impl Verifier<'_> {
 mod tests {
     use super::*;
 
+    /// Shows F5.
     #[test]
     fn without_check_value_and_keys_nothing_is_taken_unless_the_configuration_says_so() {
         let keys = tempfile::tempdir().unwrap();

@@ -432,6 +432,7 @@ mod tests {
         assert_eq!(Record::decode(&record().encode().unwrap()).unwrap(), record());
     }
 
+    /// Shows F12; rauc/rauc#1907, dividat/playos#293.
     #[test]
     fn any_flipped_bit_is_noticed() {
         let bytes = record().encode().unwrap();
@@ -449,6 +450,7 @@ mod tests {
         }
     }
 
+    /// Shows rauc/rauc#1907, dividat/playos#293.
     #[test]
     fn a_file_cut_short_is_noticed() {
         let bytes = record().encode().unwrap();
@@ -475,6 +477,7 @@ mod tests {
         Record { state: State::default(), desired: None, ..record() }
     }
 
+    /// Shows F24.
     #[test]
     fn of_a_newer_schema_all_is_taken_but_what_was_under_way() {
         let mut content = serde_json::to_value(record()).unwrap();

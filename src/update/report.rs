@@ -367,6 +367,7 @@ mod tests {
         }
     }
 
+    /// Shows rauc/rauc#808, #1672, rauc-hawkbit-updater#73, #155.
     #[test]
     fn a_running_install_shows_its_progress() {
         let record =

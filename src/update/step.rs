@@ -758,6 +758,7 @@ mod tests {
         step.effects.iter().any(|effect| matches!(effect, Effect::RunHooks(_)))
     }
 
+    /// Shows advancedtelematic/meta-updater#486.
     #[test]
     fn an_accepted_request_is_answered_reported_and_installed_in_that_order() {
         let step = ask(&context(), &Record::default(), request("one", Some("2.0")), Origin::Method);
@@ -772,6 +773,7 @@ mod tests {
         assert_eq!(step.record.versions.get(Slot::A), Some("1.0"), "the fallback keeps its name");
     }
 
+    /// Shows F5; foundriesio/aktualizr-lite#76, #155, #202, #381.
     #[test]
     fn each_rule_refuses_by_its_code() {
         let none = Record::default();
@@ -931,6 +933,7 @@ mod tests {
         assert!(!text.contains("passw0rd"), "{text}");
     }
 
+    /// Shows F17.
     #[test]
     fn a_desired_request_is_taken_up_once_and_not_while_another_runs() {
         let running = ask(&context(), &Record::default(), request("one", Some("2.0")), Origin::Method).record;
@@ -1039,6 +1042,7 @@ mod tests {
         assert_eq!(times.succeeded, record.times.succeeded);
     }
 
+    /// Shows F19.
     #[test]
     fn a_trials_time_counts_from_its_boot_however_often_the_daemon_starts() {
         let at = |boot, uptime_secs| {

@@ -32,6 +32,7 @@ impl Safe {
     }
 }
 
+/// Shows Azure/azure-sdk-for-c#3101, azure-iot-middleware-freertos#333.
 #[tokio::test]
 async fn a_list_is_taken_from_a_bundle_that_an_old_and_a_new_key_have_signed() {
     let safe = Safe::new();

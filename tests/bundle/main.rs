@@ -362,6 +362,7 @@ async fn a_resume_at_half_way_fetches_the_other_half() {
 
 // ------------------------------------------------------------------------------------------------ the server
 
+/// Shows fintermobilityas/surge#133.
 #[tokio::test]
 async fn a_server_without_ranges_is_read_through_once() {
     let old = image(4, 6 * MIB);
@@ -532,6 +533,7 @@ async fn an_expired_link_is_told_and_a_new_one_goes_on() {
 
 // ------------------------------------------------------------------------------------------------ what is refused
 
+/// Shows rauc/rauc#266, #1400, #1977, rugix/rugix#121.
 #[tokio::test]
 async fn a_bundle_for_another_device_is_refused_before_the_first_byte() {
     let image = image(9, 2 * MIB);
@@ -571,6 +573,7 @@ async fn a_bundle_for_another_device_is_refused_before_the_first_byte() {
     bench.assert_holds(&image);
 }
 
+/// Shows rauc/rauc#459, #639, #833.
 #[tokio::test]
 async fn images_of_several_classes_are_installed_together_or_not_at_all() {
     let mut random = fastrand::Rng::with_seed(13);
@@ -700,6 +703,7 @@ async fn only_a_signature_or_a_check_value_makes_a_bundle_trusted() {
     }
 }
 
+/// Shows F3.
 #[tokio::test]
 async fn a_bundle_with_wrong_bytes_anywhere_writes_nothing_that_is_not_in_its_index() {
     let image = image(11, 2 * MIB);

@@ -26,6 +26,7 @@ fn release(safe: &Safe, seed: u64, edit: impl FnOnce(&mut Manifest)) -> Made {
     made_of(&[("rootfs", &image(seed, 2 * MIB))], |manifest| safe.signature("old", manifest), edit)
 }
 
+/// Shows p2pool-starter-stack/pithead#793, #856.
 #[tokio::test]
 async fn a_downgrade() {
     let safe = Safe::new();
@@ -65,6 +66,7 @@ async fn the_image_of_another_board() {
     bench.assert_untouched();
 }
 
+/// Shows F3.
 #[tokio::test]
 async fn a_truncated_signature() {
     let safe = Safe::new();
@@ -96,6 +98,7 @@ async fn a_signature_over_something_else() {
     bench.assert_untouched();
 }
 
+/// Shows F1.
 #[tokio::test]
 async fn an_image_that_changes_between_check_and_use() {
     let safe = Safe::new();

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use crate::board::{Board, ENV_BYTES, put, succeed};
 
+/// Shows sbabic/libubootenv#15, #16, #23.
 #[test]
 fn an_environment_that_is_not_where_it_is_said_to_be() {
     let board = Board::new();
@@ -38,6 +39,8 @@ fn one_copy_that_cannot_be_replaced_at_once() {
     board.finds("environment.writable", "fault", "a power cut would lose it");
 }
 
+/// Shows sbabic/libubootenv#15, #16, #23; home-assistant/operating-system#2031, #2521, #2850, #3995, #4419,
+/// #4540.
 #[test]
 fn another_size_than_u_boots() {
     let board = Board::new();
@@ -54,6 +57,7 @@ fn another_size_than_u_boots() {
     board.is_not_fixed("environment.copies");
 }
 
+/// Shows F8; nerves-project/nerves_runtime#375; hub.mender.io t/2167.
 #[test]
 fn a_damaged_copy_is_repaired_and_two_are_left_alone() {
     for (damaged, good) in [(1, 2), (2, 1)] {
@@ -100,6 +104,7 @@ fn an_environment_without_room() {
     board.finds("environment.room", "warning", "of 4091 bytes");
 }
 
+/// Shows F14; rauc/rauc#1157; fedora-iot/greenboot#107, #135, greenboot-rs#106, tiiuae/ghaf#2155.
 #[test]
 fn variables_that_a_boot_needs() {
     let mut board = Board::new();

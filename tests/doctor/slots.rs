@@ -5,6 +5,8 @@ use std::process::Command;
 
 use crate::board::{Board, Disk, PARTITIONS, put, succeed};
 
+/// Shows openwrt/openwrt#4434; home-assistant/operating-system#2031, #2521, #2850, #3995, #4419, #4540;
+/// rauc/rauc#459, #639, #833.
 #[test]
 fn slots_and_environment_on_one_disk() {
     let mut board = Board::new();
@@ -38,6 +40,7 @@ fn slots_and_environment_on_one_disk() {
     board.finds("slots.distinct", "fault", "overlap");
 }
 
+/// Shows home-assistant/operating-system#2031, #2521, #2850, #3995, #4419, #4540.
 #[test]
 fn slots_that_are_missing_or_one() {
     let board = Board::new();
@@ -49,6 +52,7 @@ fn slots_that_are_missing_or_one() {
     board.finds("slots.free", "warning", "not known");
 }
 
+/// Shows home-assistant/operating-system#2031, #2521, #2850, #3995, #4419, #4540.
 #[test]
 fn the_other_slot_in_use() {
     let mut board = Board::new();

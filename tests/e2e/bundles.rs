@@ -50,6 +50,7 @@ async fn a_bundle_is_fetched_in_parts_by_the_networked_part() {
     assert_eq!(answer["Response"], "Firmware update already completed");
 }
 
+/// Shows Azure/iot-hub-device-update#435, #460, #629, #646.
 #[tokio::test]
 async fn two_classes_are_switched_together() {
     let boot = tempfile::tempdir().unwrap();
@@ -123,6 +124,7 @@ async fn an_expired_link_is_told_and_the_same_update_goes_on_by_a_new_one() {
     assert!(sent <= rest_bytes(&bundle), "what is in the slot is kept: {sent}");
 }
 
+/// Shows MEN-2293.
 #[tokio::test]
 async fn after_a_power_cut_what_is_in_the_slot_is_not_fetched_again() {
     let mut world = World::new(Traits::default(), "").await;

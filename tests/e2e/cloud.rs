@@ -96,6 +96,7 @@ fn statuses(history: &[Value]) -> Vec<String> {
     statuses
 }
 
+/// Shows rauc/rauc-hawkbit-updater#161, #172; Azure/iot-hub-device-update#421.
 #[tokio::test]
 async fn a_method_call_ends_in_completed() {
     let world = World::new(Traits::default(), "").await;
@@ -123,6 +124,7 @@ async fn a_method_call_ends_in_completed() {
     assert_eq!(world.images.bytes_sent(IMAGE), u64::try_from(IMAGE_BYTES).unwrap(), "fetched once");
 }
 
+/// Shows F17; eclipse-hawkbit/hawkbit#3185; coreos/fedora-coreos-tracker#247.
 #[tokio::test]
 async fn a_sick_image_ends_in_rolled_back_and_is_refused_afterwards() {
     let world = World::new(Traits::SICK, "").await;
@@ -135,6 +137,7 @@ async fn a_sick_image_ends_in_rolled_back_and_is_refused_afterwards() {
     assert_eq!((status, &answer["error"]["code"]), (412, &json!("RolledBackBefore")));
 }
 
+/// Shows Azure/iot-hub-device-update#609, #625; Azure/iot-hub-device-update#435, #460, #629, #646.
 #[tokio::test]
 async fn a_desired_property_starts_the_update_once() {
     let world = World::new(Traits::default(), "").await;
@@ -163,6 +166,7 @@ async fn a_desired_property_starts_the_update_once() {
 }
 
 /// Azure/iot-hub-device-update#71: it stands until it changes, whoever was away when it came.
+/// Shows Azure/iot-hub-device-update#71.
 #[tokio::test]
 async fn a_desired_property_that_came_while_the_device_was_off_is_taken_up() {
     let mut world = World::switched_off(Traits::default(), "", Path::new(DAEMON)).await;
@@ -199,6 +203,7 @@ async fn a_desired_property_that_is_not_understood_is_told() {
     world.wait(|reported| reported["firmware"]["fwUpdateStatus"] == "current").await;
 }
 
+/// Shows zephyrproject-rtos/zephyr#37272, #71691, #71750, #89265.
 #[tokio::test]
 async fn what_is_refused_says_why() {
     let world = World::new(Traits::default(), "").await;
@@ -222,6 +227,7 @@ async fn what_is_refused_says_why() {
     assert_eq!((status, &answer["error"]["code"]), (409, &json!("NothingToCancel")));
 }
 
+/// Shows F26.
 #[tokio::test]
 async fn a_running_update_is_not_disturbed_and_can_be_cancelled() {
     let world = World::new(Traits::default(), "").await;
@@ -248,6 +254,7 @@ async fn a_running_update_is_not_disturbed_and_can_be_cancelled() {
     world.wait_status("completed").await;
 }
 
+/// Shows systemd/systemd#34584, #37609, #41288, #41502, #41880, #42186, #42187.
 #[tokio::test]
 async fn a_download_survives_a_power_cut_and_a_dropped_connection() {
     let mut world = World::new(Traits::default(), "").await;
@@ -263,6 +270,7 @@ async fn a_download_survives_a_power_cut_and_a_dropped_connection() {
     assert_eq!(world.rig.board.booted(), Some(Slot::B));
 }
 
+/// Shows F15; F16; mendersoftware/mender#823, #827; seapath/meta-seapath#287, #288.
 #[tokio::test]
 async fn the_hub_may_be_away_for_the_whole_update() {
     let world = World::new(Traits::default(), "[health]\nhub = \"never\"\n").await;
@@ -276,6 +284,7 @@ async fn the_hub_may_be_away_for_the_whole_update() {
     assert_eq!(reported["firmware"]["currentFwVersion"], "2.0");
 }
 
+/// Shows F15; Azure/iot-hub-device-update#150.
 #[tokio::test]
 async fn a_trial_that_does_not_come_online_again_is_rolled_back() {
     let world = World::new(Traits::default(), "[health]\ndeadline = \"3s\"\n").await;
@@ -289,6 +298,7 @@ async fn a_trial_that_does_not_come_online_again_is_rolled_back() {
     assert!(message.contains("connection to the hub"), "{message}");
 }
 
+/// Shows ID-Robots/clawbox#894.
 #[tokio::test]
 async fn no_time_is_reported_while_the_clock_is_not_right() {
     let world = World::new(Traits::default(), "[system]\nclock_check_command = [\"echo\", \"no\"]\n").await;
@@ -300,6 +310,7 @@ async fn no_time_is_reported_while_the_clock_is_not_right() {
 }
 
 /// The power is cut as soon as the twin shows a status; whatever that status was, the update ends well.
+/// Shows rauc/rauc#1114, #1158.
 #[tokio::test]
 async fn the_power_may_go_at_each_status() {
     for status in ["downloading", "verifying", "applying", "rebooting"] {
@@ -402,6 +413,7 @@ async fn diagnostics_are_uploaded() {
     assert!(texts.values().all(|text| !text.contains(key)));
 }
 
+/// Shows hub.mender.io t/2167.
 #[tokio::test]
 async fn the_doctor_can_be_called_from_the_cloud() {
     let world = World::new(Traits::default(), "").await;

@@ -115,16 +115,21 @@ async fn cut_everywhere(power: bool, traits: Traits) {
     }
 }
 
+/// Shows UpdateHub/updatehub#197, #353; advancedtelematic/meta-updater#486.
 #[tokio::test]
 async fn a_daemon_killed_at_any_durable_write_finishes_the_update() {
     cut_everywhere(false, Traits::default()).await;
 }
 
+/// Shows F13; rauc/rauc#1114, #1158; systemd/systemd#34584, #37609, #41288, #41502, #41880, #42186, #42187;
+/// balena-os/balena-raspberrypi#254, meta-balena#1346, #1349, #2301, #3299.
 #[tokio::test]
 async fn a_power_cut_at_any_durable_write_ends_on_a_good_slot() {
     cut_everywhere(true, Traits::default()).await;
 }
 
+/// Shows mendersoftware/meta-mender-community#454, OE4T/tegra-demo-distro#368; mendersoftware/mender-mcu#91,
+/// #115, #175.
 #[tokio::test]
 async fn a_power_cut_at_any_durable_write_does_not_save_a_sick_image() {
     cut_everywhere(true, Traits::SICK).await;

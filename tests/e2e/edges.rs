@@ -13,6 +13,7 @@ use crate::rig::{Choice, DAEMON, Rig, is_root, script};
 
 const NOBODY: u32 = 65534;
 
+/// Shows F21; rauc/rauc#266, #1400, #1977, rugix/rugix#121.
 #[tokio::test]
 async fn the_control_socket_is_for_its_group_alone() {
     if !is_root() {
@@ -136,6 +137,7 @@ fn executed(trace: &Path) -> BTreeSet<String> {
     started.filter_map(|line| Some(line.split_once("execve(\"")?.1.split_once('"')?.0.to_owned())).collect()
 }
 
+/// Shows F6.
 #[tokio::test]
 async fn an_update_starts_no_shell_and_no_program_but_those_that_are_configured() {
     let directory = tempfile::tempdir().unwrap();

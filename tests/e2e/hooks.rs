@@ -50,6 +50,8 @@ fn sentence(reported: &Value) -> &str {
 
 const WAITING: &str = "Waiting: before-reboot hook 10-line: the line runs";
 
+/// Shows Azure/iot-hub-device-update#435, #460, #629, #646; rauc/rauc#808, #1672, rauc-hawkbit-updater#73,
+/// #155; advancedtelematic/meta-updater#486.
 #[tokio::test]
 async fn a_reboot_waits_for_the_hook_that_puts_it_off_and_survives_a_power_cut_meanwhile() {
     let hooks = Hooks::new();

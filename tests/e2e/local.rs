@@ -25,11 +25,13 @@ async fn a_good_image_is_committed(scheme: Scheme) {
     assert_eq!(rig.board.booted(), Some(Slot::A));
 }
 
+/// Shows Azure/iot-hub-device-update#421; home-assistant: proxy, offline, and balena t/375720.
 #[tokio::test]
 async fn a_good_image_is_committed_under_bootcount() {
     a_good_image_is_committed(Scheme::Bootcount).await;
 }
 
+/// Shows p2pool-starter-stack/pithead#793, #856.
 #[tokio::test]
 async fn a_good_image_is_committed_under_rauc() {
     a_good_image_is_committed(Scheme::Rauc).await;
@@ -59,16 +61,19 @@ async fn an_image_is_rolled_back(scheme: Scheme, traits: Traits, code: &str) {
     assert!(String::from_utf8_lossy(&again.stderr).contains("rolled back on this device"));
 }
 
+/// Shows advancedtelematic/aktualizr#1422.
 #[tokio::test]
 async fn a_sick_image_is_rolled_back_under_bootcount() {
     an_image_is_rolled_back(Scheme::Bootcount, Traits::SICK, "HealthCheckFailed").await;
 }
 
+/// Shows F17.
 #[tokio::test]
 async fn a_sick_image_is_rolled_back_under_rauc() {
     an_image_is_rolled_back(Scheme::Rauc, Traits::SICK, "HealthCheckFailed").await;
 }
 
+/// Shows foundriesio/aktualizr-lite#76, #155, #202, #381.
 #[tokio::test]
 async fn a_sick_image_is_rolled_back_under_mender() {
     an_image_is_rolled_back(Scheme::Mender, Traits::SICK, "HealthCheckFailed").await;
@@ -89,6 +94,7 @@ async fn an_image_that_panics_is_rolled_back_under_mender() {
     an_image_is_rolled_back(Scheme::Mender, Traits::PANICS, "BootFailed").await;
 }
 
+/// Shows F23; zephyrproject-rtos/zephyr#37272, #71691, #71750, #89265.
 #[tokio::test]
 async fn an_image_without_the_daemon_is_left_to_the_boot_loader() {
     let mut rig = Rig::running(Choice::default()).await;
@@ -182,6 +188,7 @@ async fn a_wrong_check_value_leaves_the_environment_alone() {
     assert_eq!(rig.board.boots().len(), 1);
 }
 
+/// Shows foundriesio/aktualizr-lite#76, #155, #202, #381.
 #[tokio::test]
 async fn an_operator_at_the_device_can_go_back() {
     let rig = Rig::running(Choice::default()).await;
@@ -194,6 +201,7 @@ async fn an_operator_at_the_device_can_go_back() {
     assert_eq!(again.status.code(), Some(1), "there is nothing left to go back to");
 }
 
+/// Shows rauc/rauc#1907, dividat/playos#293.
 #[tokio::test]
 async fn a_damaged_state_file_is_set_aside_and_told() {
     let mut rig = Rig::running(Choice::default()).await;
@@ -209,6 +217,7 @@ async fn a_damaged_state_file_is_set_aside_and_told() {
     assert_eq!(rig.outcome().await["firmwareStatus"], "completed");
 }
 
+/// Shows F8.
 #[tokio::test]
 async fn an_environment_without_a_good_copy_is_not_written() {
     let mut rig = Rig::running(Choice::default()).await;

@@ -53,6 +53,7 @@ impl Drop for Mount {
 }
 
 /// coreos/zincati#1314: what cannot be saved is not begun, and nothing loops.
+/// Shows coreos/zincati#1314.
 #[tokio::test]
 async fn a_state_directory_that_is_full_or_read_only_takes_no_update() {
     let mut rig = Rig::new(Choice::default());
@@ -96,6 +97,7 @@ fn break_calls(daemon: &Path, inject: &str, files: &[PathBuf]) {
 }
 
 /// rauc/rauc#459, and media that have seen better days.
+/// Shows F10; rauc/rauc#459, #639, #833.
 #[tokio::test]
 async fn a_slot_that_fails_or_lies_ends_the_update_and_is_not_booted() {
     for (inject, code) in [
@@ -124,6 +126,7 @@ async fn a_slot_that_fails_or_lies_ends_the_update_and_is_not_booted() {
 }
 
 /// As U-Boot's and libubootenv's tools do not: a sync that fails is an environment that nobody can rely on.
+/// Shows F10.
 #[tokio::test]
 async fn an_environment_that_cannot_be_synced_is_not_believed() {
     let directory = tempfile::tempdir().unwrap();
@@ -142,6 +145,7 @@ async fn an_environment_that_cannot_be_synced_is_not_believed() {
     assert_eq!((rig.board.boots().len(), rig.board.booted()), (1, Some(Slot::A)));
 }
 
+/// Shows F10.
 #[tokio::test]
 async fn a_state_that_cannot_be_synced_is_not_saved() {
     let directory = tempfile::tempdir().unwrap();
@@ -158,6 +162,7 @@ async fn a_state_that_cannot_be_synced_is_not_saved() {
 }
 
 /// rauc/rauc#1452: the stick is pulled out, and the update ends with a word.
+/// Shows rauc/rauc#1452.
 #[tokio::test]
 async fn an_image_file_that_goes_away_fails_the_update() {
     let directory = tempfile::tempdir().unwrap();
@@ -174,6 +179,7 @@ async fn an_image_file_that_goes_away_fails_the_update() {
 }
 
 /// A write that never returns holds neither the hub nor the people up, and the update ends.
+/// Shows F18; F26.
 #[tokio::test]
 async fn a_slot_that_never_answers_ends_the_update_and_nothing_else() {
     let (clocks, directory) = (Clocks::new(), tempfile::tempdir().unwrap());

@@ -109,6 +109,7 @@ fn secret_url(images: &ImageServer, name: &str) -> String {
     format!("{url}?sv=1&sig={query}")
 }
 
+/// Shows hub.mender.io t/8299.
 #[tokio::test]
 async fn no_secret_of_a_device_with_a_key_is_anywhere_after_an_update_a_failure_and_the_diagnostics() {
     let [_, _, proxy, bearer] = WORDS;

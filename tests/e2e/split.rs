@@ -107,6 +107,7 @@ async fn both_parts_together_do_the_whole_job() {
     assert!(upload.bytes.is_some_and(|bytes| bytes.starts_with(&[0x1f, 0x8b])), "a gzip file");
 }
 
+/// Shows Azure/iot-hub-device-update#811.
 #[tokio::test]
 async fn either_part_may_be_killed_in_the_middle() {
     let (mut world, meeting, mut network) = split(Traits::default()).await;

@@ -80,6 +80,7 @@ impl Systemd {
     }
 }
 
+/// Shows F23.
 #[tokio::test]
 async fn a_trial_whose_daemon_refuses_its_configuration_is_ended_by_systemd() {
     for scheme in [Scheme::Bootcount, Scheme::Rauc, Scheme::Mender] {

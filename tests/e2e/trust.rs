@@ -49,6 +49,7 @@ fn end(status: &str, code: &str) -> (String, String) {
     (status.to_owned(), code.to_owned())
 }
 
+/// Shows Azure/azure-sdk-for-c#3101, azure-iot-middleware-freertos#333.
 #[tokio::test]
 async fn keys_change_with_an_update_that_is_committed_and_with_no_other() {
     let safe = Safe::new();
@@ -89,6 +90,7 @@ async fn keys_change_with_an_update_that_is_committed_and_with_no_other() {
     assert!(evidence.starts_with("key list 1: new (") && evidence.contains("old.pub"), "{evidence}");
 }
 
+/// Shows rauc/rauc#266, #1400, #1977, rugix/rugix#121.
 #[tokio::test]
 async fn a_state_that_is_lost_does_not_open_the_way_to_a_downgrade() {
     let mut rig = Rig::running(Choice::default()).await;

@@ -61,6 +61,7 @@ impl World {
 // -------------------------------------------------------------------------------------------------------- time
 
 /// Azure/iot-hub-device-update#609, #625: a new token is no new update.
+/// Shows Azure/iot-hub-device-update#609, #625.
 #[tokio::test]
 async fn a_token_is_renewed_in_the_midst_of_a_download() {
     let clocks = Clocks::new();
@@ -80,6 +81,7 @@ async fn a_token_is_renewed_in_the_midst_of_a_download() {
     assert!(sent < IMAGE_SIZE + IMAGE_SIZE / 8, "fetched on, not again: {sent}");
 }
 
+/// Shows F19.
 #[tokio::test]
 async fn a_wall_clock_that_jumps_ends_neither_download_nor_trial() {
     let (clocks, directory) = (Clocks::new(), tempfile::tempdir().unwrap());
@@ -143,6 +145,8 @@ impl Relay {
 }
 
 /// mendersoftware's t/8299, and the half-open connections behind many a NAT.
+/// Shows Azure/iot-hub-device-update#336, azure-iot-sdk-c#613, #902, #1074, azure-iot-sdk-java#304,
+/// iotedge#5, #5856.
 #[tokio::test]
 async fn links_that_go_dead_without_a_word_are_left_and_made_anew() {
     let clocks = Clocks::new();
@@ -347,6 +351,8 @@ async fn a_network_without_ipv4_is_enough() {
 }
 
 /// Azure/iot-hub-device-update#207.
+/// Shows Azure/iot-hub-device-update#156, #185, #747, #207; home-assistant: proxy, offline, and
+/// balena t/375720.
 #[tokio::test]
 async fn images_are_fetched_through_a_proxy() {
     let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();

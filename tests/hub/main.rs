@@ -184,6 +184,7 @@ async fn both_tls_versions_are_spoken() {
     }
 }
 
+/// Shows Azure/iot-hub-device-update#90, #212, #219, #746, iot-identity-service#392, iotedge#6835.
 #[tokio::test]
 async fn a_client_certificate_needs_no_password_and_a_rotated_file_is_taken() {
     let peer = peer().await;
@@ -305,6 +306,8 @@ async fn too_many_calls_are_refused_and_the_others_wait() {
     }
 }
 
+/// Shows Azure/iot-hub-device-update#336, azure-iot-sdk-c#613, #902, #1074, azure-iot-sdk-java#304,
+/// iotedge#5, #5856.
 #[tokio::test]
 async fn a_lost_session_is_taken_up_again_and_only_what_changed_is_reported() {
     let peer = peer().await;
@@ -529,6 +532,8 @@ async fn a_second_client_with_our_id_makes_the_pauses_grow() {
     assert!(begun.elapsed() > Duration::from_millis(200), "{:?}", begun.elapsed());
 }
 
+/// Shows Azure/iot-hub-device-update#336, azure-iot-sdk-c#613, #902, #1074, azure-iot-sdk-java#304,
+/// iotedge#5, #5856.
 #[tokio::test]
 async fn a_token_is_renewed_by_a_clean_reconnect_once_no_caller_waits() {
     let peer = peer().await;

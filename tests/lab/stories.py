@@ -160,6 +160,7 @@ def good(scene):
     scene.check("one boot from each slot", scene.board.boots() == "ab")
 
 
+# Shows balena-os/balena-raspberrypi#254, meta-balena#1346, #1349, #2301, #3299.
 @story
 def init_dies(scene):
     """Its init ends: the kernel panics, three times; U-Boot goes back."""
@@ -167,6 +168,7 @@ def init_dies(scene):
     scene.check("the kernel panicked three times", scene.board.console_count("Attempted to kill init") == 3)
 
 
+# Shows fedora-iot/greenboot#107, #135, greenboot-rs#106, tiiuae/ghaf#2155.
 @story
 def kernel_panics(scene):
     """Its kernel panics after systemd has started, three times."""
@@ -201,6 +203,7 @@ def three_updates(scene):
     scene.check("one boot for each", scene.board.boots() == "abab")
 
 
+# Shows balena-os/balena-raspberrypi#254, meta-balena#1346, #1349, #2301, #3299.
 @story
 def power_cut(scene):
     """Cut while the image is fetched, and again in the first boot of the trial; finished from where it was."""
@@ -235,6 +238,7 @@ def hub_away(scene):
     scene.check_slot("b")
 
 
+# Shows F20.
 @story
 def clock_at_1970(scene):
     """The clock is at 1970 at power-on (systemd makes its own build date of it), and the time server late."""
@@ -303,6 +307,7 @@ def memory_runs_out(scene):
     scene.check_slot("b")
 
 
+# Shows hub.mender.io t/2167.
 @story
 def environment_lost(scene):
     """Both copies of U-Boot's environment are gone: the board boots, says so, and takes no update."""
@@ -319,6 +324,7 @@ def environment_partition(scene):
     scene.environment_elsewhere()
 
 
+# Shows canonical/snapd#5145, #5148.
 @story_of("fat")
 def environment_fat(scene):
     """The environment is two files on a FAT partition."""

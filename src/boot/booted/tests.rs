@@ -197,6 +197,7 @@ fn the_boot_id_is_that_of_the_kernel() {
     assert_eq!(boot_id(Path::new("/proc")).unwrap(), boot_id(Path::new("/proc")).unwrap());
 }
 
+/// Shows canonical/snapd#5145, #5148.
 #[test]
 fn the_environment_must_name_the_booted_slot_except_during_a_trial() {
     let view = |text: &str| {

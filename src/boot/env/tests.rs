@@ -152,6 +152,7 @@ fn an_empty_value_deletes_as_it_does_in_u_boot() {
     assert_eq!(after, environment("b=2"));
 }
 
+/// Shows F9.
 #[test]
 fn a_patch_with_one_bad_part_is_refused_whole() {
     let before = environment("a=1");
@@ -207,6 +208,7 @@ fn every_cut_is_all_or_nothing(scheme: FlagScheme, flags: [u8; 2], data: [&str; 
     assert_eq!(boot_loader_takes(REDUNDANT, scheme, &copies), Some(new), "{scheme:?} {flags:?}");
 }
 
+/// Shows nerves-project/nerves_runtime#375.
 #[test]
 fn a_cut_after_any_byte_of_a_write_leaves_the_old_or_the_new_environment() {
     let long = "x=0123456789".repeat(30);
@@ -227,6 +229,7 @@ fn a_cut_after_any_byte_of_a_write_leaves_the_old_or_the_new_environment() {
 }
 
 /// Sectors may reach the medium in any order: any mix of old and new ones is what a cut can leave.
+/// Shows F7.
 #[test]
 fn a_cut_that_leaves_any_mix_of_sectors_leaves_the_old_or_the_new_environment() {
     let filler = |c: &str| format!("slot={c}|filler={}", c.repeat(0x1a0));

@@ -75,6 +75,7 @@ fn wait_for(path: &Path, mut file: File, limit: Duration) -> Result<Flock<File>,
 mod tests {
     use super::*;
 
+    /// Shows F11.
     #[test]
     fn a_lock_that_is_held_is_given_up_after_the_limit_and_free_once_dropped() {
         let dir = tempfile::tempdir().unwrap();

@@ -470,6 +470,7 @@ mod tests {
         }
     }
 
+    /// Shows rauc/rauc#643, #165, meta-rauc-community#33.
     #[test]
     fn a_protected_emmc_boot_partition_is_refused_by_the_name_of_its_attribute() {
         let sys = sysfs(&[("dev/block/179:16/force_ro", "1"), ("dev/block/179:16/ro", "1")]);

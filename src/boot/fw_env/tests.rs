@@ -103,6 +103,7 @@ fn a_damaged_copy_is_reported_and_the_next_change_repairs_it() {
     assert_eq!(env.write(&set("slot", "b")).unwrap(), Written::Unchanged { damaged: false });
 }
 
+/// Shows rauc/rauc#1140, #1136.
 #[test]
 fn with_no_good_copy_nothing_is_written() {
     let (board, mut env) = Board::redundant([None, None]);
@@ -111,6 +112,7 @@ fn with_no_good_copy_nothing_is_written() {
     assert_eq!([board.bytes("one"), board.bytes("two")], [vec![0xFF; SIZE], vec![0xFF; SIZE]]);
 }
 
+/// Shows F9.
 #[test]
 fn a_change_that_does_not_fit_is_refused_before_anything_is_written() {
     let (board, mut env) = Board::redundant([Some(("slot=a", 1)), Some(("slot=b", 2))]);
@@ -161,6 +163,7 @@ fn copies_that_one_cut_could_harm_together_are_refused() {
     }
 }
 
+/// Shows canonical/snapd#5145, #5148.
 #[test]
 fn a_single_copy_that_is_a_file_is_replaced_whole() {
     let (board, _) = Board::single("slot=a|x=1");
@@ -191,6 +194,7 @@ fn a_single_copy_that_is_part_of_something_is_refused() {
     assert_eq!(board.bytes("disk"), disk);
 }
 
+/// Shows F11.
 #[test]
 fn while_another_program_holds_the_lock_nothing_is_read_or_written() {
     let (board, mut env) = Board::redundant([Some(("slot=a", 1)), Some(("slot=b", 2))]);
@@ -258,6 +262,7 @@ fn a_special_file_is_refused_and_a_read_back_that_differs_is_an_error() {
     assert!(matches!(error, BootEnvError::ReadBackDiffers { .. }));
 }
 
+/// Shows sbabic/libubootenv#15, #16, #23.
 #[test]
 fn a_config_that_is_missing_or_wrong_is_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -111,6 +111,7 @@ fn the_mender_scheme_writes_these_variables() {
     assert_eq!(scheme.disable(Slot::B), EnvPatch::default());
 }
 
+/// Shows rauc/rauc#1157.
 #[test]
 fn the_rauc_scheme_writes_these_variables_with_attempts_in_hexadecimal() {
     let scheme = Scheme::Rauc;
@@ -147,6 +148,7 @@ fn a_rauc_commit_keeps_the_other_slot_only_if_that_may_be_booted() {
     assert_eq!(committed("BOOT_ORDER=A B|BOOT_A_LEFT=0|BOOT_B_LEFT=2"), alone);
 }
 
+/// Shows F13.
 #[test]
 fn a_trial_that_is_never_committed_falls_back_after_its_attempts() {
     for scheme in SCHEMES {
@@ -162,6 +164,7 @@ fn a_trial_that_is_never_committed_falls_back_after_its_attempts() {
     }
 }
 
+/// Shows rauc/rauc#643, #165, meta-rauc-community#33.
 #[test]
 fn a_committed_slot_stays_and_a_rolled_back_one_is_not_booted_again() {
     for scheme in SCHEMES {
@@ -261,6 +264,7 @@ fn missing_variables_are_what_u_boot_takes_them_for() {
     assert_eq!(MENDER.view(&variables("mender_boot_part=11")).unwrap().primary, Slot::B);
 }
 
+/// Shows rauc/rauc#1157.
 #[test]
 fn a_variable_that_says_nothing_about_the_slots_is_named() {
     for (scheme, text, name) in [
@@ -280,6 +284,7 @@ fn a_variable_that_says_nothing_about_the_slots_is_named() {
     }
 }
 
+/// Shows F14.
 #[test]
 fn with_no_attempts_left_anywhere_the_first_slot_is_primary() {
     let view = Scheme::Rauc.view(&variables("BOOT_ORDER=B A|BOOT_A_LEFT=0|BOOT_B_LEFT=0")).unwrap();
