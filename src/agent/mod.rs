@@ -467,8 +467,9 @@ impl<M: Machine> Agent<M> {
         let Some(installing) = &mut self.installing else { return Ok(()) };
         let mut events = Vec::new();
         // What is fetched from the beginning each time is no headway.
-        let resumed_bytes = if progress.saved_bytes > 0 { progress.fetched_bytes } else { 0 };
-        let fresh_bytes = resumed_bytes.max(progress.written_bytes);
+        let resumed = progress.saved_bytes > 0;
+        let taken_bytes = if resumed { progress.bytes.saturating_sub(progress.saved_bytes) } else { 0 };
+        let fresh_bytes = taken_bytes.max(progress.written_bytes);
         if !installing.progressed && fresh_bytes >= HEADWAY_BYTES {
             installing.progressed = true;
             events.push(Event::Progressed(installing.id.clone()));
