@@ -1382,6 +1382,21 @@ async fn a_block_device_is_written_and_one_in_use_is_refused() {
     shell("umount", &[mount_point.to_str().unwrap()]);
     assert_eq!(failure.code, Code::SlotUnusable);
     assert!(failure.message.contains("is mounted at"), "{}", failure.message);
+
+    shell("mkswap", &[&device.0]);
+    shell("swapon", &[&device.0]);
+    let failure = run(&job).await.0.unwrap_err();
+    shell("swapoff", &[&device.0]);
+    assert_eq!(failure.code, Code::SlotUnusable);
+    assert!(failure.message.contains("swap"), "{}", failure.message);
+
+    let theirs = bench.path("theirs");
+    fs::create_dir(&theirs).unwrap();
+    std::os::unix::fs::symlink(&device.0, theirs.join("slot")).unwrap();
+    std::os::unix::fs::chown(&theirs, Some(65_534), None).unwrap();
+    let failure = run(&Job { target: theirs.join("slot"), ..job.clone() }).await.0.unwrap_err();
+    assert_eq!(failure.code, Code::SlotUnusable);
+    assert!(failure.message.contains("chown"), "{}", failure.message);
     assert_eq!(server.requests().len(), fetched, "refused before anything is fetched");
     run(&job).await.0.unwrap();
 }
