@@ -1,8 +1,8 @@
 //! The U-Boot environment against the real tools, in both directions.
 //!
 //! Debian packages libubootenv's `fw_printenv` and `fw_setenv`, and `mkenvimage`, but no longer U-Boot's own
-//! `fw_printenv`: what that one writes is in `tests/data/env`. Where `tests/data/env/make.sh` has built it, it takes
-//! part in all tests.
+//! `fw_printenv`: what that one writes is in `tests/data/env`. Where `tests/lab/build-u-boot sandbox` has built it, it
+//! takes part in all tests.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -36,10 +36,16 @@ struct Tools {
 
 /// libubootenv's, which must be there, and U-Boot's own where it was built.
 fn tools() -> Vec<Tools> {
-    let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("envtools");
     let mut tools = vec![Tools { name: "libubootenv", print: "fw_printenv".into(), set: "fw_setenv".into() }];
-    if built.join("fw_setenv").exists() {
-        tools.push(Tools { name: "u-boot", print: built.join("fw_printenv"), set: built.join("fw_setenv") });
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let lab = fs::read_dir(scratch.with_file_name("lab")).into_iter().flatten().flatten();
+    let mut places = lab.map(|entry| entry.path()).chain([scratch.join("envtools")]);
+    match places.find(|place| place.join("fw_setenv").exists()) {
+        Some(built) => {
+            let (print, set) = (built.join("fw_printenv"), built.join("fw_setenv"));
+            tools.push(Tools { name: "u-boot", print, set });
+        }
+        None => eprintln!("U-Boot's own fw_setenv is left out: `tests/lab/build-u-boot sandbox` makes it"),
     }
     tools
 }
