@@ -402,10 +402,10 @@ async fn commands_reach_the_daemon_and_refusals_say_what_to_do() {
     assert_eq!(limited(rollback).await.unwrap().code, 0);
 
     let install = daemon.call(&["install", "https://host.example/x.img"]);
-    daemon.answer(refused(Code::Uncommitted, "slot a is not committed")).await;
+    daemon.answer(refused(Code::Unverifiable, "nothing to verify it by")).await;
     let ended = limited(install).await.unwrap();
-    let expected = "twinboot: cannot install: slot a is not committed; decide about it first: \
-                    `twinboot commit` or `twinboot rollback`\n";
+    let expected =
+        "twinboot: cannot install: nothing to verify it by; give `--check-value`, or sign the image\n";
     assert_eq!((ended.code, ended.err.as_str()), (1, expected));
 }
 
@@ -547,6 +547,8 @@ async fn an_install_survives_a_restart_of_the_daemon() {
     let mut install = Following::begin().await;
     install.daemon.server.abort();
     install.shows("the daemon is away").await;
+    // Its socket is closed by then.
+    assert!((&mut install.daemon.server).await.unwrap_err().is_cancelled());
     let listener = control::bind(&install.daemon.socket(), "no-such-group").unwrap();
     let (calls, _calls) = mpsc::channel(1);
     let (_status_in, status) = watch::channel(failed());

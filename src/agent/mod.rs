@@ -152,7 +152,7 @@ struct Inputs {
 /// An effect came to its end. Those of jobs that were aborted are late, and dropped.
 struct Completion {
     job: Option<u64>,
-    /// What came of it, for the policy.
+    /// What came of it, for the policy; of some it is seen in the environment alone.
     event: Option<Event>,
 }
 
@@ -523,8 +523,9 @@ impl<M: Machine> Agent<M> {
 
     /// The only writer of `self.record`.
     async fn apply(&mut self, event: Event, mut asker: Option<Asker>) -> Result<(), AgentError> {
-        // These hang on it, and others than us may have changed it.
-        if matches!(event, Event::Requested(..) | Event::CommitRequested | Event::RollBackRequested) {
+        // At rest these hang on it, and others than us may have changed it.
+        let asks = matches!(event, Event::Requested(..) | Event::CommitRequested | Event::RollBackRequested);
+        if asks && matches!(self.record.state, State::Idle { .. }) {
             self.read_environment().await;
         }
         let context = self.context().await;
@@ -604,10 +605,13 @@ impl<M: Machine> Agent<M> {
     fn perform(&self, effect: Effect, job: Option<u64>) -> JoinHandle<()> {
         let (machine, done) = (self.machine.clone(), self.done.clone());
         let connected = self.connected.subscribe();
+        let settles = matches!(effect, Effect::ConfirmBoot | Effect::Settle);
         tokio::spawn(async move {
             let event = machine.perform(effect, connected).await;
-            // A receiver that is gone means that the daemon ends.
-            let _ = done.send(Completion { job, event }).await;
+            if event.is_some() || settles {
+                // A receiver that is gone means that the daemon ends.
+                let _ = done.send(Completion { job, event }).await;
+            }
         })
     }
 

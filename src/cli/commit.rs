@@ -1,4 +1,4 @@
-//! `twinboot commit`: keeps the slot that is on trial.
+//! `twinboot commit`: keeps the slot that runs.
 
 use std::io::{self, Write as _};
 
@@ -10,7 +10,8 @@ use crate::control::Command;
 /// Keep the running trial, whatever the health checks would say
 ///
 /// The daemon commits by itself once all checks have passed: this is for a
-/// person who knows better.
+/// person who knows better. Where no update is known, since the state was
+/// lost, it keeps the slot that runs.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Commit {

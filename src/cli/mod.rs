@@ -154,7 +154,6 @@ impl CliError {
         match self {
             Self::Client(error) => error.advice(),
             Self::Refused { failure, .. } => match failure.code {
-                Code::Uncommitted => "decide about it first: `twinboot commit` or `twinboot rollback`",
                 Code::Unverifiable => "give `--check-value`, or sign the image",
                 Code::VersionNotNewer | Code::VersionBelowMinimum | Code::RolledBackBefore => {
                     "`--force` takes it all the same"

@@ -1,4 +1,4 @@
-//! Merge patches (RFC 7386), and what the hub does not take in them.
+//! Merge patches (RFC 7396), and what the hub does not take in them.
 
 use serde_json::{Map, Value};
 
@@ -100,7 +100,7 @@ mod tests {
         }
     }
 
-    /// The examples of RFC 7386, appendix A, that are objects on both sides.
+    /// The examples of RFC 7396, appendix A, that are objects on both sides.
     #[test]
     fn merging_does_what_the_rfc_says() {
         for (target, patch, expected) in [

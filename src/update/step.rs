@@ -188,7 +188,7 @@ pub const INSTALL_ATTEMPTS_MAX: u8 = 10;
 /// Boots that a roll back asks for, if the boot loader keeps coming up elsewhere.
 pub const ROLL_BACK_REBOOTS_MAX: u8 = 5;
 
-/// Starts of the daemon that run the hooks after an update: what takes the device down each time gets no more.
+/// How often the hooks after an update are run at most: what takes the device down each time gets no more.
 pub const AFTERWORD_RUNS_MAX: u8 = 3;
 
 /// Images remembered as rolled back: more than a fleet releases between two visits.
