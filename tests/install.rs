@@ -1030,15 +1030,13 @@ async fn a_checkpoint_that_lies_about_the_source_costs_one_more_fetch_and_no_mor
     assert!(progress.written_bytes <= MIB as u64, "what was right is not written again: {progress:?}");
 }
 
-#[tokio::test]
-async fn a_signed_raw_image_is_resumed_too() {
-    let image = image(20, 12 * MIB);
-    let bench = Bench::new(12 * MIB);
-    fs::write(bench.path("image"), &image).unwrap();
+/// Serves an image with its signature; of the image only so much, until it is released.
+fn serve_signed_up_to(cut: usize, bench: &Bench, image: &[u8]) -> (Server, Arc<AtomicBool>) {
+    fs::write(bench.path("image"), image).unwrap();
     let path = |name: &str| bench.path(name).display().to_string();
     shell("minisign", &["-G", "-W", "-p", &path("keys/a.pub"), "-s", &path("a.key")]);
     shell("minisign", &["-S", "-W", "-s", &path("a.key"), "-x", &path("sig"), "-m", &path("image")]);
-    let (body, signature) = (image.clone(), fs::read(bench.path("sig")).unwrap());
+    let (body, signature) = (image.to_vec(), fs::read(bench.path("sig")).unwrap());
     let released = Arc::new(AtomicBool::new(false));
     let gate = released.clone();
     let server = Server::start(move |_, request| {
@@ -1046,8 +1044,16 @@ async fn a_signed_raw_image_is_resumed_too() {
             return serve_file(&signature, "\"2\"", request);
         }
         let reply = serve_file(&body, "\"1\"", request);
-        if gate.load(Ordering::SeqCst) { reply } else { reply.cut(9 * MIB + 5).hang() }
+        if gate.load(Ordering::SeqCst) { reply } else { reply.cut(cut).hang() }
     });
+    (server, released)
+}
+
+#[tokio::test]
+async fn a_signed_raw_image_is_resumed_too() {
+    let image = image(20, 12 * MIB);
+    let bench = Bench::new(12 * MIB);
+    let (server, released) = serve_signed_up_to(9 * MIB + 5, &bench, &image);
     let mut job = bench.job(server.url("/image"), &image);
     job.spec.check_value = None;
     let outcome = run_until(&job, all_but_the_last_mib(9 * MIB + 5)).await;
@@ -1125,20 +1131,7 @@ async fn an_old_block_that_cannot_be_read_costs_a_new_start_and_no_more() {
     // A signature looks at the slot a second time.
     for (signed, reads) in [(false, 0), (true, 0), (true, 1)] {
         let bench = Bench::new(12 * MIB);
-        fs::write(bench.path("image"), &image).unwrap();
-        let path = |name: &str| bench.path(name).display().to_string();
-        shell("minisign", &["-G", "-W", "-p", &path("keys/a.pub"), "-s", &path("a.key")]);
-        shell("minisign", &["-S", "-W", "-s", &path("a.key"), "-x", &path("sig"), "-m", &path("image")]);
-        let (body, signature) = (image.clone(), fs::read(bench.path("sig")).unwrap());
-        let released = Arc::new(AtomicBool::new(false));
-        let gate = released.clone();
-        let server = Server::start(move |_, request| {
-            if request.path == "/image.minisig" {
-                return serve_file(&signature, "\"2\"", request);
-            }
-            let reply = serve_file(&body, "\"1\"", request);
-            if gate.load(Ordering::SeqCst) { reply } else { reply.cut(8 * MIB).hang() }
-        });
+        let (server, released) = serve_signed_up_to(8 * MIB, &bench, &image);
         let mut job = bench.job(server.url("/image"), &image);
         if signed {
             job.spec.check_value = None;
