@@ -140,16 +140,20 @@ pub async fn reboot(command: &[String]) -> Result<(), CommandError> {
     Err(CommandError::Failed { program, status: output.status })
 }
 
+fn prepared(program: &str, arguments: &[String]) -> Command {
+    let mut command = Command::new(program);
+    // What it has to say to systemd is not ours to say.
+    command.args(arguments).env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
 /// Runs a program, without a shell.
 ///
 /// # Errors
 /// When it does not start, or not end in time; it is killed then.
 pub async fn output(command: &[String], limit: Duration) -> Result<Output, CommandError> {
     let (program, arguments) = command.split_first().ok_or(CommandError::Empty)?;
-    let mut command = Command::new(program);
-    // What it has to say to systemd is not ours to say.
-    command.args(arguments).env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).kill_on_drop(true);
-    let run = command.output();
+    let run = prepared(program, arguments).output();
     let late = || CommandError::Late { program: program.clone(), limit };
     let start = |source| CommandError::Start { program: program.clone(), source };
     within(limit, run).await.ok_or_else(late)?.map_err(start)
@@ -167,10 +171,8 @@ pub async fn printed(
     let (program, arguments) = command.split_first().ok_or(CommandError::Empty)?;
     let late = || CommandError::Late { program: program.clone(), limit };
     let start = |source| CommandError::Start { program: program.clone(), source };
-    let mut command = Command::new(program);
-    command.args(arguments).env_remove("NOTIFY_SOCKET");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.kill_on_drop(true).spawn().map_err(start)?;
+    let mut command = prepared(program, arguments);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().map_err(start)?;
     let read = async {
         let mut bytes = Vec::new();
         let stdout = child.stdout.take().ok_or(io::ErrorKind::BrokenPipe)?;

@@ -37,10 +37,9 @@ struct Tools {
 /// libubootenv's, which must be there, and U-Boot's own where it was built.
 fn tools() -> Vec<Tools> {
     let mut tools = vec![Tools { name: "libubootenv", print: "fw_printenv".into(), set: "fw_setenv".into() }];
-    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let lab = fs::read_dir(scratch.with_file_name("lab")).into_iter().flatten().flatten();
-    let mut places = lab.map(|entry| entry.path()).chain([scratch.join("envtools")]);
-    match places.find(|place| place.join("fw_setenv").exists()) {
+    let lab = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("lab");
+    let places = fs::read_dir(lab).into_iter().flatten().flatten();
+    match places.map(|entry| entry.path()).find(|place| place.join("fw_setenv").exists()) {
         Some(built) => {
             let (print, set) = (built.join("fw_printenv"), built.join("fw_setenv"));
             tools.push(Tools { name: "u-boot", print, set });

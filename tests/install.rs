@@ -279,6 +279,13 @@ async fn run(job: &Job) -> (Outcome, Progress) {
     (outcome, last)
 }
 
+/// The same on a device of the test's own.
+async fn run_on(device: Arc<dyn SlotDevice>, job: &Job) -> Outcome {
+    let progress = watch::Sender::new(Progress::default());
+    let (_keep, cancel) = watch::channel(false);
+    install_to(device, job, &progress, cancel).await
+}
+
 async fn code_of(job: &Job) -> Code {
     run(job).await.0.unwrap_err().code
 }
@@ -1142,9 +1149,7 @@ async fn an_old_block_that_cannot_be_read_costs_a_new_start_and_no_more() {
         let inner = BlockDevice::open(&job.target, None, Path::new("/proc")).unwrap();
         let worn =
             Arc::new(Worn { inner, reads_left: AtomicU64::new(reads), is_written: AtomicBool::new(false) });
-        let progress = watch::Sender::new(Progress::default());
-        let (_keep, cancel) = watch::channel(false);
-        install_to(worn.clone(), &job, &progress, cancel).await.unwrap();
+        run_on(worn.clone(), &job).await.unwrap();
         bench.assert_holds(&image);
         assert!(worn.is_written.load(Ordering::SeqCst), "it was met");
         assert_eq!(server.requests().last().unwrap().start(), 0, "{signed} {reads}");
@@ -1234,9 +1239,7 @@ async fn a_slot_that_fails_is_told_apart_from_one_that_lies() {
         job.limits.checkpoint = Duration::from_secs(3600);
         let inner = BlockDevice::open(&job.target, None, Path::new("/proc")).unwrap();
         let faulty = Faulty { inner, fault, writes: AtomicU64::new(0), synced: AtomicBool::new(false) };
-        let progress = watch::Sender::new(Progress::default());
-        let (_keep, cancel) = watch::channel(false);
-        let failure = install_to(Arc::new(faulty), &job, &progress, cancel).await.unwrap_err();
+        let failure = run_on(Arc::new(faulty), &job).await.unwrap_err();
         assert_eq!(failure.code, code);
         assert!(failure.message.contains(words), "{}", failure.message);
         assert!(!failure.message.contains('\n'));
@@ -1287,9 +1290,7 @@ async fn a_medium_that_writes_over_what_was_found_good_is_caught_at_the_end() {
     let job = bench.job(server.url("/image"), &image);
     let inner = BlockDevice::open(&job.target, None, Path::new("/proc")).unwrap();
     let device = WrapsAround { inner, blocks_read: watch::Sender::new(0) };
-    let progress = watch::Sender::new(Progress::default());
-    let (_keep, cancel) = watch::channel(false);
-    let failure = install_to(Arc::new(device), &job, &progress, cancel).await.unwrap_err();
+    let failure = run_on(Arc::new(device), &job).await.unwrap_err();
     assert_eq!(failure.code, Code::ReadBackMismatch);
     assert!(failure.message.contains("near byte 0:"), "{}", failure.message);
 }

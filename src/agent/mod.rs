@@ -405,8 +405,7 @@ impl<M: Machine> Agent<M> {
 
     /// A reboot in a trial spends an attempt, and one in an install wastes it.
     fn reboot_refusal(&self) -> Option<&'static str> {
-        let at_rest = matches!(self.record.state, State::Idle { .. });
-        (!at_rest || self.environment == Environment::Uncommitted)
+        (!self.record.state.is_at_rest() || self.environment == Environment::Uncommitted)
             .then_some("an update is under way: wait for it, or cancel it")
     }
 
@@ -525,7 +524,7 @@ impl<M: Machine> Agent<M> {
     async fn apply(&mut self, event: Event, mut asker: Option<Asker>) -> Result<(), AgentError> {
         // At rest these hang on it, and others than us may have changed it.
         let asks = matches!(event, Event::Requested(..) | Event::CommitRequested | Event::RollBackRequested);
-        if asks && matches!(self.record.state, State::Idle { .. }) {
+        if asks && self.record.state.is_at_rest() {
             self.read_environment().await;
         }
         let context = self.context().await;
@@ -536,7 +535,7 @@ impl<M: Machine> Agent<M> {
             let before = std::mem::replace(&mut self.record, next.record);
             if before.state != self.record.state {
                 self.tell_milestone(&before.state);
-                came_to_rest = matches!(self.record.state, State::Idle { .. });
+                came_to_rest = self.record.state.is_at_rest();
             }
         }
         if came_to_rest {

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::fault::{Fault, Place};
-use crate::install::{ROOT_CLASS, is_class};
+use crate::bundle::is_class;
+use crate::install::ROOT_CLASS;
 
 use super::files::{SECTIONS, Section, Setting, Value, section_names};
 

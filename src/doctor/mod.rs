@@ -25,8 +25,8 @@ use crate::control::{Client, ClientError, Status};
 use crate::install::one_line;
 use crate::store::{self, StoreError};
 use crate::system;
+use crate::update::Record;
 use crate::update::record::RecordError;
-use crate::update::{Record, State};
 
 pub use repair::Repair;
 
@@ -254,7 +254,7 @@ impl<'a> Seen<'a> {
         }
         match &self.record {
             Ok(None) => true,
-            Ok(Some(Ok(record))) => matches!(record.state, State::Idle { .. }),
+            Ok(Some(Ok(record))) => record.state.is_at_rest(),
             Ok(Some(Err(_))) | Err(_) => false,
         }
     }

@@ -43,7 +43,6 @@ use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
 use self::verify::{Check, ImageCheck, Rule, SIGNATURE_LIMIT_BYTES, Trust, VerifyError};
 use self::write::WriteError;
 use crate::bundle::BundleError;
-pub use crate::bundle::is_class;
 use crate::redact::display_url;
 pub use crate::update::report::{Phase, Progress};
 use crate::update::{Code, Failure, Image, Sha256Digest};

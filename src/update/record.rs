@@ -256,6 +256,12 @@ impl State {
         }
     }
 
+    /// Whether nothing is under way.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        self.update().is_none()
+    }
+
     /// The id of the update that is under way.
     #[must_use]
     pub fn update_id(&self) -> Option<&UpdateId> {
@@ -339,7 +345,7 @@ impl Record {
         let (_, content) = content(bytes).ok()?;
         let fields: Map<String, Value> = serde_json::from_str(content).ok()?;
         let known = fields.get("state").and_then(|state| State::deserialize(state).ok());
-        let at_rest = known.filter(|state| state.update().is_none());
+        let at_rest = known.filter(State::is_at_rest);
         let denied: Vec<Value> = field(&fields, "denied");
         Some(Self {
             desired: at_rest.as_ref().and_then(|_| field(&fields, "desired")),

@@ -451,8 +451,7 @@ fn commit_requested(context: &Context, record: Record) -> Step {
         ];
         return to_state(record, State::Trial { update, image, since, by_hand: true }, effects);
     }
-    let at_rest = matches!(record.state, State::Idle { .. });
-    if at_rest && context.environment == Environment::Uncommitted {
+    if record.state.is_at_rest() && context.environment == Environment::Uncommitted {
         return unchanged(record, [Effect::Respond(Response::Settling), Effect::Settle]);
     }
     let failure = Failure::new(Code::NothingToCommit, "no trial is running");

@@ -57,7 +57,7 @@ fn a_secret_by_a_path_of_others_is_not_touched() {
     assert_eq!(fs::metadata(board.path("precious")).unwrap().permissions().mode() & 0o777, 0o644);
 }
 
-/// coreos/zincati#1160: a fragment by another name is not silently left out.
+/// A fragment by another name is not silently left out.
 /// Shows coreos/zincati#498, #1160.
 #[test]
 fn a_drop_in_that_is_not_read() {

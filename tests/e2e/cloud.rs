@@ -165,7 +165,7 @@ async fn a_desired_property_starts_the_update_once() {
     assert_eq!(world.images.requests(IMAGE), 1);
 }
 
-/// Azure/iot-hub-device-update#71: it stands until it changes, whoever was away when it came.
+/// It stands until it changes, whoever was away when it came.
 /// Shows Azure/iot-hub-device-update#71.
 #[tokio::test]
 async fn a_desired_property_that_came_while_the_device_was_off_is_taken_up() {

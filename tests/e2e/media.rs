@@ -52,7 +52,7 @@ impl Drop for Mount {
     }
 }
 
-/// coreos/zincati#1314: what cannot be saved is not begun, and nothing loops.
+/// What cannot be saved is not begun, and nothing loops.
 /// Shows coreos/zincati#1314.
 #[tokio::test]
 async fn a_state_directory_that_is_full_or_read_only_takes_no_update() {
@@ -96,7 +96,7 @@ fn break_calls(daemon: &Path, inject: &str, files: &[PathBuf]) {
     script(daemon, &format!("exec strace -f -qq -o /dev/null{paths} -e inject={inject} {DAEMON} \"$@\""));
 }
 
-/// rauc/rauc#459, and media that have seen better days.
+/// Media that have seen better days.
 /// Shows F10; rauc/rauc#459, #639, #833.
 #[tokio::test]
 async fn a_slot_that_fails_or_lies_ends_the_update_and_is_not_booted() {
@@ -161,7 +161,7 @@ async fn a_state_that_cannot_be_synced_is_not_saved() {
     assert!(fs::read(rig.board.slot_path(Slot::B)).unwrap().iter().all(|byte| *byte == 0));
 }
 
-/// rauc/rauc#1452: the stick is pulled out, and the update ends with a word.
+/// The stick is pulled out, and the update ends with a word.
 /// Shows rauc/rauc#1452.
 #[tokio::test]
 async fn an_image_file_that_goes_away_fails_the_update() {

@@ -60,7 +60,7 @@ impl World {
 
 // -------------------------------------------------------------------------------------------------------- time
 
-/// Azure/iot-hub-device-update#609, #625: a new token is no new update.
+/// A new token is no new update.
 /// Shows Azure/iot-hub-device-update#609, #625.
 #[tokio::test]
 async fn a_token_is_renewed_in_the_midst_of_a_download() {
@@ -350,7 +350,6 @@ async fn a_network_without_ipv4_is_enough() {
     completed(&hub, &rig).await;
 }
 
-/// Azure/iot-hub-device-update#207.
 /// Shows Azure/iot-hub-device-update#156, #185, #747, #207; home-assistant: proxy, offline, and
 /// balena t/375720.
 #[tokio::test]

@@ -366,10 +366,7 @@ async fn a_hub_that_is_too_busy_to_show_the_twin_is_reached() {
     let peer = peer().await;
     let mut device = Device::start(quick(), config(&peer), unix_now);
     let mut connection = peer.accept().await;
-    connection.connect().await;
-    connection.answer_connect(ConnectReturnCode::Success).await;
-    connection.answer_subscribe().await;
-    let get = connection.publish().await;
+    let (_, _, get) = connection.asked_for_twin().await;
     connection.send(&twin_answer(429, &get), "").await;
     assert!(matches!(device.event().await, HubEvent::Connected));
     let get = connection.publish().await;
@@ -380,10 +377,7 @@ async fn a_hub_that_is_too_busy_to_show_the_twin_is_reached() {
 
     // A refusal is no proof: waiting does not mend it.
     let mut connection = peer.accept().await;
-    connection.connect().await;
-    connection.answer_connect(ConnectReturnCode::Success).await;
-    connection.answer_subscribe().await;
-    let get = connection.publish().await;
+    let (_, _, get) = connection.asked_for_twin().await;
     connection.send(&twin_answer(404, &get), "").await;
     connection.publish().await;
     drop(connection);

@@ -137,13 +137,19 @@ impl Connection {
         }
     }
 
-    /// CONNECT to the answer to GET: what every session begins with.
-    pub async fn welcome(&mut self, twin: &Value) -> (Connect, Subscribe) {
+    /// CONNECT to GET, which waits for its answer.
+    pub async fn asked_for_twin(&mut self) -> (Connect, Subscribe, Publish) {
         let (connect, _) = self.connect().await;
         self.answer_connect(ConnectReturnCode::Success).await;
         let subscribe = self.answer_subscribe().await;
         let get = self.publish().await;
         assert!(get.topic.starts_with("$iothub/twin/GET/?$rid="), "{}", get.topic);
+        (connect, subscribe, get)
+    }
+
+    /// CONNECT to the answer to GET: what every session begins with.
+    pub async fn welcome(&mut self, twin: &Value) -> (Connect, Subscribe) {
+        let (connect, subscribe, get) = self.asked_for_twin().await;
         self.send(&twin_answer(200, &get), twin.to_string()).await;
         (connect, subscribe)
     }

@@ -30,8 +30,8 @@ impl Inspect {
                 Contents::Patches(patches) => serde_json::to_value(patches),
             };
             let manifest = manifest.map_err(std::io::Error::other)?;
-            let event = json!({"event": "bundle", "bundle": self.bundle.display().to_string(), "check_value": bundle.digest(),
-                "size_bytes": bundle.size_bytes, "signatures": comments(&bundle), "manifest": manifest});
+            let event = json!({"event": "bundle", "bundle": self.bundle.display().to_string(),
+                "check_value": bundle.digest(), "size_bytes": bundle.size_bytes, "signatures": comments(&bundle), "manifest": manifest});
             screen::print_line(&event.to_string())?;
             return Ok(Exit::Done);
         }
