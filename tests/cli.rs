@@ -11,10 +11,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::net::UnixListener;
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use twinboot::control::{self, Answer, Call, Status};
+use twinboot::control::{self, Answer, BindError, Call, Status};
 use twinboot::update::{Code, Failure};
 
 /// Nothing here takes longer, unless it hangs.
@@ -542,14 +543,23 @@ async fn an_update_that_the_daemon_lost_with_its_state_is_1() {
     assert!(out.contains("update u-1 is no longer there: standing by"), "{out}");
 }
 
+/// A program that another test starts has a copy of the closed socket from its fork to its exec.
+async fn bound_when_free(socket: &Path) -> UnixListener {
+    loop {
+        match control::bind(socket, "no-such-group") {
+            Err(BindError::InUse { .. }) => tokio::task::yield_now().await,
+            bound => return bound.unwrap(),
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_install_survives_a_restart_of_the_daemon() {
     let mut install = Following::begin().await;
     install.daemon.server.abort();
     install.shows("the daemon is away").await;
-    // Its socket is closed by then.
     assert!((&mut install.daemon.server).await.unwrap_err().is_cancelled());
-    let listener = control::bind(&install.daemon.socket(), "no-such-group").unwrap();
+    let listener = limited(bound_when_free(&install.daemon.socket())).await;
     let (calls, _calls) = mpsc::channel(1);
     let (_status_in, status) = watch::channel(failed());
     install.daemon.server = tokio::spawn(control::serve(listener, calls, status));
