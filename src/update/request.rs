@@ -347,6 +347,14 @@ mod tests {
         assert_eq!(field_of(json!({"fwPackageUri": "test.com"})).as_deref(), Some("fwPackageUri"));
         assert_eq!(field_of(json!({"fwPackageUri": "ftp://host/a"})).as_deref(), Some("fwPackageUri"));
         assert_eq!(field_of(json!({"fwPackageUri": "file://host/a"})).as_deref(), Some("fwPackageUri"));
+        // There are no Unicode tables on the device: such a name is written as the DNS has it.
+        assert_eq!(
+            field_of(json!({"fwPackageUri": "https://bücher.example/a"})).as_deref(),
+            Some("fwPackageUri")
+        );
+        assert!(
+            UpdateRequest::from_value(&json!({"fwPackageUri": "https://xn--bcher-kva.example/a"})).is_ok()
+        );
         assert_eq!(
             field_of(json!({"fwPackageUri": uri, "fwPackageURI": uri})).as_deref(),
             Some("fwPackageURI")

@@ -153,7 +153,9 @@ async fn links_that_go_dead_without_a_word_are_left_and_made_anew() {
     let mut world = World::switched_off(Traits::default(), PATIENT, &clocks.daemon()).await;
     let to_hub = Relay::to(SocketAddr::from(([127, 0, 0, 1], world.hub.mqtt_port()))).await;
     let to_images = Relay::to(world.images.address()).await;
-    configure(&world.rig, "60-relay.toml", &format!("[hub]\nport = {}\n", to_hub.address.port()));
+    // Shorter than a report is waited for: it is the silence that is noticed.
+    let relayed = format!("[hub]\nport = {}\nkeep_alive = \"60s\"\n", to_hub.address.port());
+    configure(&world.rig, "60-relay.toml", &relayed);
     world.power_on().await;
     world.images.set_faults(IMAGE, slowly());
     let mut payload = world.payload();

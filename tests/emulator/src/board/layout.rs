@@ -126,9 +126,7 @@ impl Layout {
         let hub = options.hub_connection_string.as_ref().map(|_| {
             let string = path(self.connection_string());
             let port = options.hub_port;
-            format!(
-                "[hub]\nconnection_string_file = {string}\n{ca_line}port = {port}\nkeep_alive = \"60s\"\n\n"
-            )
+            format!("[hub]\nconnection_string_file = {string}\n{ca_line}port = {port}\n\n")
         });
         let slots: String = Slot::BOTH.map(|slot| self.slot_text(slot, options.scheme)).concat();
         format!(
