@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 
 use twinboot::boot::booted::{Evidence, Fact, argument, boot_id, booted_slot, home};
 use twinboot::config::Slots;
+use twinboot::install::slot::{mount_point, swap_names};
 use twinboot::update::Slot;
 
 use crate::part::split;
@@ -15,7 +16,7 @@ thread_local! {
     static PROC: Scratch = Scratch::new();
 }
 
-/// procfs: the kernel's command line, and `mountinfo` behind a separator.
+/// procfs: the kernel's command line, and `mountinfo` behind a separator; all of it also as `mountinfo` and `swaps`.
 pub fn proc(data: &[u8]) {
     let (command_line, mounts) = split(data);
     let mounts = mounts.unwrap_or_default();
@@ -31,6 +32,15 @@ pub fn proc(data: &[u8]) {
             assert!(home.file_system.as_deref().is_none_or(known));
         }
     });
+    nothing_hides_a_user(&String::from_utf8_lossy(data));
+}
+
+/// Whatever stands before it, a slot that is mounted, or is swap, is not taken for a free one.
+fn nothing_hides_a_user(text: &str) {
+    let mounts = format!("{text}\n36 22 259:3 / /mnt rw - ext4 /dev/x rw\n");
+    assert!(mount_point(&mounts, "259:3").is_some());
+    let swaps = format!("Filename\tType\n{text}\n/dev/x partition 8 0 -2\n");
+    assert!(swap_names(&swaps).any(|name| name == "/dev/x"));
 }
 
 fn slots(a: &str, b: &str) -> Slots {

@@ -333,16 +333,16 @@ fn refuse_running(path: &Path, metadata: &Metadata, running: Option<&Path>) -> R
 
 fn refuse_occupied(path: &Path, device: u64, proc: &Path) -> Result<(), SlotError> {
     let number = format!("{}:{}", major(device), minor(device));
-    let mounts = proc.join("self/mountinfo");
-    let text = std::fs::read_to_string(&mounts)
-        .map_err(|source| SlotError::Inspect { path: mounts.clone(), source })?;
-    if let Some(at) = mount_point(&text, &number) {
+    if let Some(at) = mount_point(&kernel_text(&proc.join("self/mountinfo"))?, &number) {
         return Err(SlotError::Mounted { path: path.to_owned(), at: at.to_owned() });
     }
-    // A kernel without swap has no such file.
-    let swaps = std::fs::read_to_string(proc.join("swaps")).unwrap_or_default();
+    let swaps = match kernel_text(&proc.join("swaps")) {
+        // A kernel without swap has no such file.
+        Err(SlotError::Inspect { source, .. }) if source.kind() == io::ErrorKind::NotFound => String::new(),
+        swaps => swaps?,
+    };
     let is_device = |name: &str| Path::new(name).metadata().is_ok_and(|m| m.rdev() == device);
-    if swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next()).any(is_device) {
+    if swap_names(&swaps).any(is_device) {
         return Err(SlotError::Swap { path: path.to_owned() });
     }
     let holders = Path::new("/sys/dev/block").join(&number).join("holders");
@@ -356,8 +356,20 @@ fn refuse_occupied(path: &Path, device: u64, proc: &Path) -> Result<(), SlotErro
     }
 }
 
+/// What the kernel says of others' mounts and files, whose names need not be text.
+fn kernel_text(path: &Path) -> Result<String, SlotError> {
+    let inspect = |source| SlotError::Inspect { path: path.to_owned(), source };
+    Ok(String::from_utf8_lossy(&std::fs::read(path).map_err(inspect)?).into_owned())
+}
+
+/// The devices and files of a `/proc/swaps` (proc_swaps(5)).
+pub fn swap_names(swaps: &str) -> impl Iterator<Item = &str> {
+    swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next())
+}
+
 /// The first mount point of device `number` (`major:minor`) in a `mountinfo` text (proc_pid_mountinfo(5)).
-fn mount_point<'a>(mountinfo: &'a str, number: &str) -> Option<&'a str> {
+#[must_use]
+pub fn mount_point<'a>(mountinfo: &'a str, number: &str) -> Option<&'a str> {
     mountinfo.lines().find_map(|line| {
         let mut fields = line.split(' ');
         (fields.nth(2)? == number).then(|| fields.nth(1)).flatten()
@@ -375,6 +387,28 @@ mod tests {
         assert_eq!(mount_point(text, "179:3"), Some("/mnt/old"));
         assert_eq!(mount_point(text, "179:4"), None);
         assert_eq!(mount_point("garbage\n\n", "179:4"), None);
+    }
+
+    #[test]
+    fn names_that_are_no_text_hide_nobody() {
+        let proc = tempfile::tempdir().unwrap();
+        let put = |name: &str, bytes: &[u8]| {
+            let path = proc.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            File::create(path).unwrap().write_all_at(bytes, 0).unwrap();
+        };
+        // The null device plays the slot: any machine has it.
+        let number = std::fs::metadata("/dev/null").unwrap().rdev();
+        let look = || refuse_occupied(Path::new("/dev/null"), number, proc.path());
+        put("self/mountinfo", b"36 22 8:1 / /mnt/\xff rw - ext4 /dev/sda1 rw\n");
+        assert!(look().is_ok(), "there may be no swap");
+        put("swaps", b"Filename\tType\n/mnt/\xff file 8 0 -2\n/dev/null partition 8 0 -3\n");
+        assert!(matches!(look(), Err(SlotError::Swap { .. })));
+        put(
+            "self/mountinfo",
+            b"36 22 8:1 / /mnt/\xff rw - ext4 /dev/sda1 rw\n37 22 1:3 / /a rw - ext4 x rw\n",
+        );
+        assert!(matches!(look(), Err(SlotError::Mounted { .. })));
     }
 
     #[test]
