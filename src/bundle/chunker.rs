@@ -1,6 +1,6 @@
 //! Where an image is cut into chunks: at its content, so that what moved is still the same chunk.
 
-use fastcdc::v2020::FastCDC;
+use fastcdc::v2020::{self, MASKS};
 use serde::{Deserialize, Serialize};
 
 use super::{BundleError, CHUNK_BYTES_MAX};
@@ -76,6 +76,10 @@ pub enum Cut {
 #[derive(Clone, Copy, Debug)]
 pub struct Chunker {
     chunking: Chunking,
+    /// For cuts before the average.
+    strict_mask: u64,
+    /// For cuts behind it.
+    relaxed_mask: u64,
 }
 
 impl Chunker {
@@ -85,7 +89,10 @@ impl Chunker {
     /// As [`Chunking::check`].
     pub fn new(chunking: Chunking) -> Result<Self, BundleError> {
         chunking.check()?;
-        Ok(Self { chunking })
+        // `fastcdc::v2020::select_masks` at level 1, without its logarithm: a device would load libm for that alone.
+        let bits = chunking.average_bytes.ilog2() as usize;
+        let mask = |bits: usize| MASKS.get(bits).copied().unwrap_or_default();
+        Ok(Self { chunking, strict_mask: mask(bits + 1), relaxed_mask: mask(bits - 1) })
     }
 
     /// Of a chunk.
@@ -116,8 +123,9 @@ impl Chunker {
         let Chunking { min_bytes, average_bytes, max_bytes, .. } = self.chunking;
         let near = bytes.get(..self.lookahead_bytes()).unwrap_or(bytes);
         let data = near.get(..next_zeros(offset, near).min(max_bytes as usize))?;
-        let cdc = FastCDC::new(data, min_bytes as usize, average_bytes as usize, max_bytes as usize);
-        let (_, cut) = cdc.cut(0, data.len());
+        let [min, average, max] = [min_bytes, average_bytes, max_bytes].map(|length| length as usize);
+        let Self { strict_mask: strict, relaxed_mask: relaxed, .. } = *self;
+        let (_, cut) = v2020::cut(data, min, average, max, strict, relaxed, strict << 1, relaxed << 1);
         Some(Cut::Data(cut.clamp(1, data.len())))
     }
 }

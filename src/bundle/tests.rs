@@ -57,6 +57,22 @@ fn cuts(image: &[u8], window: usize) -> Vec<Cut> {
     }
 }
 
+#[test]
+fn cuts_are_those_of_fastcdc_at_level_1() {
+    let mut random = fastrand::Rng::with_seed(7);
+    let averages = (0..32).map(|bits| Chunking::around(1 << bits));
+    let chunkers: Vec<Chunker> = averages.filter_map(|chunking| Chunker::new(chunking).ok()).collect();
+    assert!(chunkers.len() > 8, "1 KiB to 1 MiB, in powers of two");
+    for chunker in chunkers {
+        let noise: Vec<u8> = (0..chunker.lookahead_bytes()).map(|_| random.u8(1..)).collect();
+        let average = chunker.average_bytes();
+        let largest = &noise[..4 * average];
+        let theirs = fastcdc::v2020::FastCDC::new(largest, average / 4, average, 4 * average);
+        let (_, cut) = theirs.cut(0, largest.len());
+        assert_eq!(chunker.cut(0, &noise, false), Some(Cut::Data(cut)), "at {average}");
+    }
+}
+
 fn made(image: Vec<u8>) -> Made {
     let mut builder = IndexBuilder::default();
     let (mut offset, mut context) = (0, Context::new(CONTEXT_BYTES));

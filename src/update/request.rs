@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(field_of(json!({"fwPackageUri": "file://host/a"})).as_deref(), Some("fwPackageUri"));
         // There are no Unicode tables on the device: such a name is written as the DNS has it.
         assert_eq!(
-            field_of(json!({"fwPackageUri": "https://bücher.example/a"})).as_deref(),
+            field_of(json!({"fwPackageUri": "https://Bücher.example/a"})).as_deref(),
             Some("fwPackageUri")
         );
         assert!(
