@@ -8,6 +8,7 @@ mod catalog;
 mod clocks;
 mod cloud;
 mod cuts;
+mod day;
 mod edges;
 mod hooks;
 mod hostile;

@@ -21,13 +21,13 @@ const ALLOWED_KIB: u64 = 8192;
 
 /// What a process holds.
 #[derive(Clone, Copy, Debug)]
-struct Held {
+pub struct Held {
     resident_kib: u64,
     descriptors: usize,
 }
 
 impl Held {
-    fn by(world: &World) -> Self {
+    pub fn by(world: &World) -> Self {
         let process = format!("/proc/{}", world.rig.board.daemon_pid().unwrap());
         let status = fs::read_to_string(format!("{process}/status")).unwrap();
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -114,8 +114,8 @@ async fn updates_in_one_process(updates: usize) {
 }
 
 /// Compares the second tenth, where everything was in use once, with the last one.
-fn flat(what: &str, updates: usize, held: &[Held]) {
-    let tenth = held.len() / 10;
+pub fn flat(what: &str, updates: usize, held: &[Held]) {
+    let tenth = held.len().div_ceil(10);
     let (begin, end) = (Held::least(&held[tenth..2 * tenth]), Held::least(&held[held.len() - tenth..]));
     eprintln!("{what}: {updates} updates, {begin:?} then {end:?}");
     assert!(end.descriptors <= begin.descriptors, "{begin:?} {end:?}");

@@ -25,7 +25,7 @@ use crate::cloud::{DEVICE, IMAGE, World, sha256};
 use crate::rig::{Choice, DAEMON, IMAGE_BYTES, LIMIT, Rig, is_root, script};
 use crate::split::Meeting;
 
-fn slowly() -> Faults {
+pub fn slowly() -> Faults {
     Faults { bytes_per_sec: Some(1_000_000), ..Faults::default() }
 }
 
@@ -35,12 +35,12 @@ const IMAGE_SIZE: u64 = IMAGE_BYTES as u64;
 pub const PATIENT: &str = "[install]\nretry_limit = \"24h\"\n";
 
 /// How much of the image has come.
-fn bytes(status: &Value) -> u64 {
+pub fn bytes(status: &Value) -> u64 {
     status["reported"]["firmware"]["progress"]["bytes"].as_u64().unwrap_or_default()
 }
 
 /// A drop-in for the next start of the daemon.
-fn configure(rig: &Rig, name: &str, text: &str) {
+pub fn configure(rig: &Rig, name: &str, text: &str) {
     fs::write(rig.board.dir().join("config.d").join(name), text).unwrap();
 }
 
@@ -110,13 +110,13 @@ async fn a_wall_clock_that_jumps_ends_neither_download_nor_trial() {
 // ------------------------------------------------------------------------------------------------- dead and odd links
 
 /// A way through this machine that can go dead without a word: what is open stays open, and carries nothing more.
-struct Relay {
-    address: SocketAddr,
+pub struct Relay {
+    pub address: SocketAddr,
     deaths: watch::Sender<()>,
 }
 
 impl Relay {
-    async fn to(target: SocketAddr) -> Self {
+    pub async fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, deaths) = (listener.local_addr().unwrap(), watch::Sender::new(()));
         let sender = deaths.clone();
@@ -139,7 +139,7 @@ impl Relay {
         Self { address, deaths }
     }
 
-    fn go_dead(&self) {
+    pub fn go_dead(&self) {
         self.deaths.send_replace(());
     }
 }

@@ -28,6 +28,9 @@ use crate::uboot::Environment;
 /// What the image server sends in one second.
 pub const CHUNK_BYTES: usize = 64 << 10;
 
+/// Of a bundle: who hangs up has no more of it than that.
+const BUNDLE_CHUNK_BYTES: usize = 4 << 10;
+
 /// An operator who has no answer by then asks again; who waits for something looks as often.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 
@@ -206,16 +209,17 @@ impl Cloud {
 
 fn request(story: &Story) -> Value {
     let image = story.image();
+    let extension = if image.bundle.is_some() { "twb" } else { "img" };
     let mut request = json!({
-        "fwPackageUri": format!("https://images.example/{}.img", story.name),
+        "fwPackageUri": format!("https://images.example/{}.{extension}", image.name),
         "fwVersion": image.version,
-        "fwSize": image.content.len(),
+        "fwSize": image.package().len(),
         "updateId": UPDATE_ID,
     });
     match story.check {
         Check::Digest => request["fwPackageCheckValue"] = json!(image.digest),
         Check::ForeignDigest => request["fwPackageCheckValue"] = json!(Images::all().factory.digest),
-        Check::Signature | Check::ForeignSignature => {}
+        _ => {}
     }
     request
 }
@@ -332,10 +336,12 @@ async fn send_image(
     if is_refused {
         return Ok(());
     }
-    let content = &story.image().content;
-    let size = content.len() as u64;
+    let package = story.sent_package();
+    let chunk_bytes = if story.image().bundle.is_some() { BUNDLE_CHUNK_BYTES } else { CHUNK_BYTES };
+    let size = package.len() as u64;
     let end = request.end.unwrap_or(size).min(size);
-    writer.send(&Fetched::Opened { validator: validator(size), part: request.offset > 0 }, &[]).await?;
+    let part = request.offset > 0 || request.end.is_some();
+    writer.send(&Fetched::Opened { validator: validator(size), part }, &[]).await?;
     let mut offset = request.offset.min(end);
     while offset < end {
         let (delay, breaks, stalls) = {
@@ -353,8 +359,8 @@ async fn send_image(
             return Ok(());
         }
         sleep(Duration::from_secs(1) + delay).await;
-        let next = (offset + CHUNK_BYTES as u64).min(end);
-        let bytes = &content[offset as usize..next as usize];
+        let next = (offset + chunk_bytes as u64).min(end);
+        let bytes = &package[offset as usize..next as usize];
         writer.send(&Fetched::Chunk { joined_unproven: false }, bytes).await?;
         let mut cloud = lock(cloud);
         cloud.sent_bytes += next - offset;

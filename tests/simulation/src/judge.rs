@@ -189,8 +189,12 @@ pub fn judge_end(
     let firmware = &reported["firmware"];
     let environment = environment(site);
     let status = reported["firmwareStatus"].as_str().unwrap_or_default();
-    if !story.may_end(status, failures) {
+    let code = &firmware["error"]["code"];
+    if !story.may_end(status, code, failures) {
         return Err(format!("the twin ends with {status} instead of {}: {firmware}", story.ends));
+    }
+    if failures == 0 && *code != json!(story.code) {
+        return Err(format!("the twin should say {:?}: {firmware}", story.code));
     }
     let runs = if status == "completed" { story.target() } else { story.origin };
     if environment.is_trial() || environment.slot() != runs {
@@ -201,8 +205,12 @@ pub fn judge_end(
     if firmware["slots"]["booted"] != runs.letter() || firmware["currentFwVersion"] != json!(version) {
         return Err(format!("slot {} of {version:?} runs, and the twin says {firmware}", runs.letter()));
     }
-    let Record { denied, .. } = read_kept(site)?.and_then(|kept| kept.record).unwrap_or_default();
+    let Record { denied, keys, .. } = read_kept(site)?.and_then(|kept| kept.record).unwrap_or_default();
     let is_denied = |digest: &str| denied.iter().any(|denied| denied.source_digest.to_string() == digest);
+    let serial = story.image().key_serial().filter(|_| status == "completed");
+    if keys.as_ref().map(|list| list.serial) != serial {
+        return Err(format!("the list of keys {serial:?} should be in force, and {keys:?} is"));
+    }
     if state_before(story.before).is_some() && !is_denied(DENIED) {
         return Err("an image that was rolled back before is not known any more".to_owned());
     }

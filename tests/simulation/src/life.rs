@@ -21,7 +21,7 @@ use crate::judge;
 use crate::scheduler;
 use crate::seam;
 use crate::site::Site;
-use crate::story::{Before, Images, Liar, Nature, Story};
+use crate::story::{Act, Before, Images, Liar, Nature, Story};
 use crate::uboot::{self, Environment, Slot};
 
 /// What is wrong, for a person.
@@ -139,7 +139,7 @@ impl Life {
             environment[copy + 100] ^= 1;
         }
         let mut files: Vec<(PathBuf, Vec<u8>)> = vec![
-            (site.slot(story.origin), with_system(Some(&Images::all().factory))),
+            (site.slot(story.origin), with_system(Some(story.factory()))),
             (site.slot(story.target()), with_system(None)),
             (site.environment(), environment),
             (site.disk().join("data/lost+found"), Vec::new()),
@@ -207,8 +207,9 @@ impl Life {
 
     /// Good bytes are not fetched again.
     fn judge_traffic(&self) -> Result<(), Fault> {
-        let (sent, size) = (lock(&self.cloud).sent_bytes, self.plan.story.image().content.len() as u64);
-        let most = size * (self.tally.failures as u64 + 1) + RESTART_COSTS_BYTES;
+        let (sent, size) = (lock(&self.cloud).sent_bytes, self.plan.story.needed_bytes() as u64);
+        let restart = if self.plan.story.act == Act::Restart { RESTART_COSTS_BYTES.min(size) } else { 0 };
+        let most = size * (self.tally.failures as u64 + 1) + restart;
         if self.plan.is_stormy || sent <= most {
             Ok(())
         } else {

@@ -19,6 +19,7 @@ mod story;
 mod uboot;
 mod workers;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use clap::Parser;
 use life::{Fault, Plan};
 use plans::{Campaign, InTurn, Share};
 use site::Site;
+use story::Images;
 
 /// Lives an update through every failure of its power
 #[derive(Debug, Parser)]
@@ -57,6 +59,9 @@ struct Options {
     /// Processes
     #[arg(long, overrides_with = "workers", default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
     workers: usize,
+    /// Only writes this image to standard output, for `data/make`
+    #[arg(long, hide = true)]
+    image: Option<String>,
     /// This worker of them
     #[arg(long, hide = true)]
     worker: Option<usize>,
@@ -76,6 +81,9 @@ impl Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    if let Some(name) = &options.image {
+        return write_image(name);
+    }
     let done = match plans::one(options.seed, options.story.as_deref(), &options.fail) {
         Err(why) => Err(why),
         Ok(Some(plan)) => show(&plan),
@@ -95,6 +103,14 @@ fn main() -> ExitCode {
             eprintln!("{fault}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn write_image(name: &str) -> ExitCode {
+    let image = Images::all().named(name);
+    match image.map(|image| std::io::stdout().write_all(&image.content)) {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
 }
 

@@ -69,15 +69,16 @@ pub fn name(plan: &Plan) -> String {
     format!("--story {}{}", plan.story.name, failures.collect::<String>())
 }
 
-/// An image beyond this takes much of a run's time.
+/// An image beyond this takes much of a run's time, and so does a bundle.
 const LARGE_BYTES: usize = 4 << 20;
 
 /// Any story, any failures, any weather.
 fn random(seed: u64) -> Plan {
     let mut dice = Rng::with_seed(seed);
     let mut story = &STORIES[dice.usize(..STORIES.len())];
-    // A large image takes as long as six others: less often.
-    if story.image().content.len() > LARGE_BYTES && dice.u8(..3) > 0 {
+    // Such a one takes as long as two to six others: less often.
+    let image = story.image();
+    if (image.content.len() > LARGE_BYTES || image.bundle.is_some()) && dice.u8(..3) > 0 {
         story = &STORIES[dice.usize(..STORIES.len())];
     }
     // Now and then, one after the other, each a little after the start was counted.

@@ -1,8 +1,13 @@
 //! What happens to a machine: the update that it is told to make, what is wrong with it, and what people do meanwhile.
 
+use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use ring::digest::{SHA256, digest};
+use serde_json::Value;
+use twinboot::bundle::{HEADER_BYTES, Header, Layout, Manifest};
+use twinboot::update::Code;
 
 use crate::disk::Lie;
 use crate::uboot::Slot;
@@ -18,6 +23,18 @@ const LARGE_IMAGE_BYTES: usize = (1 << 20) + IMAGE_BYTES;
 
 /// Twice what a checkpoint must save at least.
 const LONG_IMAGE_BYTES: usize = (9 << 20) + 1000;
+
+/// What a file system is made of.
+const PAGE_BYTES: usize = 4096;
+
+/// What a disk writes whole.
+const SECTOR_BYTES: usize = 512;
+
+/// Of the manifests in `data`.
+const YEAR: &[u8] = b"\"created\": \"2025";
+
+/// Of the system that runs before a bundle.
+const OLD_PAGES: u32 = 160;
 
 /// What a system does when it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,23 +54,55 @@ pub enum Nature {
 /// A root filesystem, as far as it matters.
 #[derive(Debug)]
 pub struct Image {
+    pub name: &'static str,
     pub version: &'static str,
     pub nature: Nature,
     pub content: Vec<u8>,
+    /// The bundle that brings it, if one does.
+    pub bundle: Option<&'static [u8]>,
+    /// Of the image, or of the bundle's manifest.
     pub digest: String,
 }
 
 impl Image {
-    fn new(version: &'static str, nature: Nature, size: usize) -> Self {
-        let mut content = format!("a system of version {version}, {nature:?}, {size} bytes\n").into_bytes();
-        // Knuth's generator: data/make signs the same bytes.
-        let mut state: u64 = content.iter().map(|byte| u64::from(*byte)).sum();
-        content.resize_with(size, || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            state.to_be_bytes()[0]
-        });
-        let digest = digest(&SHA256, &content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        Self { version, nature, content, digest }
+    /// Noise: no two sectors are alike.
+    fn new(name: &'static str, nature: Nature, size: usize) -> Self {
+        let mut content = format!("a system, {name}, {nature:?}, {size} bytes\n").into_bytes();
+        let mut noise = Noise(content.iter().map(|byte| u64::from(*byte)).sum());
+        content.resize_with(size, || noise.next());
+        let digest = digest_of(&content);
+        Self { name, version: "2.0", nature, content, bundle: None, digest }
+    }
+
+    /// As a file system is: of few bytes when it is compressed, with what repeats, and what older ones have.
+    fn paged(name: &'static str, nature: Nature, pages: impl Iterator<Item = Page>) -> Self {
+        let mut image = Self::new(name, nature, PAGE_BYTES);
+        image.content.extend(pages.flat_map(Page::content));
+        image.digest = digest_of(&image.content);
+        image
+    }
+
+    fn brought_by(self, bundle: &'static [u8]) -> Self {
+        Self { digest: digest_of(parts(bundle).1), bundle: Some(bundle), ..self }
+    }
+
+    fn of_the_factory(self) -> Self {
+        Self { version: "1.0", ..self }
+    }
+
+    /// What the server has of it.
+    pub fn package(&self) -> &[u8] {
+        self.bundle.unwrap_or(&self.content)
+    }
+
+    /// Of the list of keys that it brings.
+    pub fn key_serial(&self) -> Option<u64> {
+        self.bundle.map(|_| 1)
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        let (header, manifest) = parts(self.bundle?);
+        Some(Manifest::parse(manifest).expect("a manifest").layout(header))
     }
 
     pub fn is_in(&self, slot: &[u8]) -> bool {
@@ -61,13 +110,76 @@ impl Image {
     }
 }
 
+/// Header and manifest.
+fn parts(bundle: &[u8]) -> (Header, &[u8]) {
+    let header = Header::parse(bundle).expect("a bundle");
+    (header, &bundle[HEADER_BYTES..][..header.manifest_bytes as usize])
+}
+
+fn digest_of(content: &[u8]) -> String {
+    digest(&SHA256, content).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Knuth's generator.
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> u8 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0.to_be_bytes()[0]
+    }
+}
+
+/// A block of a file system.
+#[derive(Clone, Copy)]
+enum Page {
+    Free,
+    /// Those of one number are alike; else no two sectors are.
+    Data(u32),
+    /// What no compression makes smaller: a damaged byte is another one, and nothing else.
+    Noise,
+}
+
+impl Page {
+    fn content(self) -> Vec<u8> {
+        let mut content = vec![0; PAGE_BYTES];
+        match self {
+            Self::Free => {}
+            Self::Noise => {
+                let mut noise = Noise(1);
+                content.fill_with(|| noise.next());
+            }
+            Self::Data(number) => {
+                let mut noise = Noise(u64::from(number) << 32);
+                for sector in content.chunks_mut(SECTOR_BYTES) {
+                    sector.fill(noise.next());
+                    sector[..12].fill_with(|| noise.next());
+                }
+            }
+        }
+        content
+    }
+}
+
+/// What runs, with a part moved, another one changed in places, free room, and what is new. More than a block.
+fn bundled_pages() -> impl Iterator<Item = Page> {
+    let moved = [1_000].into_iter().chain(0..80);
+    let changed = (80..OLD_PAGES).map(|page| if page % 16 == 0 { 2_000 + page } else { page });
+    let new = (0..60).chain(0..8).map(|page| 3_000 + page);
+    let free = std::iter::repeat_n(Page::Free, 100);
+    moved.chain(changed).map(Page::Data).chain(free).chain(new.map(Page::Data)).chain([Page::Noise])
+}
+
 /// Every image there is.
 #[derive(Debug)]
 pub struct Images {
     pub factory: Image,
+    pub paged_factory: Image,
     pub good: Image,
     pub large: Image,
     pub long: Image,
+    pub bundled: Image,
+    pub bundled_offline: Image,
     pub offline: Image,
     pub late: Image,
     pub panics: Image,
@@ -78,23 +190,48 @@ impl Images {
     pub fn all() -> &'static Self {
         static IMAGES: OnceLock<Images> = OnceLock::new();
         IMAGES.get_or_init(|| Self {
-            factory: Image::new("1.0", Nature::Good, IMAGE_BYTES / 2),
-            good: Image::new("2.0", Nature::Good, IMAGE_BYTES),
-            large: Image::new("2.0", Nature::Good, LARGE_IMAGE_BYTES),
-            long: Image::new("2.0", Nature::Good, LONG_IMAGE_BYTES),
-            offline: Image::new("2.0", Nature::Offline, IMAGE_BYTES),
-            late: Image::new("2.0", Nature::Late, IMAGE_BYTES),
-            panics: Image::new("2.0", Nature::Panics, IMAGE_BYTES),
-            no_daemon: Image::new("2.0", Nature::NoDaemon, IMAGE_BYTES),
+            factory: Image::new("factory", Nature::Good, IMAGE_BYTES / 2).of_the_factory(),
+            paged_factory: Image::paged("paged-factory", Nature::Good, (0..OLD_PAGES).map(Page::Data))
+                .of_the_factory(),
+            good: Image::new("good", Nature::Good, IMAGE_BYTES),
+            large: Image::new("large", Nature::Good, LARGE_IMAGE_BYTES),
+            long: Image::new("long", Nature::Good, LONG_IMAGE_BYTES),
+            bundled: Image::paged("bundled", Nature::Good, bundled_pages())
+                .brought_by(include_bytes!("../data/bundled.twb")),
+            bundled_offline: Image::paged("bundled-offline", Nature::Offline, bundled_pages())
+                .brought_by(include_bytes!("../data/bundled-offline.twb")),
+            offline: Image::new("offline", Nature::Offline, IMAGE_BYTES),
+            late: Image::new("late", Nature::Late, IMAGE_BYTES),
+            panics: Image::new("panics", Nature::Panics, IMAGE_BYTES),
+            no_daemon: Image::new("no-daemon", Nature::NoDaemon, IMAGE_BYTES),
         })
+    }
+
+    fn each(&self) -> [&Image; 11] {
+        let Self { factory, paged_factory, good, large, long, bundled, bundled_offline, .. } = self;
+        let Self { offline, late, panics, no_daemon, .. } = self;
+        [
+            factory,
+            paged_factory,
+            good,
+            large,
+            long,
+            bundled,
+            bundled_offline,
+            offline,
+            late,
+            panics,
+            no_daemon,
+        ]
+    }
+
+    pub fn named(&self, name: &str) -> Option<&Image> {
+        self.each().into_iter().find(|image| image.name == name)
     }
 
     /// The system that a slot holds whole.
     pub fn in_slot(&self, slot: &[u8]) -> Option<&Image> {
-        let Self { factory, good, large, long, offline, late, panics, no_daemon } = self;
-        [factory, good, large, long, offline, late, panics, no_daemon]
-            .into_iter()
-            .find(|image| image.is_in(slot))
+        self.each().into_iter().find(|image| image.is_in(slot))
     }
 }
 
@@ -122,11 +259,15 @@ pub enum Check {
     ForeignDigest,
     /// The signature of another image.
     ForeignSignature,
+    /// That of the bundle, whose patches are damaged.
+    DamagedPatches,
+    /// That of the bundle, whose patches and last chunk are.
+    DamagedChunks,
 }
 
 impl Check {
     pub fn is_right(self) -> bool {
-        matches!(self, Self::Digest | Self::Signature)
+        matches!(self, Self::Digest | Self::Signature | Self::DamagedPatches)
     }
 }
 
@@ -148,6 +289,8 @@ pub struct Story {
     pub name: &'static str,
     /// Runs before.
     pub origin: Slot,
+    /// In it.
+    pub factory: fn(&'static Images) -> &'static Image,
     pub image: fn(&'static Images) -> &'static Image,
     /// The request comes by a desired property, instead of a direct method.
     pub is_desired: bool,
@@ -158,6 +301,8 @@ pub struct Story {
     pub liar: Option<(Liar, Lie)>,
     /// What the twin says in the end.
     pub ends: &'static str,
+    /// Why, unless failures of the power had a part in it.
+    pub code: Option<Code>,
 }
 
 /// A medium that lies.
@@ -170,6 +315,7 @@ pub enum Liar {
 const GOOD: Story = Story {
     name: "good",
     origin: Slot::A,
+    factory: |images| &images.factory,
     image: |images| &images.good,
     is_desired: false,
     check: Check::Digest,
@@ -177,37 +323,121 @@ const GOOD: Story = Story {
     before: Before::New,
     liar: None,
     ends: "completed",
+    code: None,
+};
+
+const BUNDLE: Story = Story {
+    name: "bundle",
+    factory: |images| &images.paged_factory,
+    image: |images| &images.bundled,
+    check: Check::Signature,
+    ..GOOD
 };
 
 pub static STORIES: &[Story] = &[
     GOOD,
     Story { name: "large", image: |images| &images.large, ..GOOD },
     Story { name: "desired", origin: Slot::B, is_desired: true, ..GOOD },
-    Story { name: "sick", image: |images| &images.offline, ends: "rolledBack", ..GOOD },
-    Story { name: "panics", image: |images| &images.panics, ends: "rolledBack", ..GOOD },
-    Story { name: "no-daemon", image: |images| &images.no_daemon, ends: "rolledBack", ..GOOD },
+    Story {
+        name: "sick",
+        image: |images| &images.offline,
+        ends: "rolledBack",
+        code: Some(Code::HealthCheckFailed),
+        ..GOOD
+    },
+    Story {
+        name: "panics",
+        image: |images| &images.panics,
+        ends: "rolledBack",
+        code: Some(Code::BootFailed),
+        ..GOOD
+    },
+    Story {
+        name: "no-daemon",
+        image: |images| &images.no_daemon,
+        ends: "rolledBack",
+        code: Some(Code::BootFailed),
+        ..GOOD
+    },
     Story { name: "signed", check: Check::Signature, ..GOOD },
-    Story { name: "bad-digest", check: Check::ForeignDigest, ends: "failed", ..GOOD },
-    Story { name: "bad-signature", check: Check::ForeignSignature, ends: "failed", ..GOOD },
-    Story { name: "cancel", image: |images| &images.large, act: Act::Cancel, ends: "failed", ..GOOD },
+    Story {
+        name: "bad-digest",
+        check: Check::ForeignDigest,
+        ends: "failed",
+        code: Some(Code::DigestMismatch),
+        ..GOOD
+    },
+    Story {
+        name: "bad-signature",
+        check: Check::ForeignSignature,
+        ends: "failed",
+        code: Some(Code::SignatureInvalid),
+        ..GOOD
+    },
+    Story {
+        name: "cancel",
+        image: |images| &images.large,
+        act: Act::Cancel,
+        ends: "failed",
+        code: Some(Code::Cancelled),
+        ..GOOD
+    },
     Story { name: "resume", image: |images| &images.long, act: Act::Restart, ..GOOD },
     Story { name: "commit", image: |images| &images.late, act: Act::Commit, ..GOOD },
-    Story { name: "roll-back", act: Act::RollBack, ends: "rolledBack", ..GOOD },
+    Story {
+        name: "roll-back",
+        act: Act::RollBack,
+        ends: "rolledBack",
+        code: Some(Code::OperatorRollBack),
+        ..GOOD
+    },
     Story { name: "environment", before: Before::EnvironmentDamaged, ..GOOD },
     Story { name: "newer-state", before: Before::NewerState, ..GOOD },
     Story { name: "older-state", before: Before::OlderState, ..GOOD },
-    Story { name: "lying-slot", liar: Some((Liar::Target, Lie::Flips(2))), ends: "failed", ..GOOD },
+    Story {
+        name: "lying-slot",
+        liar: Some((Liar::Target, Lie::Flips(2))),
+        ends: "failed",
+        code: Some(Code::ReadBackMismatch),
+        ..GOOD
+    },
     Story {
         name: "lying-environment",
         liar: Some((Liar::Environment, Lie::Drops(1))),
         ends: "failed",
+        code: Some(Code::ActivateFailed),
         ..GOOD
     },
     Story {
         name: "failing-environment",
         liar: Some((Liar::Environment, Lie::Refuses(1))),
         ends: "failed",
+        code: Some(Code::EnvironmentUnusable),
         ..GOOD
+    },
+    BUNDLE,
+    Story { name: "bundle-resume", check: Check::Digest, act: Act::Restart, ..BUNDLE },
+    Story {
+        name: "bundle-sick",
+        image: |images| &images.bundled_offline,
+        ends: "rolledBack",
+        code: Some(Code::HealthCheckFailed),
+        ..BUNDLE
+    },
+    Story {
+        name: "bundle-bad-signature",
+        check: Check::ForeignSignature,
+        ends: "failed",
+        code: Some(Code::SignatureInvalid),
+        ..BUNDLE
+    },
+    Story { name: "bundle-bad-patches", check: Check::DamagedPatches, ..BUNDLE },
+    Story {
+        name: "bundle-bad-chunks",
+        check: Check::DamagedChunks,
+        ends: "failed",
+        code: Some(Code::DigestMismatch),
+        ..BUNDLE
     },
 ];
 
@@ -220,12 +450,53 @@ impl Story {
         (self.image)(Images::all())
     }
 
+    pub fn factory(&self) -> &'static Image {
+        (self.factory)(Images::all())
+    }
+
     /// What lies beside the image.
     pub fn signature(&self) -> &'static [u8] {
         match self.check {
             Check::ForeignSignature => include_bytes!("../data/factory.minisig"),
-            Check::Signature | Check::Digest | Check::ForeignDigest => include_bytes!("../data/good.minisig"),
+            _ => include_bytes!("../data/good.minisig"),
         }
+    }
+
+    /// The package as the server sends it.
+    pub fn sent_package(&self) -> Cow<'static, [u8]> {
+        let mut package = Cow::Borrowed(self.image().package());
+        for at in self.damaged() {
+            package.to_mut()[at] ^= 1;
+        }
+        package
+    }
+
+    fn damaged(&self) -> Vec<usize> {
+        let Some(Layout { patches, pieces, .. }) = self.image().layout() else { return Vec::new() };
+        // Of the noise, so that it decompresses to something else.
+        let in_noise = |part: Range<u64>| part.end as usize - PAGE_BYTES / 2;
+        let frames = patches.into_iter().map(|patch| in_noise(patch.frames));
+        match self.check {
+            // The manifest stays one, which says something else.
+            Check::ForeignSignature => {
+                let manifest = self.image().package().windows(YEAR.len());
+                manifest
+                    .clone()
+                    .position(|text| text == YEAR)
+                    .map(|at| at + YEAR.len() - 1)
+                    .into_iter()
+                    .collect()
+            }
+            Check::DamagedPatches => frames.collect(),
+            Check::DamagedChunks => frames.chain([in_noise(pieces)]).collect(),
+            Check::Digest | Check::Signature | Check::ForeignDigest => Vec::new(),
+        }
+    }
+
+    /// The most that is worth fetching of the package: of the bundles more than half runs already.
+    pub fn needed_bytes(&self) -> usize {
+        let package_bytes = self.image().package().len();
+        if self.image().bundle.is_some() { package_bytes / 2 } else { package_bytes }
     }
 
     pub fn target(&self) -> Slot {
@@ -233,20 +504,23 @@ impl Story {
     }
 
     /// Whether the twin may end with this after so many failures, too.
-    pub fn may_end(&self, status: &str, failures: usize) -> bool {
+    pub fn may_end(&self, status: &str, code: &Value, failures: usize) -> bool {
+        // An operator, who had no answer, began it again: what a signature alone vouches for is known by its content.
+        let again = self.ends == "rolledBack" && self.check == Check::Signature && code == "RolledBackBefore";
         let may = match status {
             // A medium that lied once lies to nobody who writes again.
             "completed" => self.liar.is_some() && failures > 0,
             // A trial may take no more boots.
             "rolledBack" => (self.ends == "completed" || self.liar.is_some()) && failures >= 3,
             // Nor an install more interruptions.
-            "failed" => failures >= 10,
+            "failed" => failures >= 10 || again,
             _ => false,
         };
         may || status == self.ends
     }
 
     pub fn slot_bytes(&self) -> usize {
-        self.image().content.len().next_multiple_of(ROOM_BYTES) + ROOM_BYTES
+        let largest_bytes = self.image().content.len().max(self.factory().content.len());
+        largest_bytes.next_multiple_of(ROOM_BYTES) + ROOM_BYTES
     }
 }
