@@ -219,6 +219,42 @@ async fn a_client_certificate_needs_no_password_and_a_rotated_file_is_taken() {
     }
 }
 
+/// Whatever renews them writes one after the other, and may be cut off in between.
+#[tokio::test]
+async fn a_certificate_and_a_key_that_do_not_belong_together_are_read_again() {
+    let peer = peer().await;
+    let directory = tempfile::TempDir::new().unwrap();
+    let (certificate_file, key_file) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
+    let [old, new] = [&peer.devices[0], &peer.devices[1]];
+    std::fs::copy(&old.certificate_file, &certificate_file).unwrap();
+    std::fs::copy(&old.key_file, &key_file).unwrap();
+    let mut config = config(&peer);
+    config.credentials = config::Credentials::Certificate {
+        certificate_file: certificate_file.clone(),
+        key_file: key_file.clone(),
+    };
+    let mut device = Device::start(quick(), config, unix_now);
+    let connection = peer.session(&empty_twin()).await;
+    device.connected().await;
+    std::fs::copy(&new.certificate_file, &certificate_file).unwrap();
+    drop(connection);
+    device.disconnected().await;
+    let reason = device.disconnected().await;
+    let files = format!("{} and its key {}", certificate_file.display(), key_file.display());
+    assert!(reason.contains(&files) && reason.contains("not usable together"), "{reason}");
+    let certificate = std::fs::read(&certificate_file).unwrap();
+    std::fs::write(&certificate_file, &certificate[..certificate.len() / 2]).unwrap();
+    let reason = device.disconnected().await;
+    assert!(reason.contains(&format!("{}", certificate_file.display())), "{reason}");
+
+    std::fs::write(&certificate_file, &certificate).unwrap();
+    std::fs::copy(&new.key_file, &key_file).unwrap();
+    let connection = peer.session(&empty_twin()).await;
+    assert_eq!(connection.client_certificate().as_ref(), Some(&new.certificate));
+    // What is not told again may have been told between the two.
+    while matches!(device.event().await, HubEvent::Disconnected { .. }) {}
+}
+
 #[tokio::test]
 async fn a_gateway_is_dialled_but_the_hub_is_named() {
     let peer = peer().await;
