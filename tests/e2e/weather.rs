@@ -490,6 +490,29 @@ async fn a_daemon_that_stood_still_goes_on() {
     assert!(!world.rig.board.log().contains("attempt 2"), "{}", world.rig.board.log());
 }
 
+/// Nobody reboots it but its operator, in the end.
+#[tokio::test]
+async fn a_machine_that_does_not_reboot_is_asked_again_and_again() {
+    let clocks = Clocks::new();
+    let mut world = World::switched_off(Traits::default(), "", &clocks.daemon()).await;
+    configure(&world.rig, "60-reboot.toml", "[system]\nreboot_command = [\"true\"]\n");
+    world.power_on().await;
+    world.start().await;
+    let asked = |rig: &Rig| rig.board.log().matches("asking for the reboot").count();
+    let given_up = || world.rig.board.log().contains("leaving it to the watchdog");
+    clocks.pass_until(&world.rig, Duration::from_secs(5), given_up).await;
+    assert_eq!(asked(&world.rig), 5);
+    // As its watchdog does, which is fed no more.
+    world.rig.board.kill_daemon().await.unwrap();
+    clocks.pass_until(&world.rig, Duration::from_secs(5), || asked(&world.rig) > 5).await;
+    assert_eq!(world.rig.board.boots().len(), 1);
+    let status = world.rig.peek().await.unwrap();
+    assert_eq!(status["reported"]["firmware"]["fwUpdateStatus"], "rebooting");
+    world.rig.board.cut().await;
+    world.rig.board.power_on().await.unwrap();
+    world.completes().await;
+}
+
 /// What the kernel's out-of-memory killer does, too.
 #[tokio::test]
 async fn a_daemon_that_is_killed_at_random_gets_through() {
