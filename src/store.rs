@@ -6,8 +6,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::ownership::{self, OwnershipError};
-use crate::update::Record;
 use crate::update::record::{RecordError, SIZE_BYTES_MAX};
+use crate::update::{Code, Failure, Record};
 
 /// Why the state could not be kept.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,8 @@ pub struct StateStore {
 pub struct Loaded {
     /// The state; at rest, where there was none, a damaged one, or one of a newer version.
     pub record: Record,
-    /// Why the file that was there is not believed, or not in all; it was moved to `state.damaged`.
+    /// Why the file that was there is not believed, or not in all; it was moved to `state.damaged`. The record says
+    /// so from now on.
     pub damage: Option<RecordError>,
 }
 
@@ -122,15 +123,18 @@ impl StateStore {
                 let quarantine = |source| StoreError::Quarantine { path: path.clone(), source };
                 let aside = self.directory.join("state.damaged");
                 let record = if let Some(record) = Record::safe_part(&bytes) {
-                    // A power cut between the two repeats both.
+                    // A power cut before the state is saved repeats both.
                     write_durably(&aside, &bytes).map_err(quarantine)?;
-                    self.save(&record)?;
                     record
                 } else {
                     fs::rename(&path, &aside).map_err(quarantine)?;
                     sync_directory(&self.directory).map_err(quarantine)?;
                     Record::default()
                 };
+                let message = format!("{damage}; it was moved aside, and what was under way is not known");
+                let fault = Some(Failure::new(Code::StateDamaged, message));
+                let record = Record { fault, ..record };
+                self.save(&record)?;
                 Ok(Loaded { record, damage: Some(damage) })
             }
         }
@@ -250,9 +254,13 @@ mod tests {
         let last = bytes.len() - 3;
         bytes[last] ^= 1;
         write_durably(&store.file(), &bytes).unwrap();
-        assert!(matches!(store.load().unwrap().damage, Some(RecordError::Checksum { .. })));
+        let loaded = store.load().unwrap();
+        assert!(matches!(loaded.damage, Some(RecordError::Checksum { .. })));
+        assert_eq!(loaded.record.fault.as_ref().map(|fault| fault.code), Some(Code::StateDamaged));
         assert_eq!(fs::read(store.directory.join("state.damaged")).unwrap(), bytes);
-        assert!(store.load().unwrap().damage.is_none());
+        let again = store.load().unwrap();
+        assert!(again.damage.is_none());
+        assert_eq!(again.record, loaded.record, "it is still to be told");
     }
 
     /// Shows F24.
@@ -264,10 +272,11 @@ mod tests {
         write_durably(&store.file(), newer.as_bytes()).unwrap();
         let loaded = store.load().unwrap();
         assert!(matches!(loaded.damage, Some(RecordError::Schema { found: 2 })));
-        assert_eq!(loaded.record, record());
+        assert!(loaded.record.fault.is_some());
+        assert_eq!(Record { fault: None, ..loaded.record.clone() }, record());
         assert_eq!(fs::read_to_string(store.directory.join("state.damaged")).unwrap(), newer);
         let again = store.load().unwrap();
-        assert_eq!(again.record, record());
+        assert_eq!(again.record, loaded.record);
         assert!(again.damage.is_none());
     }
 

@@ -72,11 +72,11 @@ impl Linux {
             return Err(AgentError::StateOnSlot { path: config.state_directory.clone(), slot });
         }
         let loaded = store.load()?;
-        let state_fault = loaded.damage.map(|damage| {
-            let message = format!("{damage}; it was moved aside, and what was under way is not known");
-            error!(MESSAGE_ID = message_id::STATE_DAMAGED, "{message}");
-            Failure::new(Code::StateDamaged, message)
-        });
+        if loaded.damage.is_some()
+            && let Some(fault) = &loaded.record.fault
+        {
+            error!(MESSAGE_ID = message_id::STATE_DAMAGED, "{}", fault.message);
+        }
         let image_version = system::image_version(&config.system.os_release);
         let mark = Mark::new(&config.state_directory);
         let trial_timeouts = mark.reboots();
@@ -85,8 +85,7 @@ impl Linux {
         let min_version =
             BootControl::open(&config.boot).ok().and_then(|mut boot| boot.min_version().ok()).flatten();
         let clock_is_right = false;
-        let found =
-            Found { boot, record, state_fault, image_version, min_version, trial_timeouts, clock_is_right };
+        let found = Found { boot, record, image_version, min_version, trial_timeouts, clock_is_right };
         let (deciding, hooks) = (Arc::default(), Arc::default());
         Ok((Self { config, booted, store, mark, deciding, hooks }, found))
     }

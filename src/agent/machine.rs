@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use crate::control::Status;
 use crate::install;
 use crate::store::StoreError;
-use crate::update::{Boot, Effect, Environment, Event, Failure, KeyList, Record, Update};
+use crate::update::{Boot, Effect, Environment, Event, KeyList, Record, Update};
 
 /// What the agent works on. The daemon's is [`Linux`](super::Linux); the rehearsal of a fleet has thousands
 /// in memory.
@@ -68,8 +68,6 @@ pub struct Found {
     pub boot: Boot,
     /// What was saved last.
     pub record: Record,
-    /// Why that is not what was saved last, if it is not.
-    pub state_fault: Option<Failure>,
     /// The version of the running system, where known.
     pub image_version: Option<String>,
     /// The version that was committed last, by the boot loader's variables.

@@ -179,7 +179,6 @@ struct Agent<M> {
     examining: Option<JoinHandle<()>>,
     desired: Option<UpdateRequest>,
     desired_fault: Option<Failure>,
-    state_fault: Option<Failure>,
     connected: watch::Sender<bool>,
     hub_detail: String,
     reported: watch::Sender<hub::Reported>,
@@ -215,8 +214,7 @@ impl<M: Machine> Agent<M> {
         done: mpsc::Sender<Completion>,
         status: watch::Sender<Status>,
     ) -> Self {
-        let Found { boot, record, state_fault, image_version, min_version, trial_timeouts, clock_is_right } =
-            found;
+        let Found { boot, record, image_version, min_version, trial_timeouts, clock_is_right } = found;
         let hub_detail = Uplink::of(&config).map_or_else(|| NO_HUB.to_owned(), |uplink| uplink.awaited());
         let exporter = config.metrics_file.clone().map(Exporter::start);
         Self {
@@ -241,7 +239,6 @@ impl<M: Machine> Agent<M> {
             examining: None,
             desired: None,
             desired_fault: None,
-            state_fault,
             connected: watch::channel(false).0,
             hub_detail,
             reported: watch::channel(None).0,
@@ -538,10 +535,6 @@ impl<M: Machine> Agent<M> {
                 came_to_rest = self.record.state.is_at_rest();
             }
         }
-        if came_to_rest {
-            // What was under way, and is not known, is over.
-            self.state_fault = None;
-        }
         // Whoever asks and then looks at the status must find the answer's truth there.
         self.show_status();
         for effect in next.effects {
@@ -681,7 +674,7 @@ impl<M: Machine> Agent<M> {
             environment: &self.environment,
             running_version: self.image_version.as_deref(),
             started: self.started,
-            fault: self.desired_fault.as_ref().or(self.state_fault.as_ref()),
+            fault: self.desired_fault.as_ref().or(self.record.fault.as_ref()),
         }
     }
 

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::fetch::{FetchError, Reach, Source, Wanted};
+use super::patience::Patience;
 use super::validator::Validator;
 use super::{Limits, Progress};
 use crate::redact::display_url;
@@ -112,6 +113,8 @@ pub struct Parts {
     /// Not asked for yet.
     requests: VecDeque<Range<u64>>,
     under_way: VecDeque<Part>,
+    /// With all of them together: each is over soon, and waits for its own bytes alone.
+    patience: Patience,
     /// Aborted with this value.
     tasks: JoinSet<()>,
 }
@@ -126,7 +129,8 @@ impl Parts {
     /// Nothing is asked for before [`Parts::next`].
     #[must_use]
     pub fn new(remote: Remote, requests: VecDeque<Range<u64>>) -> Self {
-        Self { remote, requests, under_way: VecDeque::new(), tasks: JoinSet::new() }
+        let patience = Patience::new(remote.limits);
+        Self { remote, requests, under_way: VecDeque::new(), patience, tasks: JoinSet::new() }
     }
 
     /// The next bytes, and where they are in the file; `None` at the end.
@@ -134,6 +138,7 @@ impl Parts {
     /// # Errors
     /// [`FetchError`].
     pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>, FetchError> {
+        self.patience.resume();
         loop {
             while self.tasks.try_join_next().is_some() {}
             while self.under_way.len() < IN_FLIGHT
@@ -148,7 +153,15 @@ impl Parts {
                 Some(bytes) => {
                     let (bytes, offset) = (bytes?, part.left.start);
                     part.left.start += bytes.len() as u64;
-                    return Ok(Some((offset, bytes)));
+                    return match self.patience.suffices(bytes.len()) {
+                        true => Ok(Some((offset, bytes))),
+                        false => Err(FetchError::Trickle {
+                            url: display_url(&self.remote.uri),
+                            bytes: self.patience.bytes(),
+                            limit: self.remote.limits.retry,
+                            source: None,
+                        }),
+                    };
                 }
                 None if part.left.is_empty() => drop(self.under_way.pop_front()),
                 None => {
@@ -175,7 +188,64 @@ async fn fetch(remote: Remote, part: Range<u64>, pieces: mpsc::Sender<Result<Byt
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+    use tokio::net::TcpListener;
+
+    use super::super::fetch::Clients;
     use super::*;
+
+    /// What comes of requests of ten bytes each, if each is answered after so long; four are under way.
+    async fn fetch_tens(delay: Duration, requests: u64) -> Result<u64, FetchError> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}/b.twb", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (read, mut write) = stream.into_split();
+                    let mut lines = BufReader::new(read).lines();
+                    while let Ok(Some(line)) = lines.next_line().await {
+                        let Some(range) =
+                            line.to_lowercase().strip_prefix("range: bytes=").map(str::to_owned)
+                        else {
+                            continue;
+                        };
+                        tokio::time::sleep(delay).await;
+                        let head =
+                            format!("HTTP/1.1 206 \r\netag: \"1\"\r\ncontent-range: bytes {range}/1000000");
+                        let answer = format!("{head}\r\ncontent-length: 10\r\n\r\n0123456789");
+                        write.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                });
+            }
+        });
+        let remote = Remote {
+            uri,
+            expected_bytes: None,
+            validator: None,
+            reach: Reach::Direct(Arc::new(Clients::new(None).unwrap())),
+            limits: Limits::new(Duration::from_secs(1)),
+            progress: watch::Sender::new(Progress::default()),
+            beside: None,
+        };
+        let wanted = (0..requests).map(|number| number * 5000..number * 5000 + 10).collect();
+        let (mut parts, mut bytes) = (Parts::new(remote, wanted), 0);
+        while let Some((_, piece)) = parts.next().await? {
+            bytes += piece.len() as u64;
+        }
+        Ok(bytes)
+    }
+
+    #[tokio::test]
+    async fn requests_that_are_each_over_soon_are_not_waited_for_for_ever() {
+        assert_eq!(fetch_tens(Duration::ZERO, 100).await.unwrap(), 1000);
+        // 133 bytes a second, of 256.
+        match fetch_tens(Duration::from_millis(300), 100).await {
+            Err(FetchError::Trickle { bytes, .. }) => assert!((10..256).contains(&bytes), "{bytes}"),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn neighbours_are_asked_for_together_and_nothing_large_at_once() {

@@ -36,6 +36,9 @@ pub struct Record {
     /// Hooks that have not heard yet how an update ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub afterword: Option<Box<Afterword>>,
+    /// Why the record before this one is not known, or not in all: told until an update ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Failure>,
 }
 
 /// Versions by slot.
@@ -360,6 +363,7 @@ impl Record {
             times: field(&fields, "times"),
             // Hooks that were not run to the end are of the newer version too.
             afterword: None,
+            fault: field(&fields, "fault"),
         })
     }
 }
@@ -419,7 +423,7 @@ mod tests {
                 asked_in: Some(BootId(5)),
                 reboots: 1,
             },
-            denied: vec![Denied { source_digest: Sha256Digest([7; 32]), failure }],
+            denied: vec![Denied { source_digest: Sha256Digest([7; 32]), failure: failure.clone() }],
             versions: Versions { a: Some("1.0".into()), b: None },
             min_version: Some("1.0".into()),
             keys: Some(keys),
@@ -430,6 +434,7 @@ mod tests {
                 ..Times::default()
             },
             afterword: None,
+            fault: Some(failure),
         }
     }
 

@@ -682,6 +682,8 @@ fn finish_roll_back(
 fn finish(context: &Context, mut record: Record, update: Update, outcome: Outcome) -> Step {
     let update = update.without_secrets();
     record.times.finished = Some(context.now);
+    // What was under way, and is not known, is over.
+    record.fault = None;
     to_state(record, State::Idle { last: Some(Box::new(Finished { update, outcome })) }, [Effect::Report])
 }
 

@@ -212,6 +212,11 @@ async fn a_damaged_state_file_is_set_aside_and_told() {
     let status = rig.wait(|status| !status["reported"]["firmware"]["error"].is_null()).await;
     assert_eq!(status["reported"]["firmware"]["error"]["code"], "StateDamaged");
     assert!(state.with_extension("damaged").exists());
+    // The hub may have been away until now.
+    rig.board.cut().await;
+    rig.board.power_on().await.unwrap();
+    let again = rig.wait(|status| !status["reported"]["firmware"]["error"].is_null()).await;
+    assert_eq!(again["reported"]["firmware"]["error"], status["reported"]["firmware"]["error"]);
     // The device is none the worse for it.
     rig.install("2.0", Traits::default()).await;
     assert_eq!(rig.outcome().await["firmwareStatus"], "completed");

@@ -139,7 +139,6 @@ impl Simulated {
         Found {
             boot: Boot { id: BootId(kept.random.u128(..)), slot: running },
             record: kept.record.clone(),
-            state_fault: None,
             image_version: Some(kept.slot(running).version.clone()),
             min_version: None,
             trial_timeouts: 0,
