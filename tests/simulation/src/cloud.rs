@@ -42,7 +42,7 @@ const UPDATE_ID: &str = "simulated";
 /// Nothing of it is lost with the machine's power.
 #[derive(Debug)]
 pub struct Cloud {
-    story: &'static Story,
+    pub story: &'static Story,
     /// Without it, the network is as good as it can be.
     weather: Option<Rng>,
     /// The twin.

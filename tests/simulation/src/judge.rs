@@ -11,7 +11,7 @@ use crate::disk;
 use crate::kept::Kept;
 use crate::life::Fault;
 use crate::site::Site;
-use crate::story::{Act, Before, Images, Story};
+use crate::story::{Act, Before, Story};
 use crate::uboot::{COPY_BYTES, Environment, Slot};
 
 /// More than a trial has boots.
@@ -57,12 +57,12 @@ fn environment(site: &Site) -> Environment {
 
 /// A verified system boots, at this start and at all that follow where no daemon runs.
 fn boots(site: &Site, story: &Story) -> Result<(), Fault> {
+    let is_verified = [Slot::A, Slot::B].map(|slot| {
+        let system = site.system(slot);
+        system.is_some_and(|system| story.check.is_right() || system.version != story.image().version)
+    });
     disk::change(|disk| {
         let mut medium = disk.safe(&site.environment()).to_vec();
-        let is_verified = [Slot::A, Slot::B].map(|slot| {
-            let image = Images::all().in_slot(disk.safe(&site.slot(slot)));
-            image.is_some_and(|image| story.check.is_right() || image.version != story.image().version)
-        });
         for reset in 1..=RESETS {
             let environment = Environment::load(&medium);
             if environment.current.is_none() {
@@ -110,8 +110,8 @@ pub fn note_kept(site: &Site, cloud: &mut Cloud) -> Result<(), Fault> {
 
 /// Whether the target holds the whole image for certain. Comparing takes time: for where it is needed.
 fn holds_image(site: &Site, story: &Story) -> bool {
-    let target = site.slot(story.target());
-    disk::change(|disk| story.image().is_in(disk.safe(&target)))
+    let (target, kernel) = (site.slot(story.target()), site.kernel(story.target()));
+    disk::change(|disk| story.image().is_in(disk.safe(&target), disk.safe(&kernel)))
 }
 
 fn contradiction(site: &Site, story: &Story, kept: &Kept, is_accepted: bool) -> Option<&'static str> {
@@ -200,8 +200,7 @@ pub fn judge_end(
     if environment.is_trial() || environment.slot() != runs {
         return Err(format!("the twin says {status}, the environment has {environment}"));
     }
-    let path = site.slot(runs);
-    let version = disk::change(|disk| Images::all().in_slot(disk.safe(&path)).map(|image| image.version));
+    let version = site.system(runs).map(|image| image.version);
     if firmware["slots"]["booted"] != runs.letter() || firmware["currentFwVersion"] != json!(version) {
         return Err(format!("slot {} of {version:?} runs, and the twin says {firmware}", runs.letter()));
     }

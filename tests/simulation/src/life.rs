@@ -21,7 +21,7 @@ use crate::judge;
 use crate::scheduler;
 use crate::seam;
 use crate::site::Site;
-use crate::story::{Act, Before, Images, Liar, Nature, Story};
+use crate::story::{Act, Before, Liar, Nature, Story};
 use crate::uboot::{self, Environment, Slot};
 
 /// What is wrong, for a person.
@@ -80,6 +80,9 @@ const AFTERWARDS: Duration = Duration::from_secs(120);
 
 /// What was on its way when a daemon was stopped in an orderly way is fetched again: a batch, and a block.
 const RESTART_COSTS_BYTES: u64 = 5 << 19;
+
+/// More than any kernel here.
+const KERNEL_SLOT_BYTES: usize = 32 << 10;
 
 /// How a daemon ended.
 enum End {
@@ -144,6 +147,12 @@ impl Life {
             (site.environment(), environment),
             (site.disk().join("data/lost+found"), Vec::new()),
         ];
+        if story.has_kernel() {
+            let mut kernel = story.factory().kernel.clone();
+            kernel.resize(KERNEL_SLOT_BYTES, 0);
+            files.push((site.kernel(story.origin), kernel));
+            files.push((site.kernel(story.target()), vec![0; KERNEL_SLOT_BYTES]));
+        }
         if let Some(state) = judge::state_before(story.before) {
             files.push((site.state().join("state"), state));
         }
@@ -228,8 +237,7 @@ impl Life {
         seam::BOOTED_MILLIS
             .store(u64::try_from(scheduler::now().as_millis()).unwrap_or(0), Ordering::Relaxed);
         let Some(slot) = self.run_boot_loader()? else { return Ok(End::Failed) };
-        let path = self.site.slot(slot);
-        let image = disk::change(|disk| Images::all().in_slot(disk.safe(&path)));
+        let image = self.site.system(slot);
         let image = image.ok_or_else(|| format!("slot {} boots, and holds no system", slot.letter()))?;
         let boot_id = self.dice.u128(..);
         self.site.boot(slot, boot_id, image.version).map_err(|error| format!("cannot boot: {error}"))?;
@@ -347,7 +355,8 @@ fn daemon(site: &Arc<Site>, cloud: &Shared) -> Result<End, Fault> {
         let listener =
             UnixListener::bind(site.network_socket()).map_err(|error| format!("no network: {error}"))?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let agent = agent::run(site.config(), async { drop(stopped.await) });
+        let has_kernels = lock(cloud).story.has_kernel();
+        let agent = agent::run(site.config(has_kernels), async { drop(stopped.await) });
         let mut agent = Box::pin(agent);
         let end = tokio::select! {
             ended = &mut agent => return ended_early(ended),

@@ -59,7 +59,7 @@ struct Options {
     /// Processes
     #[arg(long, overrides_with = "workers", default_value_t = std::thread::available_parallelism().map_or(1, usize::from))]
     workers: usize,
-    /// Only writes this image to standard output, for `data/make`
+    /// Only writes this image, or NAME.kernel, to standard output, for `data/make`
     #[arg(long, hide = true)]
     image: Option<String>,
     /// This worker of them
@@ -107,8 +107,12 @@ fn main() -> ExitCode {
 }
 
 fn write_image(name: &str) -> ExitCode {
-    let image = Images::all().named(name);
-    match image.map(|image| std::io::stdout().write_all(&image.content)) {
+    let image = |name| Images::all().named(name);
+    let bytes = match name.strip_suffix(".kernel") {
+        Some(name) => image(name).map(|image| &image.kernel),
+        None => image(name).map(|image| &image.content),
+    };
+    match bytes.map(|bytes| std::io::stdout().write_all(bytes)) {
         Some(Ok(())) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }

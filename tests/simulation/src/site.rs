@@ -1,6 +1,5 @@
 //! The directory that stands for one machine, and its configuration.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +10,8 @@ use twinboot::config::{self, Config};
 use twinboot::install::verify::ImageCheck;
 use twinboot::scripts::Surroundings;
 
+use crate::disk;
+use crate::story::{Image, Images};
 use crate::uboot::{COPIES, COPY_BYTES, Slot};
 
 /// Boots that a trial may take.
@@ -57,6 +58,17 @@ impl Site {
         self.disk().join(format!("slot-{}", slot.letter()))
     }
 
+    /// Where a slot has one of its own for that.
+    pub fn kernel(&self, slot: Slot) -> PathBuf {
+        self.disk().join(format!("kernel-{}", slot.letter()))
+    }
+
+    /// The system that a slot holds whole, for certain.
+    pub fn system(&self, slot: Slot) -> Option<&'static Image> {
+        let (root, kernel) = (self.slot(slot), self.kernel(slot));
+        disk::change(|disk| Images::all().in_slot(disk.safe(&root), disk.safe(&kernel)))
+    }
+
     /// Both copies lie on one raw medium.
     pub fn environment(&self) -> PathBuf {
         self.disk().join("environment")
@@ -91,12 +103,14 @@ impl Site {
         fs::write(self.base.join("etc/os-release"), format!("IMAGE_VERSION={version}\n"))
     }
 
-    pub fn config(&self) -> Config {
+    pub fn config(&self, has_kernels: bool) -> Config {
+        let kernels = config::Pair { a: self.kernel(Slot::A), b: self.kernel(Slot::B) };
+        let others = has_kernels.then(|| ("boot".to_owned(), kernels)).into_iter().collect();
         Config {
             hub: None,
             network: Some(self.network_socket()),
             state_directory: self.state(),
-            slots: config::Slots { a: self.slot(Slot::A), b: self.slot(Slot::B), others: BTreeMap::new() },
+            slots: config::Slots { a: self.slot(Slot::A), b: self.slot(Slot::B), others },
             boot: config::Boot {
                 scheme: Scheme::Bootcount,
                 environment: self.base.join("etc/fw_env.config"),

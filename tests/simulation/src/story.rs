@@ -58,6 +58,8 @@ pub struct Image {
     pub version: &'static str,
     pub nature: Nature,
     pub content: Vec<u8>,
+    /// What is in the slot's other device, where it has one.
+    pub kernel: Vec<u8>,
     /// The bundle that brings it, if one does.
     pub bundle: Option<&'static [u8]>,
     /// Of the image, or of the bundle's manifest.
@@ -71,7 +73,7 @@ impl Image {
         let mut noise = Noise(content.iter().map(|byte| u64::from(*byte)).sum());
         content.resize_with(size, || noise.next());
         let digest = digest_of(&content);
-        Self { name, version: "2.0", nature, content, bundle: None, digest }
+        Self { name, version: "2.0", nature, content, kernel: Vec::new(), bundle: None, digest }
     }
 
     /// As a file system is: of few bytes when it is compressed, with what repeats, and what older ones have.
@@ -80,6 +82,10 @@ impl Image {
         image.content.extend(pages.flat_map(Page::content));
         image.digest = digest_of(&image.content);
         image
+    }
+
+    fn with_kernel(self, pages: impl Iterator<Item = Page>) -> Self {
+        Self { kernel: pages.flat_map(Page::content).collect(), ..self }
     }
 
     fn brought_by(self, bundle: &'static [u8]) -> Self {
@@ -105,8 +111,9 @@ impl Image {
         Some(Manifest::parse(manifest).expect("a manifest").layout(header))
     }
 
-    pub fn is_in(&self, slot: &[u8]) -> bool {
-        slot.starts_with(&self.content)
+    /// Whether the devices of a slot hold all of it.
+    pub fn is_in(&self, slot: &[u8], kernel: &[u8]) -> bool {
+        slot.starts_with(&self.content) && kernel.starts_with(&self.kernel)
     }
 }
 
@@ -180,6 +187,9 @@ pub struct Images {
     pub long: Image,
     pub bundled: Image,
     pub bundled_offline: Image,
+    /// With a kernel in a device of its own.
+    pub paired_factory: Image,
+    pub paired: Image,
     pub offline: Image,
     pub late: Image,
     pub panics: Image,
@@ -200,6 +210,12 @@ impl Images {
                 .brought_by(include_bytes!("../data/bundled.twb")),
             bundled_offline: Image::paged("bundled-offline", Nature::Offline, bundled_pages())
                 .brought_by(include_bytes!("../data/bundled-offline.twb")),
+            paired_factory: Image::paged("paired-factory", Nature::Good, (0..12).map(Page::Data))
+                .with_kernel((4_000..4_004).map(Page::Data))
+                .of_the_factory(),
+            paired: Image::paged("paired", Nature::Good, (6..18).map(Page::Data))
+                .with_kernel((4_002..4_008).map(Page::Data))
+                .brought_by(include_bytes!("../data/paired.twb")),
             offline: Image::new("offline", Nature::Offline, IMAGE_BYTES),
             late: Image::new("late", Nature::Late, IMAGE_BYTES),
             panics: Image::new("panics", Nature::Panics, IMAGE_BYTES),
@@ -207,22 +223,12 @@ impl Images {
         })
     }
 
-    fn each(&self) -> [&Image; 11] {
-        let Self { factory, paged_factory, good, large, long, bundled, bundled_offline, .. } = self;
-        let Self { offline, late, panics, no_daemon, .. } = self;
-        [
-            factory,
-            paged_factory,
-            good,
-            large,
-            long,
-            bundled,
-            bundled_offline,
-            offline,
-            late,
-            panics,
-            no_daemon,
-        ]
+    fn each(&self) -> [&Image; 13] {
+        let Self { factory, paged_factory, paired_factory, good, large, long, .. } = self;
+        let Self { bundled, bundled_offline, paired, offline, late, panics, no_daemon, .. } = self;
+        let old = [factory, paged_factory, paired_factory];
+        let new = [good, large, long, bundled, bundled_offline, paired, offline, late, panics, no_daemon];
+        std::array::from_fn(|number| if number < old.len() { old[number] } else { new[number - old.len()] })
     }
 
     pub fn named(&self, name: &str) -> Option<&Image> {
@@ -230,8 +236,8 @@ impl Images {
     }
 
     /// The system that a slot holds whole.
-    pub fn in_slot(&self, slot: &[u8]) -> Option<&Image> {
-        self.each().into_iter().find(|image| image.is_in(slot))
+    pub fn in_slot(&self, slot: &[u8], kernel: &[u8]) -> Option<&Image> {
+        self.each().into_iter().find(|image| image.is_in(slot, kernel))
     }
 }
 
@@ -332,6 +338,13 @@ const BUNDLE: Story = Story {
     image: |images| &images.bundled,
     check: Check::Signature,
     ..GOOD
+};
+
+const PAIR: Story = Story {
+    name: "pair",
+    factory: |images| &images.paired_factory,
+    image: |images| &images.paired,
+    ..BUNDLE
 };
 
 pub static STORIES: &[Story] = &[
@@ -439,6 +452,14 @@ pub static STORIES: &[Story] = &[
         code: Some(Code::DigestMismatch),
         ..BUNDLE
     },
+    PAIR,
+    Story {
+        name: "pair-bad-chunks",
+        check: Check::DamagedChunks,
+        ends: "failed",
+        code: Some(Code::DigestMismatch),
+        ..PAIR
+    },
 ];
 
 impl Story {
@@ -473,9 +494,10 @@ impl Story {
 
     fn damaged(&self) -> Vec<usize> {
         let Some(Layout { patches, pieces, .. }) = self.image().layout() else { return Vec::new() };
-        // Of the noise, so that it decompresses to something else.
-        let in_noise = |part: Range<u64>| part.end as usize - PAGE_BYTES / 2;
-        let frames = patches.into_iter().map(|patch| in_noise(patch.frames));
+        // Where the large bundles have noise, which decompresses to something else; or else within the kernel.
+        let from_end = if self.has_kernel() { 20 } else { PAGE_BYTES / 2 };
+        let at_end = |part: Range<u64>| part.end as usize - from_end;
+        let frames = patches.into_iter().map(|patch| at_end(patch.frames));
         match self.check {
             // The manifest stays one, which says something else.
             Check::ForeignSignature => {
@@ -488,15 +510,21 @@ impl Story {
                     .collect()
             }
             Check::DamagedPatches => frames.collect(),
-            Check::DamagedChunks => frames.chain([in_noise(pieces)]).collect(),
+            Check::DamagedChunks => frames.chain([at_end(pieces)]).collect(),
             Check::Digest | Check::Signature | Check::ForeignDigest => Vec::new(),
         }
     }
 
-    /// The most that is worth fetching of the package: of the bundles more than half runs already.
+    /// The most that is worth fetching of the package.
     pub fn needed_bytes(&self) -> usize {
         let package_bytes = self.image().package().len();
-        if self.image().bundle.is_some() { package_bytes / 2 } else { package_bytes }
+        match self.image().bundle {
+            None => package_bytes,
+            // It is small: its beginning comes more than once.
+            Some(_) if self.has_kernel() => 2 * package_bytes,
+            // More than half of it runs already.
+            Some(_) => package_bytes / 2,
+        }
     }
 
     pub fn target(&self) -> Slot {
@@ -517,6 +545,11 @@ impl Story {
             _ => false,
         };
         may || status == self.ends
+    }
+
+    /// In a device of its own.
+    pub fn has_kernel(&self) -> bool {
+        !self.image().kernel.is_empty()
     }
 
     pub fn slot_bytes(&self) -> usize {
