@@ -69,18 +69,25 @@ pub fn name(plan: &Plan) -> String {
     format!("--story {}{}", plan.story.name, failures.collect::<String>())
 }
 
-/// An image beyond this takes much of a run's time, and so does a bundle.
+/// A run with an image beyond this, or with a large bundle, takes as long as two to six others.
 const LARGE_BYTES: usize = 4 << 20;
+
+/// Of those, one in so many is lived at random.
+const LARGE_ONE_IN: u8 = 8;
 
 /// Any story, any failures, any weather.
 fn random(seed: u64) -> Plan {
     let mut dice = Rng::with_seed(seed);
-    let mut story = &STORIES[dice.usize(..STORIES.len())];
-    // Such a one takes as long as two to six others: less often.
-    let image = story.image();
-    if (image.content.len() > LARGE_BYTES || image.bundle.is_some()) && dice.u8(..3) > 0 {
-        story = &STORIES[dice.usize(..STORIES.len())];
-    }
+    let is_large = |story: &Story| {
+        let is_large_bundle = story.image().bundle.is_some() && !story.has_kernel();
+        is_large_bundle || story.image().content.len() > LARGE_BYTES
+    };
+    let story = loop {
+        let story = &STORIES[dice.usize(..STORIES.len())];
+        if !is_large(story) || dice.u8(..LARGE_ONE_IN) == 0 {
+            break story;
+        }
+    };
     // Now and then, one after the other, each a little after the start was counted.
     let (count, after) =
         if dice.u8(..100) < 3 { (dice.usize(12..20), 6..12) } else { (dice.usize(1..5), 1..80) };
