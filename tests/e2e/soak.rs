@@ -38,7 +38,7 @@ impl Held {
     }
 
     /// The least of several moments: a buffer that was not given back yet is no leak.
-    fn least(several: &[Self]) -> Self {
+    pub fn least(several: &[Self]) -> Self {
         Self {
             resident_kib: several.iter().map(|held| held.resident_kib).min().unwrap(),
             descriptors: several.iter().map(|held| held.descriptors).min().unwrap(),
