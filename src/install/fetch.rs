@@ -497,12 +497,7 @@ impl Source {
     }
 
     fn trickle(&mut self) -> FetchError {
-        FetchError::Trickle {
-            url: self.shown.clone(),
-            bytes: self.patience.bytes(),
-            limit: self.limits.retry,
-            source: self.last_setback.take().map(Box::new),
-        }
+        self.patience.trickle(self.shown.clone(), self.last_setback.take().map(Box::new))
     }
 
     fn size_error(&self, announced: u64, actual: u64) -> FetchError {
@@ -638,10 +633,10 @@ impl Source {
         self.hang_up();
         let left = self.patience.left();
         if left.is_zero() {
-            let (url, limit, source) = (self.shown.clone(), self.limits.retry, Box::new(setback));
+            let (url, source) = (self.shown.clone(), Box::new(setback));
             return Err(match self.patience.bytes() {
-                0 => FetchError::Unreachable { url, limit, source },
-                bytes => FetchError::Trickle { url, bytes, limit, source: Some(source) },
+                0 => FetchError::Unreachable { url, limit: self.limits.retry, source },
+                _ => self.patience.trickle(url, Some(source)),
             });
         }
         let ceiling =

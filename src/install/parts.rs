@@ -155,12 +155,7 @@ impl Parts {
                     part.left.start += bytes.len() as u64;
                     return match self.patience.suffices(bytes.len()) {
                         true => Ok(Some((offset, bytes))),
-                        false => Err(FetchError::Trickle {
-                            url: display_url(&self.remote.uri),
-                            bytes: self.patience.bytes(),
-                            limit: self.remote.limits.retry,
-                            source: None,
-                        }),
+                        false => Err(self.patience.trickle(display_url(&self.remote.uri), None)),
                     };
                 }
                 None if part.left.is_empty() => drop(self.under_way.pop_front()),

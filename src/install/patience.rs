@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Limits;
-use super::fetch::boot_time;
+use super::fetch::{FetchError, Setback, boot_time};
 
 /// What gives less, on average over the whole limit, is given up like what gives nothing. A link that can carry a
 /// firmware at all gives more: this is 22 MB a day.
@@ -37,6 +37,12 @@ impl Patience {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// What to say of a source that gave hardly anything, and of the last try, if one failed.
+    #[must_use]
+    pub fn trickle(&self, url: String, source: Option<Box<Setback>>) -> FetchError {
+        FetchError::Trickle { url, bytes: self.bytes, limit: self.limits.retry, source }
     }
 
     /// How long was waited in this period.

@@ -6,6 +6,8 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use hub_emulator::board::{Board, BoardOptions, Scheme, Traits, board_image};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -136,6 +138,12 @@ impl Rig {
             word == "completed" || word == "failed" || word == "rolledBack"
         };
         self.wait(ended).await["reported"].clone()
+    }
+
+    /// To the daemon.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.board.daemon_pid().unwrap()).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
     }
 
     pub fn variable(&self, name: &str) -> String {

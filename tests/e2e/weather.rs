@@ -9,8 +9,7 @@ use std::time::Duration;
 use hub_emulator::board::{Slot, Traits, board_image};
 use hub_emulator::hub::{Hub, HubOptions};
 use hub_emulator::images::{DropFault, Faults, ImageServer};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
@@ -28,6 +27,9 @@ use crate::split::Meeting;
 pub fn slowly() -> Faults {
     Faults { bytes_per_sec: Some(1_000_000), ..Faults::default() }
 }
+
+/// As far as a wall clock jumps, in seconds.
+pub const YEARS: i64 = 10 * 365 * 86_400;
 
 const IMAGE_SIZE: u64 = IMAGE_BYTES as u64;
 
@@ -92,7 +94,6 @@ async fn a_wall_clock_that_jumps_ends_neither_download_nor_trial() {
     let config = format!("[health]\nscripts = {checks:?}\n");
     let mut world = World::switched_off(Traits::default(), &config, &clocks.daemon()).await;
     world.power_on().await;
-    const YEARS: i64 = 10 * 365 * 86_400;
     world.half_way().await;
     clocks.set_wall_clock(YEARS);
     world.rig.wait(|status| bytes(status) > 600_000).await;
@@ -482,10 +483,9 @@ async fn a_daemon_that_stood_still_goes_on() {
     configure(&world.rig, "60-alive.toml", "[hub]\nkeep_alive = \"1s\"\n");
     world.power_on().await;
     world.half_way().await;
-    let pid = Pid::from_raw(i32::try_from(world.rig.board.daemon_pid().unwrap()).unwrap());
-    kill(pid, Signal::SIGSTOP).unwrap();
+    world.rig.signal(Signal::SIGSTOP);
     world.hub.wait_connected(DEVICE, LIMIT, false).await.unwrap();
-    kill(pid, Signal::SIGCONT).unwrap();
+    world.rig.signal(Signal::SIGCONT);
     world.completes().await;
     assert!(!world.rig.board.log().contains("attempt 2"), "{}", world.rig.board.log());
 }

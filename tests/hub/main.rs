@@ -10,6 +10,7 @@
 
 mod peer;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -184,21 +185,41 @@ async fn both_tls_versions_are_spoken() {
     }
 }
 
+/// A device's certificate and key, which are renewed.
+struct IdentityFiles {
+    _directory: tempfile::TempDir,
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+impl IdentityFiles {
+    fn new() -> Self {
+        let directory = tempfile::TempDir::new().unwrap();
+        let [certificate, key] = ["cert.pem", "key.pem"].map(|name| directory.path().join(name));
+        Self { _directory: directory, certificate, key }
+    }
+
+    fn put(&self, credentials: &Credentials) {
+        std::fs::copy(&credentials.certificate_file, &self.certificate).unwrap();
+        std::fs::copy(&credentials.key_file, &self.key).unwrap();
+    }
+
+    fn config(&self, peer: &Peer) -> config::Hub {
+        let (certificate_file, key_file) = (self.certificate.clone(), self.key.clone());
+        let credentials = config::Credentials::Certificate { certificate_file, key_file };
+        config::Hub { credentials, ..config(peer) }
+    }
+}
+
 /// Shows Azure/iot-hub-device-update#90, #212, #219, #746, iot-identity-service#392, iotedge#6835.
 #[tokio::test]
 async fn a_client_certificate_needs_no_password_and_a_rotated_file_is_taken() {
     let peer = peer().await;
-    let directory = tempfile::TempDir::new().unwrap();
-    let (certificate_file, key_file) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
-    let mut config = config(&peer);
-    config.credentials = config::Credentials::Certificate {
-        certificate_file: certificate_file.clone(),
-        key_file: key_file.clone(),
-    };
+    let files = IdentityFiles::new();
+    let config = files.config(&peer);
     let mut device = None;
     for credentials in &peer.devices {
-        std::fs::copy(&credentials.certificate_file, &certificate_file).unwrap();
-        std::fs::copy(&credentials.key_file, &key_file).unwrap();
+        files.put(credentials);
         let device = device.get_or_insert_with(|| Device::start(quick(), config.clone(), unix_now));
         let mut connection = peer.accept().await;
         assert_eq!(connection.client_certificate().as_ref(), Some(&credentials.certificate));
@@ -211,8 +232,7 @@ async fn a_client_certificate_needs_no_password_and_a_rotated_file_is_taken() {
         device.connected().await;
         // Held until both files are the new ones: the next connect follows the loss at once.
         if credentials.certificate == peer.devices[0].certificate {
-            std::fs::copy(&peer.devices[1].certificate_file, &certificate_file).unwrap();
-            std::fs::copy(&peer.devices[1].key_file, &key_file).unwrap();
+            files.put(&peer.devices[1]);
         }
         drop(connection);
         device.disconnected().await;
@@ -223,32 +243,25 @@ async fn a_client_certificate_needs_no_password_and_a_rotated_file_is_taken() {
 #[tokio::test]
 async fn a_certificate_and_a_key_that_do_not_belong_together_are_read_again() {
     let peer = peer().await;
-    let directory = tempfile::TempDir::new().unwrap();
-    let (certificate_file, key_file) = (directory.path().join("cert.pem"), directory.path().join("key.pem"));
+    let files = IdentityFiles::new();
     let [old, new] = [&peer.devices[0], &peer.devices[1]];
-    std::fs::copy(&old.certificate_file, &certificate_file).unwrap();
-    std::fs::copy(&old.key_file, &key_file).unwrap();
-    let mut config = config(&peer);
-    config.credentials = config::Credentials::Certificate {
-        certificate_file: certificate_file.clone(),
-        key_file: key_file.clone(),
-    };
+    files.put(old);
+    let config = files.config(&peer);
     let mut device = Device::start(quick(), config, unix_now);
     let connection = peer.session(&empty_twin()).await;
     device.connected().await;
-    std::fs::copy(&new.certificate_file, &certificate_file).unwrap();
+    std::fs::copy(&new.certificate_file, &files.certificate).unwrap();
     drop(connection);
     device.disconnected().await;
     let reason = device.disconnected().await;
-    let files = format!("{} and its key {}", certificate_file.display(), key_file.display());
-    assert!(reason.contains(&files) && reason.contains("not usable together"), "{reason}");
+    let both = format!("{} and its key {}", files.certificate.display(), files.key.display());
+    assert!(reason.contains(&both) && reason.contains("not usable together"), "{reason}");
     // Its content was not on the medium yet when power was lost.
-    drop(std::fs::File::create(&certificate_file).unwrap());
+    drop(std::fs::File::create(&files.certificate).unwrap());
     let reason = device.disconnected().await;
-    assert!(reason.contains(&format!("no certificate in {}", certificate_file.display())), "{reason}");
+    assert!(reason.contains(&format!("no certificate in {}", files.certificate.display())), "{reason}");
 
-    std::fs::copy(&new.certificate_file, &certificate_file).unwrap();
-    std::fs::copy(&new.key_file, &key_file).unwrap();
+    files.put(new);
     let connection = peer.session(&empty_twin()).await;
     assert_eq!(connection.client_certificate().as_ref(), Some(&new.certificate));
     // What is not told again may have been told between the two.

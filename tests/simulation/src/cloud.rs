@@ -219,7 +219,7 @@ fn request(story: &Story) -> Value {
     match story.check {
         Check::Digest => request["fwPackageCheckValue"] = json!(image.digest),
         Check::ForeignDigest => request["fwPackageCheckValue"] = json!(Images::all().factory.digest),
-        _ => {}
+        Check::Signature | Check::ForeignSignature | Check::DamagedPatches | Check::DamagedChunks => {}
     }
     request
 }

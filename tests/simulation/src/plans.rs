@@ -78,10 +78,7 @@ const LARGE_ONE_IN: u8 = 8;
 /// Any story, any failures, any weather.
 fn random(seed: u64) -> Plan {
     let mut dice = Rng::with_seed(seed);
-    let is_large = |story: &Story| {
-        let is_large_bundle = story.image().bundle.is_some() && !story.has_kernel();
-        is_large_bundle || story.image().content.len() > LARGE_BYTES
-    };
+    let is_large = |story: &Story| story.is_large_bundle() || story.image().content.len() > LARGE_BYTES;
     let story = loop {
         let story = &STORIES[dice.usize(..STORIES.len())];
         if !is_large(story) || dice.u8(..LARGE_ONE_IN) == 0 {

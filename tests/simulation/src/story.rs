@@ -1,12 +1,11 @@
 //! What happens to a machine: the update that it is told to make, what is wrong with it, and what people do meanwhile.
 
 use std::borrow::Cow;
-use std::ops::Range;
 use std::sync::OnceLock;
 
 use ring::digest::{SHA256, digest};
 use serde_json::Value;
-use twinboot::bundle::{HEADER_BYTES, Header, Layout, Manifest};
+use twinboot::bundle::{HEADER_BYTES, Header, Manifest};
 use twinboot::update::Code;
 
 use crate::disk::Lie;
@@ -103,12 +102,7 @@ impl Image {
 
     /// Of the list of keys that it brings.
     pub fn key_serial(&self) -> Option<u64> {
-        self.bundle.map(|_| 1)
-    }
-
-    fn layout(&self) -> Option<Layout> {
-        let (header, manifest) = parts(self.bundle?);
-        Some(Manifest::parse(manifest).expect("a manifest").layout(header))
+        Some(Manifest::parse(parts(self.bundle?).1).expect("a manifest").keys?.serial)
     }
 
     /// Whether the devices of a slot hold all of it.
@@ -226,9 +220,21 @@ impl Images {
     fn each(&self) -> [&Image; 13] {
         let Self { factory, paged_factory, paired_factory, good, large, long, .. } = self;
         let Self { bundled, bundled_offline, paired, offline, late, panics, no_daemon, .. } = self;
-        let old = [factory, paged_factory, paired_factory];
-        let new = [good, large, long, bundled, bundled_offline, paired, offline, late, panics, no_daemon];
-        std::array::from_fn(|number| if number < old.len() { old[number] } else { new[number - old.len()] })
+        [
+            factory,
+            paged_factory,
+            paired_factory,
+            good,
+            large,
+            long,
+            bundled,
+            bundled_offline,
+            paired,
+            offline,
+            late,
+            panics,
+            no_daemon,
+        ]
     }
 
     pub fn named(&self, name: &str) -> Option<&Image> {
@@ -479,7 +485,11 @@ impl Story {
     pub fn signature(&self) -> &'static [u8] {
         match self.check {
             Check::ForeignSignature => include_bytes!("../data/factory.minisig"),
-            _ => include_bytes!("../data/good.minisig"),
+            Check::Signature
+            | Check::Digest
+            | Check::ForeignDigest
+            | Check::DamagedPatches
+            | Check::DamagedChunks => include_bytes!("../data/good.minisig"),
         }
     }
 
@@ -493,25 +503,23 @@ impl Story {
     }
 
     fn damaged(&self) -> Vec<usize> {
-        let Some(Layout { patches, pieces, .. }) = self.image().layout() else { return Vec::new() };
-        // Where the large bundles have noise, which decompresses to something else; or else within the kernel.
-        let from_end = if self.has_kernel() { 20 } else { PAGE_BYTES / 2 };
-        let at_end = |part: Range<u64>| part.end as usize - from_end;
-        let frames = patches.into_iter().map(|patch| at_end(patch.frames));
+        let Some(bundle) = self.image().bundle else { return Vec::new() };
         match self.check {
+            Check::Digest | Check::Signature | Check::ForeignDigest => Vec::new(),
             // The manifest stays one, which says something else.
             Check::ForeignSignature => {
-                let manifest = self.image().package().windows(YEAR.len());
-                manifest
-                    .clone()
-                    .position(|text| text == YEAR)
-                    .map(|at| at + YEAR.len() - 1)
-                    .into_iter()
-                    .collect()
+                let year = bundle.windows(YEAR.len()).position(|text| text == YEAR).expect("a year");
+                vec![year + YEAR.len() - 1]
             }
-            Check::DamagedPatches => frames.collect(),
-            Check::DamagedChunks => frames.chain([at_end(pieces)]).collect(),
-            Check::Digest | Check::Signature | Check::ForeignDigest => Vec::new(),
+            Check::DamagedPatches | Check::DamagedChunks => {
+                let (header, manifest) = parts(bundle);
+                let layout = Manifest::parse(manifest).expect("a manifest").layout(header);
+                // Where the large bundles have noise, which decompresses to something else; or else within the kernel.
+                let from_end = if self.has_kernel() { 20 } else { PAGE_BYTES / 2 };
+                let chunks = (self.check == Check::DamagedChunks).then_some(layout.pieces);
+                let parts = layout.patches.into_iter().map(|patch| patch.frames).chain(chunks);
+                parts.map(|part| part.end as usize - from_end).collect()
+            }
         }
     }
 
@@ -520,11 +528,16 @@ impl Story {
         let package_bytes = self.image().package().len();
         match self.image().bundle {
             None => package_bytes,
-            // It is small: its beginning comes more than once.
-            Some(_) if self.has_kernel() => 2 * package_bytes,
             // More than half of it runs already.
-            Some(_) => package_bytes / 2,
+            Some(_) if self.is_large_bundle() => package_bytes / 2,
+            // Its beginning comes more than once.
+            Some(_) => 2 * package_bytes,
         }
+    }
+
+    /// Those for slots of two devices are small.
+    pub fn is_large_bundle(&self) -> bool {
+        self.image().bundle.is_some() && !self.has_kernel()
     }
 
     pub fn target(&self) -> Slot {
