@@ -19,9 +19,6 @@ use serde_json::{Map, Value, json};
 
 use self::gate::{Gate, Tally, Verdict};
 
-/// No device has a space in its name, so this targets none.
-const NOBODY: &str = "deviceId = 'rollout paused'";
-
 /// The path of the desired property in a configuration.
 const FIRMWARE: &str = "properties.desired.firmware";
 
@@ -40,6 +37,20 @@ pub struct Rollout {
     pub open: usize,
     pub gate: Gate,
     pub paused: bool,
+}
+
+/// The keys of the desired property that not every update has.
+const OPTIONAL_KEYS: [&str; 2] = ["fwPackageCheckValue", "fwSize"];
+
+/// Whether a configuration says what firmware devices are to have, whoever made it.
+pub fn sets_firmware(configuration: &Value) -> bool {
+    let content = configuration.pointer("/content/deviceContent").and_then(Value::as_object);
+    content.is_some_and(|content| {
+        content.iter().any(|(path, value)| match path.as_str() {
+            "properties.desired" => value.get("firmware").is_some(),
+            path => path == FIRMWARE || path.strip_prefix(FIRMWARE).is_some_and(|rest| rest.starts_with('.')),
+        })
+    })
 }
 
 /// A configuration that was not made by `rollout create`.
@@ -84,6 +95,14 @@ impl Rollout {
 
     /// The configuration to create.
     pub fn configuration(&self, firmware: &Value) -> Value {
+        // The hub adds what is desired to what an older rollout left in the twin: what this one does not say is taken
+        // away, or its image would be measured by the older one's size.
+        let mut firmware = firmware.clone();
+        if let Some(fields) = firmware.as_object_mut() {
+            for key in OPTIONAL_KEYS {
+                fields.entry(key).or_insert(Value::Null);
+            }
+        }
         let configuration = json!({
             "id": self.name,
             "schemaVersion": "1.0",
@@ -117,8 +136,15 @@ impl Rollout {
         labels
     }
 
-    fn target_condition(&self) -> String {
-        if self.paused { NOBODY.to_owned() } else { any_of(self.open_rings()) }
+    /// In a pause, only those that have begun: a device that nobody targets is given an older rollout again, if there is
+    /// one, and would report that it refuses it.
+    pub fn target_condition(&self) -> String {
+        let rings = any_of(self.open_rings());
+        if !self.paused {
+            return rings;
+        }
+        let begun = format!("{} OR {VERSION} = {}", self.is_mine(), quoted(&self.version));
+        if rings == "*" { begun } else { format!("({rings}) AND ({begun})") }
     }
 
     pub fn open_rings(&self) -> &[String] {
@@ -183,16 +209,22 @@ impl Rollout {
         )
     }
 
-    /// What is to be done, by the counts of the ring that was opened last.
-    pub fn decide(&self, last_ring: &Tally) -> Verdict {
+    /// What is to be done, by the counts of all open rings. The last one says whether the next may open; each may stop
+    /// it, however long it has been open: sick devices take longer to say so than healthy ones.
+    pub fn decide(&self, open_rings: &[Tally]) -> Verdict {
         if self.paused {
             return Verdict::Wait("paused".into());
         }
-        let ring = self.open;
-        match self.gate.decide(last_ring) {
+        let of = |ring: usize, why: String| format!("ring {ring}: {why}");
+        for (ring, tally) in (1..).zip(open_rings) {
+            if let Some(why) = self.gate.too_many_failed(tally) {
+                return Verdict::Stop(of(ring, why));
+            }
+        }
+        match self.gate.decide(open_rings.last().unwrap_or(&Tally::default())) {
             Verdict::Open if self.open == self.rings.len() => Verdict::Complete,
-            Verdict::Wait(why) => Verdict::Wait(format!("ring {ring}: {why}")),
-            Verdict::Stop(why) => Verdict::Stop(format!("ring {ring}: {why}")),
+            Verdict::Wait(why) => Verdict::Wait(of(self.open, why)),
+            Verdict::Stop(why) => Verdict::Stop(of(self.open, why)),
             verdict => verdict,
         }
     }
@@ -223,6 +255,11 @@ fn filter(conditions: &[&str]) -> String {
         .map(|condition| format!("({condition})"))
         .collect();
     if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) }
+}
+
+/// Whether a ring is chosen by what its devices leave, or come to, by the update itself: its counts would say nothing.
+pub fn hangs_on_the_update(condition: &str) -> bool {
+    condition.contains("properties.reported.firmware")
 }
 
 /// A string of the query language.
@@ -270,12 +307,41 @@ mod tests {
     }
 
     #[test]
-    fn the_target_is_widened_ring_by_ring_and_a_pause_targets_nobody() {
+    fn the_target_is_widened_ring_by_ring_and_narrowed_to_those_that_have_begun_in_a_pause() {
         let target = |open, paused| Rollout { open, paused, ..rollout() }.target_condition();
         assert_eq!(target(1, false), "tags.ring = '1'");
         assert_eq!(target(2, false), "(tags.ring = '1') OR (tags.ring = '2')");
         assert_eq!(target(3, false), "*");
-        assert_eq!(target(2, true), NOBODY);
+        let begun = format!(r"{UPDATE_ID} = 'u-2' OR {VERSION} = '2.0\'x'");
+        assert_eq!(target(1, true), format!("(tags.ring = '1') AND ({begun})"));
+        assert_eq!(target(3, true), begun);
+    }
+
+    #[test]
+    fn a_rollout_takes_away_what_it_does_not_say() {
+        let written = |firmware: &Value| {
+            let configuration = rollout().configuration(firmware);
+            configuration["content"]["deviceContent"][FIRMWARE].clone()
+        };
+        let with = |key: &str, value: Value| {
+            let mut firmware = firmware();
+            firmware[key] = value;
+            firmware
+        };
+        assert_eq!(written(&firmware())["fwSize"], Value::Null);
+        assert!(written(&firmware()).as_object().unwrap().contains_key("fwPackageCheckValue"));
+        assert_eq!(written(&with("fwSize", json!(7)))["fwSize"], json!(7));
+    }
+
+    #[test]
+    fn what_sets_the_firmware_is_known_whoever_made_it() {
+        let sets =
+            |path: &str, value: Value| sets_firmware(&json!({"content": {"deviceContent": {path: value}}}));
+        assert!(sets_firmware(&rollout().configuration(&firmware())));
+        assert!(sets("properties.desired.firmware.fwVersion", json!("1")));
+        assert!(sets("properties.desired", json!({"firmware": {}})));
+        assert!(!sets("properties.desired", json!({"a": 1})));
+        assert!(!sets("properties.desired.firmwares", json!({})));
     }
 
     #[test]
@@ -309,8 +375,20 @@ mod tests {
     #[test]
     fn the_last_ring_has_nothing_behind_it_and_a_pause_opens_nothing() {
         let done = Tally { devices: 10, current: 10, ..Tally::default() };
-        assert_eq!(rollout().decide(&done), Verdict::Open);
-        assert_eq!(Rollout { open: 3, ..rollout() }.decide(&done), Verdict::Complete);
-        assert_eq!(Rollout { paused: true, ..rollout() }.decide(&done), Verdict::Wait("paused".into()));
+        assert_eq!(rollout().decide(&[done]), Verdict::Open);
+        assert_eq!(Rollout { open: 3, ..rollout() }.decide(&[done; 3]), Verdict::Complete);
+        assert_eq!(Rollout { paused: true, ..rollout() }.decide(&[done]), Verdict::Wait("paused".into()));
+    }
+
+    #[test]
+    fn a_ring_that_was_passed_stops_it_once_its_sick_devices_say_so() {
+        let passed = Tally { devices: 1000, current: 955, error: 5, rolledback: 16, ..Tally::default() };
+        let next = Tally { devices: 10, current: 10, ..Tally::default() };
+        let why = "ring 1: 2.1 % failed or rolled back, 2 % are allowed";
+        let of = |first| Rollout { open: 2, ..rollout() }.decide(&[first, next]);
+        assert_eq!(of(passed), Verdict::Stop(why.into()));
+        assert_eq!(of(Tally { error: 4, ..passed }), Verdict::Open);
+        // Devices that came to it since are for the hub to tell; nobody waits for them.
+        assert_eq!(of(Tally { error: 0, rolledback: 0, devices: 9000, ..passed }), Verdict::Open);
     }
 }

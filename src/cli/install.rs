@@ -1,24 +1,19 @@
 //! `twinboot install`: an update from here, followed to its end.
 
-use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Map, Value};
-use sha2::{Digest as _, Sha256};
 use url::Url;
 
-use super::progress::{Progress, percent, uptime};
-use super::view::{Amount, Stage, View};
+use super::package_file::PackageFile;
+use super::progress::Progress;
+use super::view::{Stage, View};
 use super::{CliError, Exit, Socket};
-use crate::bundle::{HEADER_BYTES, Header, Manifest};
 use crate::control::{Client, ClientError, Command};
 use crate::update::{Sha256Digest, UpdateId};
-
-/// Large enough that reading is not the work.
-const BLOCK_BYTES: usize = 256 * 1024;
 
 /// During one install. systemd restarts a daemon after 10 s; one that needs more than a handful of restarts
 /// needs a person.
@@ -111,36 +106,21 @@ impl Install {
         let read = |source| CliError::Read { path: path.to_owned(), source };
         // The daemon has another working directory, and a link may be gone when it looks.
         let path = path.canonicalize().map_err(read)?;
-        let metadata = path.metadata().map_err(read)?;
-        if !metadata.is_file() {
+        if !path.is_file() {
             return Err(CliError::Usage(format!("{} is no file; name an image", path.display())));
         }
         let uri = Url::from_file_path(&path)
             .map_err(|()| CliError::Usage(format!("{} cannot be written as an address", path.display())))?;
-        let manifest = manifest(&path).map_err(read)?;
-        let check_value = match (check_value, &manifest) {
-            (None, _) if self.signed => None,
-            (None, Some(manifest)) => Some(Manifest::digest(manifest)),
-            (None, None) => Some(self::check_value(&path).map_err(read)?),
-            (given, _) => given,
+        let file = PackageFile::open(&path).map_err(read)?;
+        let check_value = match check_value {
+            None if !self.signed => Some(file.check_value().map_err(read)?),
+            given => given,
         };
-        let size_bytes = size_bytes.or(Some(metadata.len()));
+        let size_bytes = size_bytes.or(Some(file.size_bytes));
         // The daemon reads it again, and trusts nothing of it before it was verified.
-        let told = manifest.and_then(|manifest| Manifest::parse(&manifest).ok());
-        let version = version.or(told.map(|manifest| manifest.version));
+        let version = version.or_else(|| file.version());
         Ok(Source { uri, check_value, size_bytes, version })
     }
-}
-
-/// The manifest of a bundle, if the file is one.
-fn manifest(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = File::open(path)?;
-    let mut bytes = Vec::new();
-    (&file).take(HEADER_BYTES as u64).read_to_end(&mut bytes)?;
-    let Ok(header) = Header::parse(&bytes) else { return Ok(None) };
-    bytes.clear();
-    file.take(header.manifest_bytes.into()).read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
 }
 
 /// Where the image is, and what is known of it.
@@ -158,37 +138,6 @@ fn parse_url(text: &str) -> Result<Url, CliError> {
     } else {
         Err(CliError::Usage(format!("cannot fetch by {}://; use https://, http:// or file://", url.scheme())))
     }
-}
-
-/// The check value of a file; stderr shows how far it is.
-///
-/// # Errors
-/// The file cannot be read.
-pub fn check_value(path: &Path) -> io::Result<Sha256Digest> {
-    let mut file = File::open(path)?;
-    let size_bytes = file.metadata()?.len();
-    let mut progress = Progress::new(io::stderr());
-    progress.title(&format!("computing the check value of {}", path.display()));
-    let mut hasher = Sha256::new();
-    let mut block = vec![0; BLOCK_BYTES];
-    let mut bytes = 0_u64;
-    let start = uptime();
-    loop {
-        let filled = match file.read(&mut block) {
-            Ok(0) => break,
-            Ok(filled) => filled,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        hasher.update(block.get(..filled).unwrap_or_default());
-        bytes = bytes.saturating_add(u64::try_from(filled).unwrap_or(u64::MAX));
-        let millis = u64::try_from(uptime().saturating_sub(start).as_millis()).unwrap_or(u64::MAX);
-        let rate = bytes.saturating_mul(1000).checked_div(millis);
-        let amount = Amount { bytes, total_bytes: Some(size_bytes) };
-        progress.show(&format!("check value: {} %", percent(amount).unwrap_or(100)), Some(amount), rate);
-    }
-    progress.finish();
-    Ok(Sha256Digest(hasher.finalize().into()))
 }
 
 /// Watches the update until its end, until the device reboots, or until the daemon stays away.
@@ -242,7 +191,8 @@ fn watch_once(socket: &Path, update_id: &str, progress: &mut Progress<io::Stderr
         };
         rebooting = view.stage() == Stage::Rebooting;
         match view.stage() {
-            Stage::Completed => return Ok(Seen::End(Exit::Done, summary)),
+            // The summary may be of something else that is wrong.
+            Stage::Completed => return Ok(Seen::End(Exit::Done, "firmware applied".to_owned())),
             Stage::Failed => return ended(Exit::UpdateFailed),
             Stage::RolledBack => return ended(Exit::RolledBack),
             Stage::Running | Stage::Rebooting | Stage::StandBy => {

@@ -9,6 +9,7 @@ mod doctor;
 mod install;
 mod logging;
 mod network;
+mod package_file;
 pub mod paint;
 mod progress;
 mod rollback;
@@ -17,7 +18,7 @@ mod slots;
 mod status;
 mod view;
 
-pub use install::check_value;
+pub use package_file::PackageFile;
 
 use std::io;
 use std::path::{Path, PathBuf};

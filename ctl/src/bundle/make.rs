@@ -94,14 +94,16 @@ impl Maker {
         }
         let manifest_bytes = manifest.to_bytes()?;
         let digest = Manifest::digest(&manifest_bytes);
-        write(path, |out| {
-            out.write_all(&head(&manifest_bytes, &Signatures::default()))?;
-            out.write_all(&index)?;
-            if patches_to.is_none() {
-                put_patches(out, &patches)?;
-            }
-            copy(out, &pieces)
-        })?;
+        if !is_published(path, &manifest_bytes, patches_to.is_some() && !patches.is_empty())? {
+            write(path, |out| {
+                out.write_all(&head(&manifest_bytes, &Signatures::default()))?;
+                out.write_all(&index)?;
+                if patches_to.is_none() {
+                    put_patches(out, &patches)?;
+                }
+                copy(out, &pieces)
+            })?;
+        }
         if let Some(path) = patches_to
             && !patches.is_empty()
         {
@@ -251,6 +253,17 @@ pub fn sign(bundle: &BundleFile, signatures: &Signatures, path: &Path) -> Result
         io::copy(&mut bundle.body()?, out).map(drop)
     })?;
     Ok(all.texts().len())
+}
+
+/// Whether the bundle is there already, perhaps signed, and only patches are made for it; they would be for nobody if it
+/// were another one.
+fn is_published(path: &Path, manifest: &[u8], only_patches: bool) -> Result<bool, Failure> {
+    let Some(there) = BundleFile::open(path).ok().filter(|_| only_patches) else { return Ok(false) };
+    if there.manifest_bytes == manifest {
+        return Ok(true);
+    }
+    let (actual, expected) = (there.digest(), Manifest::digest(manifest));
+    Err(Failure::AnotherBundle { path: path.to_owned(), actual, expected })
 }
 
 pub(super) fn part_of(bytes: &[u8]) -> Result<Part, BundleError> {

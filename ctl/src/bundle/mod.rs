@@ -41,6 +41,12 @@ pub enum Failure {
     Chunk { path: PathBuf, number: u32 },
     #[error("{} has {actual} bytes, and its manifest makes {expected}", path.display())]
     Length { path: PathBuf, actual: u64, expected: u64 },
+    #[error(
+        "{} is another bundle, with the check value {actual} and not {expected}: patches are for one that is made of the \
+         same images, times and options",
+        path.display()
+    )]
+    AnotherBundle { path: PathBuf, actual: Sha256Digest, expected: Sha256Digest },
     #[error("a thread of this program ended early")]
     Thread,
 }

@@ -188,6 +188,7 @@ fn service_exit(error: &ServiceError) -> Exit {
         ServiceError::Throttled { .. } | ServiceError::TooManyJobs | ServiceError::QuotaUsedUp => {
             Exit::Throttled
         }
+        ServiceError::Condition { .. } => Exit::Usage,
         ServiceError::Changed { .. } | ServiceError::Refused { .. } => Exit::Failed,
     }
 }

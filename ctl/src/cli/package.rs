@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Map, Value};
-use twinboot::cli::check_value;
+use twinboot::cli::PackageFile;
 use twinboot::redact::display_url;
 use twinboot::update::{Sha256Digest, UpdateId, UpdateRequest};
 
@@ -17,15 +17,15 @@ pub(super) struct Package {
     /// Where devices fetch the image: https://, http:// or file:// on the device
     #[arg(long, value_name = "URL")]
     pub uri: String,
-    /// SHA-256 of the file at the address
+    /// SHA-256 of the file at the address; of its manifest, if it is a bundle
     #[arg(long, value_name = "HEX", conflicts_with = "check_file")]
     check_value: Option<Sha256Digest>,
-    /// Take SHA-256 and size from this copy of the file at the address
+    /// Take check value and size, and a bundle's version, from this copy of the file at the address
     #[arg(long, value_name = "LOCALFILE")]
     check_file: Option<PathBuf>,
     /// Version that it brings
     #[arg(long, value_name = "V")]
-    pub version: Option<String>,
+    version: Option<String>,
     /// Size in bytes of the file at the address
     #[arg(long, value_name = "N")]
     size: Option<u64>,
@@ -38,6 +38,8 @@ pub(super) struct Package {
 pub(super) struct Wanted {
     /// By which its reports are known.
     pub id: String,
+    /// That it brings, where known.
+    pub version: Option<String>,
     /// The direct method's payload, and the desired property.
     pub payload: Value,
 }
@@ -46,19 +48,20 @@ impl Package {
     /// Reads the copy, and looks at all with the device's own eyes. `uri_key` is `fwPackageUri` in the method and
     /// `fwPackageURI` in the desired property, as in Microsoft's tutorials.
     pub async fn wanted(&self, uri_key: &str) -> Result<Wanted, CliError> {
-        let (mut check, mut size) = (self.check_value, self.size);
+        let (mut check, mut size, mut version) = (self.check_value, self.size, self.version.clone());
         if let Some(path) = self.check_file.clone() {
-            let read = |source| CliError::Read { path: path.clone(), source };
             let copy = path.clone();
-            let measure = move || Ok((check_value(&copy)?, copy.metadata()?.len()));
+            let measure = move || PackageFile::open(&copy).and_then(|file| Ok((file.check_value()?, file)));
             let measured = tokio::task::spawn_blocking(measure).await.map_err(io::Error::other);
-            let (digest, bytes) = measured.and_then(|measured| measured).map_err(read)?;
-            (check, size) = (Some(digest), size.or(Some(bytes)));
+            let read = |source| CliError::Read { path: path.clone(), source };
+            let (digest, file) = measured.and_then(|measured| measured).map_err(read)?;
+            (check, size) = (Some(digest), size.or(Some(file.size_bytes)));
+            version = one_version(version, file.version())?;
         }
         let entries = [
             (uri_key, Some(Value::from(self.uri.as_str()))),
             ("fwPackageCheckValue", check.map(|value| Value::from(value.to_string()))),
-            ("fwVersion", self.version.as_deref().map(Value::from)),
+            ("fwVersion", version.as_deref().map(Value::from)),
             ("fwSize", size.map(Value::from)),
             ("updateId", self.update_id.as_ref().map(|id| Value::from(id.as_str()))),
         ];
@@ -69,12 +72,24 @@ impl Package {
         let id = request.id.to_string();
         // Told, though the device would make the same: its reports are to be known by it.
         fields.insert("updateId".to_owned(), Value::from(id.as_str()));
-        Ok(Wanted { id, payload: Value::Object(fields) })
+        Ok(Wanted { id, version, payload: Value::Object(fields) })
     }
+}
 
+/// Devices refuse a bundle that was asked for as another version.
+fn one_version(given: Option<String>, told: Option<String>) -> Result<Option<String>, CliError> {
+    match (given, told) {
+        (Some(given), Some(told)) if given != told => {
+            Err(CliError::Usage(format!("the bundle brings version {told}, and --version says {given}")))
+        }
+        (given, told) => Ok(given.or(told)),
+    }
+}
+
+impl Wanted {
     /// For messages: `2.0 from https://host/a.img`.
-    pub fn name(&self) -> String {
-        let uri = display_url(&self.uri);
+    pub fn name(&self, package: &Package) -> String {
+        let uri = display_url(&package.uri);
         self.version.as_ref().map_or_else(|| uri.clone(), |version| format!("{version} from {uri}"))
     }
 }

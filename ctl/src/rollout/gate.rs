@@ -1,4 +1,4 @@
-//! The gate between two rings: by the counts of the one that was opened last.
+//! The gate between two rings: by the counts of those that are open.
 
 use serde::Serialize;
 
@@ -38,35 +38,35 @@ pub enum Verdict {
 }
 
 impl Gate {
+    /// Whether the next ring may open after this one.
     pub fn decide(self, tally: &Tally) -> Verdict {
-        let Tally { devices, current, error, rolledback, .. } = *tally;
-        // Devices may leave a ring between two queries.
-        let failed = error.saturating_add(rolledback).min(devices);
-        let share = |part: u64| percent(part, devices);
-        let is_more =
-            |part: u64, limit: u64| u128::from(part) * 100 > u128::from(limit) * u128::from(devices);
-        let is_enough =
-            |part: u64| u128::from(part) * 100 >= u128::from(self.done_percent) * u128::from(devices);
+        let (devices, done_percent) = (tally.devices, self.done_percent);
         if devices == 0 {
             return Verdict::Wait("no device meets its condition".into());
         }
-        if is_more(failed, self.failed_percent) {
-            let allowed = self.failed_percent;
-            return Verdict::Stop(format!(
-                "{} failed or rolled back, {allowed} % are allowed",
-                share(failed)
-            ));
+        if let Some(why) = self.too_many_failed(tally) {
+            return Verdict::Stop(why);
         }
-        if is_enough(current.min(devices)) {
+        let is_enough = |part: u64| u128::from(part) * 100 >= u128::from(done_percent) * u128::from(devices);
+        if is_enough(tally.current.min(devices)) {
             return Verdict::Open;
         }
+        let failed = tally.failed();
         if !is_enough(devices - failed) {
-            let (done, failed) = (self.done_percent, share(failed));
+            let failed = percent(failed, devices);
             return Verdict::Stop(format!(
-                "{failed} failed or rolled back, so {done} % cannot be done any more"
+                "{failed} failed or rolled back, so {done_percent} % cannot be done any more"
             ));
         }
-        Verdict::Wait(format!("{} done, {} % are wanted", share(current), self.done_percent))
+        Verdict::Wait(format!("{} done, {done_percent} % are wanted", percent(tally.current, devices)))
+    }
+
+    /// Why a ring stops the rollout, whichever it is.
+    pub fn too_many_failed(self, tally: &Tally) -> Option<String> {
+        let (failed, allowed) = (tally.failed(), self.failed_percent);
+        let is_more = u128::from(failed) * 100 > u128::from(allowed) * u128::from(tally.devices);
+        let share = percent(failed, tally.devices);
+        is_more.then(|| format!("{share} failed or rolled back, {allowed} % are allowed"))
     }
 }
 
@@ -95,6 +95,11 @@ impl Tally {
             *place = place.saturating_add(*count);
         }
         tally
+    }
+
+    /// Devices may leave a ring between two queries.
+    pub fn failed(&self) -> u64 {
+        self.error.saturating_add(self.rolledback).min(self.devices)
     }
 
     /// Off, or not yet told by the hub.

@@ -1,7 +1,8 @@
 //! Automatic device configurations: what the hub itself keeps applied to all devices that meet a condition.
 
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
+use twinboot::cli::paint::harmless;
 
 use super::{Request, Service, ServiceError};
 
@@ -20,6 +21,18 @@ impl Service {
     pub async fn configurations(&self) -> Result<Vec<Value>, ServiceError> {
         let request = Request::get(&["configurations"], "the rollouts");
         self.json(Request { query: CONFIGURATIONS_MAX, ..request }).await
+    }
+
+    /// Whether the hub takes a target condition, which knows less than a query; it knows no `*` here.
+    pub async fn test_condition(&self, condition: &str) -> Result<(), ServiceError> {
+        let path = ["configurations", "testQueries"];
+        let body = json!({ "targetCondition": condition, "customMetricQueries": {} });
+        let answer: Value =
+            self.json(Request::write(Method::POST, &path, "the condition").body(body)).await?;
+        match answer.get("targetConditionError").and_then(Value::as_str) {
+            Some(why) if !why.is_empty() => Err(ServiceError::Condition { why: harmless(why) }),
+            _ => Ok(()),
+        }
     }
 
     /// Refused if there is one of this name: without `If-Match`, the hub creates and does nothing else.

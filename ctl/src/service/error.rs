@@ -46,6 +46,8 @@ pub enum ServiceError {
     TooManyJobs,
     #[error("the hub's message quota of today is used up")]
     QuotaUsedUp,
+    #[error("the hub does not take the target condition: {why}")]
+    Condition { why: String },
     #[error("{what} is there already")]
     Exists { what: String },
     #[error("{what} was changed by somebody else in the meantime")]
@@ -145,6 +147,9 @@ impl ServiceError {
             Self::TooManyJobs => "wait for the one that runs, or cancel it: `twinbootctl job list`",
             Self::QuotaUsedUp => "it is filled again at midnight UTC; add units to the hub",
             Self::Changed { .. } => "look at it, and decide again",
+            Self::Condition { .. } => {
+                "it knows deviceId, tags and properties.reported, and less than a query does"
+            }
             Self::Tls(_)
             | Self::Client(_)
             | Self::Token(_)

@@ -179,6 +179,30 @@ fn patches_may_come_in_a_file_of_their_own() {
 }
 
 #[test]
+fn patches_that_are_made_later_leave_the_signed_bundle_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    images(directory);
+    let bytes = || fs::read(directory.join("2.0.twb")).unwrap();
+    done(directory, &format!("{CREATE} --patches-to 1-2.twb -o 2.0.twb"));
+    let key = Command::new("minisign")
+        .current_dir(directory)
+        .args(["-G", "-W", "-p", "one.pub", "-s", "one.key"])
+        .stdin(Stdio::null())
+        .output();
+    assert!(key.unwrap().status.success());
+    done(directory, "sign 2.0.twb --key one.key");
+    let signed = bytes();
+    done(directory, &format!("{CREATE} --base rootfs=old.img --patches-to 1-2.twb -o 2.0.twb"));
+    assert!(bytes() == signed);
+    done(directory, "verify 1-2.twb --bundle 2.0.twb --base old.img");
+    let later = "--created 2026-02-02T00:00:00Z --base rootfs=old.img --patches-to 1-2.twb -o 2.0.twb";
+    let (exit, why) =
+        refused(directory, &format!("{} {later}", CREATE.replace(" --created 2026-01-01T00:00:00Z", "")));
+    assert!(exit != 0 && why.contains("another bundle") && bytes() == signed, "{exit} {why}");
+}
+
+#[test]
 fn a_time_that_cannot_be_told_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();

@@ -52,6 +52,10 @@ async fn rings_open_one_after_the_other_as_long_as_the_gate_allows() {
     assert!(run.stdout.contains("devices: ring 1 has 2, ring 2 has 1"), "{run:?}");
     assert_eq!(rig.run(&create(&["--target", "*"])).await.code, 8, "there already");
     assert_eq!(rig.run(&create(&["--rings", "*", "--rings", RING_2])).await.code, 2);
+    let queries_alone = rig.run(&create(&["--rings", RING_1, "--rings", "status = 'enabled'"])).await;
+    assert_eq!((queries_alone.code, queries_alone.stderr.contains("target condition")), (2, true));
+    let of_the_update = "properties.reported.firmware.currentFwVersion = '1.0'";
+    assert_eq!(rig.run(&create(&["--target", of_the_update])).await.code, 2);
     a1.desires("u-2").await;
     a2.desires("u-2").await;
     assert_eq!(desired_id(&rig, "b1"), Value::Null);
@@ -70,6 +74,12 @@ async fn rings_open_one_after_the_other_as_long_as_the_gate_allows() {
     assert_eq!((run.code, run.stdout.as_str()), (0, "ring 2 of 2 opened\n"), "{run:?}");
     b1.desires("u-2").await;
     assert_eq!(rig.run(&advance).await.code, 20);
+    // Sick devices take longer to say so than healthy ones: a ring that was passed still counts.
+    a2.report(failed("HealthCheckFailed", "10-app")).await;
+    let run = rig.run(&advance).await;
+    let stopped = "stopped by the gate: ring 1: 50 % failed or rolled back, 2 % are allowed\n";
+    assert_eq!((run.code, run.stdout.as_str()), (21, stopped), "{run:?}");
+    a2.report(completed()).await;
 
     b1.report(failed("ImageNotFound", "404 from images.example")).await;
     let run = rig.run(&advance).await;
@@ -172,4 +182,78 @@ async fn a_rollout_is_paused_resumed_listed_and_deleted() {
     assert_eq!(rig.run(&["rollout", "status", "fw-2"]).await.code, 8);
     assert_eq!(desired_id(&rig, "b1"), Value::Null);
     drop(b1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_leaves_nothing_of_the_one_before_it_in_a_twin() {
+    let rig = Rig::new().await;
+    let [a1, _a2, _b1] = three(&rig).await;
+    let check_value = "ab".repeat(32);
+    let older = ["rollout", "create", "fw-1", "--uri", "https://images.example/1.img", "--version", "1.5"];
+    let more = ["--update-id", "u-1", "--check-value", &check_value, "--size", "7", "--target", RING_1];
+    let older: Vec<&str> = older.iter().chain(&more).copied().collect();
+    assert_eq!(rig.run(&older).await.code, 0);
+    a1.desires("u-1").await;
+    assert_eq!(rig.hub.twin("a1")["properties"]["desired"]["firmware"]["fwSize"], 7);
+    let run = rig.run(&create(&["--target", RING_1])).await;
+    assert!(run.code == 0 && run.stderr.contains("rollout `fw-1` sets the firmware too"), "{run:?}");
+    a1.desires("u-2").await;
+    let desired = rig.hub.twin("a1")["properties"]["desired"]["firmware"].clone();
+    let keys: Vec<&String> = desired.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["fwPackageURI", "fwVersion", "updateId"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_gives_those_that_have_begun_no_older_rollout_again() {
+    let rig = Rig::new().await;
+    let [a1, a2, _b1] = three(&rig).await;
+    let older = ["rollout", "create", "fw-1", "--uri", "https://images.example/1.img", "--version", "1.5"];
+    let older: Vec<&str> = older.iter().chain(&["--update-id", "u-1", "--target", RING_1]).copied().collect();
+    assert_eq!(rig.run(&older).await.code, 0);
+    a1.desires("u-1").await;
+    assert_eq!(rig.run(&create(&["--target", RING_1])).await.code, 0);
+    a1.desires("u-2").await;
+    a2.desires("u-2").await;
+    a1.report(completed()).await;
+    assert_eq!(rig.run(&["rollout", "pause", "fw-2"]).await.code, 0);
+    a2.desires("u-1").await;
+    assert_eq!(desired_id(&rig, "a1"), "u-2");
+    let run = rig.run(&["rollout", "delete", "fw-2"]).await;
+    assert!(run.code == 0 && run.stderr.contains("rollout `fw-1` sets the firmware too"), "{run:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_that_devices_failed_already_is_told_when_it_is_rolled_out_again() {
+    let rig = Rig::new().await;
+    let [a1, _a2, _b1] = three(&rig).await;
+    a1.report(failed("ImageNotFound", "404 from images.example")).await;
+    let run = rig.run(&create(&["--rings", RING_1, "--rings", RING_2])).await;
+    assert!(run.code == 0 && run.stderr.contains("1 devices of ring 1 failed this very update"), "{run:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_is_asked_for_by_the_check_value_and_version_of_its_manifest() {
+    let rig = Rig::new().await;
+    let [a1, _a2, _b1] = three(&rig).await;
+    let path = |name: &str| rig.dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("root.img"), b"root file system".repeat(1000)).unwrap();
+    let (image, bundle) = (format!("rootfs={}", path("root.img")), path("2.0.twb"));
+    let make = ["bundle", "create", "--version", "2.0", "--image", &image, "-o", &bundle];
+    assert_eq!(rig.run(&make).await.code, 0);
+    let (_, said) = rig.events(&["bundle", "inspect", &bundle, "--json"]).await;
+    let create =
+        ["rollout", "create", "fw-2", "--uri", "https://images.example/2.0.twb", "--update-id", "u-2"];
+    let create: Vec<&str> =
+        create.iter().chain(&["--check-file", &bundle, "--target", RING_1]).copied().collect();
+    let run = rig.run(&create.iter().chain(&["--version", "2.1"]).copied().collect::<Vec<_>>()).await;
+    assert!(run.code == 2 && run.stderr.contains("brings version 2.0"), "{run:?}");
+    assert_eq!(rig.run(&create).await.code, 0);
+    a1.desires("u-2").await;
+    let desired = rig.hub.twin("a1")["properties"]["desired"]["firmware"].clone();
+    assert_eq!(desired["fwPackageCheckValue"], said[0]["check_value"]);
+    assert_eq!((&desired["fwVersion"], &desired["fwSize"]), (&json!("2.0"), &json!(file_bytes(&bundle))));
+}
+
+fn file_bytes(path: &str) -> u64 {
+    std::fs::metadata(path).unwrap().len()
 }

@@ -24,6 +24,8 @@ async fn a_job_calls_many_devices_and_tells_what_they_answered() {
     for expected in ["200 Firmware update started", "412 VersionNotNewer", "a3"] {
         assert!(run.stdout.contains(expected), "{expected}: {run:?}");
     }
+    let (_, events) = rig.events(&["job", "status", "job-1", "--json"]).await;
+    assert_eq!(events[0]["devicesPartial"], false);
     let run = rig.run(&["job", "list"]).await;
     assert!(run.stdout.lines().any(|line| line.starts_with("job-1")), "{run:?}");
     assert_eq!(rig.run(&["job", "status", "job-2"]).await.code, 8);
@@ -35,4 +37,11 @@ async fn a_job_calls_many_devices_and_tells_what_they_answered() {
         .copied()
         .collect();
     assert_eq!(rig.run(&later).await.code, 1, "more than a week ahead");
+
+    // A mistyped condition: the hub takes the job, and finds out later.
+    let wrong = ["job", "create", "job-3", "--target", "tags.site ="];
+    let wrong: Vec<_> = wrong.iter().chain(&PACKAGE).copied().collect();
+    assert_eq!(rig.run(&wrong).await.code, 0);
+    let run = rig.run(&["job", "status", "job-3", "--watch"]).await;
+    assert_eq!(run.code, 1, "{run:?}");
 }

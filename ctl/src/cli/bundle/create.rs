@@ -75,7 +75,7 @@ pub(super) struct Options {
     #[arg(long = "base", value_name = "CLASS=FILE[@VERSION]", value_parser = class_and_file)]
     bases: Vec<(String, PathBuf)>,
     /// Put the patches into a file of their own, which devices find beside the bundle by its name. The bundle is the
-    /// same without --base, so that patches can be made for it when it is published already
+    /// same without --base, so that patches can be made for it when it is published already; it is left as it is then
     #[arg(long, value_name = "FILE")]
     patches_to: Option<PathBuf>,
     /// zstd's level

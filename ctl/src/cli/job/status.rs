@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 use twinboot::cli::paint::harmless;
 
 use super::super::screen::{Live, Tone, print_line, table};
@@ -24,7 +24,7 @@ const EXAMPLES_MAX: usize = 3;
 pub(super) struct Status {
     /// Of the job
     name: String,
-    /// Until it is over
+    /// Until it is over; a job that failed or was cancelled gives exit code 1
     #[arg(long, short)]
     pub(super) watch: bool,
 }
@@ -38,19 +38,26 @@ impl Status {
             let job = ctl.service.job(&self.name).await?;
             let page = ctl.service.page::<Value>(&query, PAGE_ROWS_MAX, None).await?;
             if ctl.json {
-                print_line(&serde_json::json!({ "job": job, "devices": page.rows }).to_string())?;
+                let partial = page.next.is_some();
+                let event = json!({"job": job, "devices": page.rows, "devicesPartial": partial});
+                print_line(&event.to_string())?;
             } else {
                 let partial = page.next.is_some();
                 live.show(format!("{}{}", summary(&job), answers(&page.rows, partial)))?;
             }
-            Ok((!self.watch || is_over(&job)).then_some(Exit::Done))
+            Ok(if self.watch { end(&job) } else { Some(Exit::Done) })
         })
         .await
     }
 }
 
-fn is_over(job: &Value) -> bool {
-    matches!(text(job, "status").as_str(), "completed" | "failed" | "cancelled")
+/// How a job ended: it is complete when the devices have answered, whatever that was.
+fn end(job: &Value) -> Option<Exit> {
+    match text(job, "status").as_str() {
+        "completed" => Some(Exit::Done),
+        "failed" | "cancelled" => Some(Exit::Failed),
+        _ => None,
+    }
 }
 
 fn summary(job: &Value) -> String {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::super::screen::print_line;
 use super::super::{CliError, Ctl, Exit};
-use super::picture::{read, tally, words};
+use super::picture::{read, tallies, words};
 use crate::rollout::Rollout;
 use crate::rollout::gate::Verdict;
 
@@ -13,7 +13,7 @@ const CODES: &str = "\
 Exit codes:
   0   the next ring was opened
   20  not yet: too few devices of the last ring are done, or the rollout is paused
-  21  stopped by the gate: too many of the last ring failed or were rolled back
+  21  stopped by the gate: too many of an open ring failed or were rolled back
   22  complete: all rings are open, and enough of the last one is done";
 
 /// Look at the gate once, and open the next ring if it allows
@@ -29,8 +29,7 @@ pub(super) struct Advance {
 impl Advance {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         let (configuration, rollout) = read(ctl, &self.name).await?;
-        let last_ring = rollout.open_rings().last().map_or("*", String::as_str);
-        let verdict = rollout.decide(&tally(ctl, &rollout, last_ring).await?);
+        let verdict = rollout.decide(&tallies(ctl, &rollout).await?);
         if verdict == Verdict::Open {
             open_next(ctl, configuration, &rollout).await?;
         }

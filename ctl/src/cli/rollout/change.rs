@@ -4,13 +4,16 @@ use clap::Args;
 
 use super::super::screen::print_line;
 use super::super::{CliError, Ctl, Exit};
+use super::others::tell_others;
 use super::picture::read;
 use crate::rollout::Rollout;
 
-/// Hold back the devices that have not begun
+/// Keep it from devices that the hub has not told of it
 ///
-/// The target condition is set to one that no device meets; the rings stay
-/// in the labels. Devices that have begun go on.
+/// The hub tells all devices of an open ring within minutes, also those that
+/// are off: these begin when they are back. Only who comes to a ring later is
+/// kept from it, and no further ring opens. The target condition is narrowed to
+/// the devices that have begun; the rings stay in the labels.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Pause {
@@ -27,7 +30,9 @@ pub(super) struct Resume {
 
 /// Delete a rollout
 ///
-/// Devices that have begun go on, and all keep what they have.
+/// Devices that the hub has told of it go on, and all keep what they have. If
+/// an older rollout is still there, the hub tells its devices of that again:
+/// delete the older one first.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Delete {
@@ -38,7 +43,12 @@ pub(super) struct Delete {
 impl Pause {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         set_paused(ctl, &self.name, true).await?;
-        done(ctl, &self.name, "paused", "the hub targets no device any more; those that have begun go on")
+        done(
+            ctl,
+            &self.name,
+            "paused",
+            "devices that the hub has told go on, those that are off when they are back",
+        )
     }
 }
 
@@ -58,6 +68,7 @@ impl Delete {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         // Another tool's configuration is not ours to delete.
         read(ctl, &self.name).await?;
+        tell_others(ctl, &self.name).await?;
         ctl.service.delete_configuration(&self.name).await?;
         done(ctl, &self.name, "deleted", "devices keep what they have")
     }

@@ -5,9 +5,10 @@ use clap::Args;
 use super::super::package::Package;
 use super::super::screen::print_line;
 use super::super::{CliError, Ctl, Exit, notice};
-use super::picture::count;
-use crate::rollout::Rollout;
+use super::others::tell_others;
+use super::picture::tallies;
 use crate::rollout::gate::Gate;
+use crate::rollout::{Rollout, hangs_on_the_update};
 
 /// The hub's limit.
 const NAME_CHARS_MAX: usize = 128;
@@ -18,13 +19,14 @@ pub(super) struct Create {
     /// Its name from now on: a-z, 0-9, - and _
     #[arg(value_parser = name)]
     name: String,
-    /// The devices, in IoT Hub's query language: of deviceId, tags and properties.reported
+    /// The devices, in IoT Hub's query language: of deviceId, tags and properties.reported, but for what the update
+    /// itself changes there
     #[arg(long, value_name = "CONDITION", required_unless_present = "rings", conflicts_with = "rings")]
     target: Option<String>,
     /// The devices of one ring; give it once for each, the first one first. The last may be '*'
     #[arg(long, value_name = "CONDITION")]
     rings: Vec<String>,
-    /// Stop when more than this share of a ring has failed or was rolled back
+    /// Stop when more than this share of any open ring has failed or was rolled back
     #[arg(long, value_name = "PERCENT", default_value_t = 2, value_parser = clap::value_parser!(u64).range(0..=100))]
     gate_failed_percent: u64,
     /// Open the next ring when this share of the last one is done
@@ -37,7 +39,8 @@ pub(super) struct Create {
 impl Create {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         let wanted = self.package.wanted("fwPackageURI").await?;
-        let Some(version) = self.package.version.clone() else {
+        let package = wanted.name(&self.package);
+        let Some(version) = wanted.version else {
             let why = "a rollout needs --version: by it devices are known that have it already";
             return Err(CliError::Usage(why.to_owned()));
         };
@@ -46,6 +49,10 @@ impl Create {
             return Err(CliError::Usage(
                 "only the last ring may be '*': nobody is left for those behind".to_owned(),
             ));
+        }
+        if let Some(ring) = rings.iter().find(|ring| hangs_on_the_update(ring)) {
+            let why = format!("devices leave this ring, or come to it, by the update itself: {ring}");
+            return Err(CliError::Usage(why));
         }
         let rollout = Rollout {
             name: self.name,
@@ -56,26 +63,43 @@ impl Create {
             gate: Gate { failed_percent: self.gate_failed_percent, done_percent: self.gate_done_percent },
             paused: false,
         };
-        // Asked first: a condition that the hub does not understand, or that nobody meets, is told before it acts.
-        let mut counts = Vec::new();
-        for (ring, condition) in (1..).zip(&rollout.rings) {
-            let devices = count(ctl, condition).await?;
-            if devices == 0 {
-                notice(&format!("no device meets the condition of ring {ring} now: {condition}"));
-            }
-            counts.push(format!("ring {ring} has {devices}"));
-        }
+        let counts = look_first(ctl, &rollout).await?;
         ctl.service.create_configuration(&rollout.name, rollout.configuration(&wanted.payload)).await?;
         if ctl.json {
             let event = serde_json::json!({"event": "created", "rollout": rollout.name, "updateId": rollout.update_id});
             print_line(&event.to_string())?;
         } else {
-            let (name, package) = (&rollout.name, self.package.name());
+            let name = &rollout.name;
             print_line(&format!("rollout {name}: {package}; ring 1 of {} is open", rollout.rings.len()))?;
             print_line(&format!("devices: {}", counts.join(", ")))?;
         }
         Ok(Exit::Done)
     }
+}
+
+/// Before it acts: a condition that the hub does not understand is refused, and told is one that nobody meets, devices
+/// that failed this very update, and others who say what firmware devices are to have. Gives the number of devices of
+/// each ring.
+async fn look_first(ctl: &Ctl, rollout: &Rollout) -> Result<Vec<String>, CliError> {
+    let all = Rollout { open: rollout.rings.len(), ..rollout.clone() };
+    if let Some(condition) = Some(all.target_condition()).filter(|condition| condition != "*") {
+        ctl.service.test_condition(&condition).await?;
+    }
+    let mut counts = Vec::new();
+    for ((ring, condition), tally) in (1..).zip(&rollout.rings).zip(tallies(ctl, &all).await?) {
+        if tally.devices == 0 {
+            notice(&format!("no device meets the condition of ring {ring} now: {condition}"));
+        }
+        if let failed @ 1.. = tally.failed() {
+            notice(&format!(
+                "{failed} devices of ring {ring} failed this very update, and do not try it again by themselves: \
+                 give another --update-id"
+            ));
+        }
+        counts.push(format!("ring {ring} has {}", tally.devices));
+    }
+    tell_others(ctl, &rollout.name).await?;
+    Ok(counts)
 }
 
 fn name(text: &str) -> Result<String, String> {

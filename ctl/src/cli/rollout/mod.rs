@@ -4,6 +4,7 @@ mod advance;
 mod change;
 mod create;
 mod list;
+mod others;
 mod picture;
 mod run;
 mod status;

@@ -11,7 +11,7 @@ use crate::rollout::why::{Reason, reasons};
 use crate::rollout::{NotARollout, Rollout};
 use crate::service::PAGE_ROWS_MAX;
 
-/// A table is for a glance; `--json` has all.
+/// A table is for a glance; `--json` has more.
 const MESSAGE_CHARS_MAX: usize = 80;
 const REASONS_MAX: usize = 10;
 
@@ -40,7 +40,7 @@ struct State {
 }
 
 /// How many devices meet a condition.
-pub(super) async fn count(ctl: &Ctl, condition: &str) -> Result<u64, CliError> {
+async fn count(ctl: &Ctl, condition: &str) -> Result<u64, CliError> {
     ask_count(ctl, &Rollout::count_query(condition)).await
 }
 
@@ -56,8 +56,17 @@ pub(super) async fn read(ctl: &Ctl, name: &str) -> Result<(Value, Rollout), CliE
     Ok((configuration, rollout))
 }
 
+/// How far the devices of each open ring are.
+pub(super) async fn tallies(ctl: &Ctl, rollout: &Rollout) -> Result<Vec<Tally>, CliError> {
+    let mut tallies = Vec::new();
+    for condition in rollout.open_rings() {
+        tallies.push(tally(ctl, rollout, condition).await?);
+    }
+    Ok(tallies)
+}
+
 /// How far the devices of a ring are.
-pub(super) async fn tally(ctl: &Ctl, rollout: &Rollout, condition: &str) -> Result<Tally, CliError> {
+async fn tally(ctl: &Ctl, rollout: &Rollout, condition: &str) -> Result<Tally, CliError> {
     let devices = count(ctl, condition).await?;
     let states: Vec<State> = ctl.service.rows(&rollout.states_query(condition)).await?;
     let states: Vec<_> =
@@ -74,10 +83,7 @@ pub(super) async fn tally(ctl: &Ctl, rollout: &Rollout, condition: &str) -> Resu
 impl Picture {
     pub async fn take(ctl: &Ctl, name: &str) -> Result<Self, CliError> {
         let (configuration, rollout) = read(ctl, name).await?;
-        let mut tallies = Vec::new();
-        for condition in rollout.open_rings() {
-            tallies.push(tally(ctl, &rollout, condition).await?);
-        }
+        let tallies = tallies(ctl, &rollout).await?;
         let (mut failures, mut is_partial) = (Vec::new(), false);
         if tallies.iter().any(|tally| tally.error + tally.rolledback > 0) {
             let page = ctl.service.page(&rollout.failures_query(), PAGE_ROWS_MAX, None).await?;
@@ -87,7 +93,7 @@ impl Picture {
     }
 
     pub fn verdict(&self) -> Verdict {
-        self.rollout.decide(&self.tallies.last().copied().unwrap_or_default())
+        self.rollout.decide(&self.tallies)
     }
 
     /// One JSON line.
@@ -101,6 +107,7 @@ impl Picture {
         let (word, why) = words(&verdict);
         json!({"rollout": name, "version": version, "updateId": update_id, "paused": paused, "ringsOpen": open,
             "rings": rings, "gate": gate, "verdict": word, "why": why, "failures": self.reasons,
+            "failuresPartial": self.is_partial,
             "systemMetrics": self.configuration.pointer("/systemMetrics/results"),
             "metrics": self.configuration.pointer("/metrics/results")})
     }

@@ -12,10 +12,11 @@ use crate::rollout::gate::Verdict;
 const CODES: &str = "\
 Exit codes:
   0   complete: all rings are open, and enough of the last one is done
-  21  stopped by the gate: too many of the last ring failed or were rolled back
+  21  stopped by the gate: too many of an open ring failed or were rolled back
 
-Devices of a ring that has been opened go on whatever the gate says; `twinbootctl rollout pause` holds back those that
-have not begun. Interrupted, it goes on where it was when it is run again, here or elsewhere.";
+Devices of a ring that has been opened go on whatever the gate says, also those that are off and were told by the hub;
+`twinbootctl rollout pause` keeps it from those that come to the ring later. Interrupted, it goes on where it was when it
+is run again, here or elsewhere.";
 
 /// Open ring after ring, as long as the gate allows
 #[derive(Debug, Args)]
