@@ -74,7 +74,7 @@ pub struct StateStore {
 pub struct Loaded {
     /// The state; at rest, where there was none, a damaged one, or one of a newer version.
     pub record: Record,
-    /// Why the file that was there is not believed, or not in all; it was moved to `state.damaged`. The record says
+    /// Why the file that was there is not believed, or not in all; it was kept as `state.damaged`. The record says
     /// so from now on.
     pub damage: Option<RecordError>,
 }
@@ -106,7 +106,7 @@ impl StateStore {
         self.directory.join(FILE)
     }
 
-    /// Reads the state; a damaged file is moved aside, and so is one of a newer version, whose safe part is
+    /// Reads the state; a damaged file is kept aside, and so is one of a newer version, whose safe part is
     /// taken. To be at rest is then safe: an armed or running trial that nobody commits is undone by the boot
     /// loader. Blocks.
     ///
@@ -122,15 +122,9 @@ impl StateStore {
             Err(damage) => {
                 let quarantine = |source| StoreError::Quarantine { path: path.clone(), source };
                 let aside = self.directory.join("state.damaged");
-                let record = if let Some(record) = Record::safe_part(&bytes) {
-                    // A power cut before the state is saved repeats both.
-                    write_durably(&aside, &bytes).map_err(quarantine)?;
-                    record
-                } else {
-                    fs::rename(&path, &aside).map_err(quarantine)?;
-                    sync_directory(&self.directory).map_err(quarantine)?;
-                    Record::default()
-                };
+                // A power cut before the state is saved repeats both: the file is there until another takes its place.
+                write_durably(&aside, &bytes).map_err(quarantine)?;
+                let record = Record::safe_part(&bytes).unwrap_or_default();
                 let message = format!("{damage}; it was moved aside, and what was under way is not known");
                 let fault = Some(Failure::new(Code::StateDamaged, message));
                 let record = Record { fault, ..record };

@@ -77,6 +77,9 @@ const HEADWAY_BYTES: u64 = 4 << 20;
 const REPORT_PERCENT: u64 = 5;
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Where nobody knows of how much, so often.
+const REPORT_INTERVAL_UNKNOWN: Duration = Duration::from_secs(60);
+
 /// People at the device see progress each second.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -304,9 +307,10 @@ impl<M: Machine> Agent<M> {
         self.read_environment().await;
         match completion.event {
             Some(event) => self.apply(event, None).await,
+            // What was refused for the environment may be taken now.
             None => {
                 self.report();
-                Ok(())
+                self.follow_desired().await
             }
         }
     }
@@ -425,7 +429,7 @@ impl<M: Machine> Agent<M> {
     /// What is desired stands until it changes: it is looked at again whenever nothing is under way.
     async fn follow_desired(&mut self) -> Result<(), AgentError> {
         match self.desired.clone() {
-            Some(request) if self.record.desired.as_ref() != Some(&request.id) => {
+            Some(request) if !self.record.has_dealt_with(&request) => {
                 Box::pin(self.apply(Event::Requested(request, crate::update::Origin::Desired), None)).await
             }
             _ => Ok(()),
@@ -493,7 +497,11 @@ impl<M: Machine> Agent<M> {
             self.shown.bytes_per_sec = gained.checked_mul(1000).map(|scaled| scaled / millis);
         }
         self.shown.status = Some((now, progress.bytes));
-        let percent = progress.percent().unwrap_or_default();
+        let is_due = |since: Instant, shown_percent: u64| match progress.percent() {
+            // It also falls, where a download begins anew.
+            Some(percent) => percent.abs_diff(shown_percent) >= REPORT_PERCENT,
+            None => now.duration_since(since) >= REPORT_INTERVAL_UNKNOWN,
+        };
         let changed = self.shown.phase.replace(progress.phase) != Some(progress.phase);
         let is_whole = progress.phase == Phase::Verifying;
         match self.shown.reported {
@@ -502,7 +510,7 @@ impl<M: Machine> Agent<M> {
                 self.shown.report_due = self.shown.report_due.or(changed.then_some(since + REPORT_INTERVAL));
                 self.show_status();
             }
-            Some((_, shown_percent)) if !changed && percent < shown_percent + REPORT_PERCENT => {
+            Some((since, shown_percent)) if !changed && !is_due(since, shown_percent) => {
                 self.show_status();
             }
             _ => self.report_progress(),
@@ -674,7 +682,7 @@ impl<M: Machine> Agent<M> {
             environment: &self.environment,
             running_version: self.image_version.as_deref(),
             started: self.started,
-            fault: self.desired_fault.as_ref().or(self.record.fault.as_ref()),
+            desired_fault: self.desired_fault.as_ref(),
         }
     }
 
@@ -725,11 +733,7 @@ impl<M: Machine> Agent<M> {
 
     /// The few lines that an operator searches for.
     fn tell_milestone(&self, before: &State) {
-        let over = match &self.record.state {
-            State::Idle { last } => last.as_deref().map(|last| &last.update),
-            _ => None,
-        };
-        let Some(update) = self.record.state.update().or(over) else { return };
+        let Some(update) = self.record.state.subject() else { return };
         let (id, slot) = (update.request.id.as_str(), update.target);
         let tell = |message_id: &str, text: &str| {
             info!(MESSAGE_ID = message_id, UPDATE_ID = id, SLOT = %slot, "update {id}: {text}");

@@ -33,14 +33,12 @@ pub fn metrics(facts: &Facts<'_>, hub_connected: bool, transfer: Option<Progress
     text.family("twinboot_hub_connected", "Whether the session with the IoT hub is up.");
     text.sample(&[], u8::from(hub_connected));
     text.family("twinboot_ready", "Whether state and boot environment are in order; 0 in a trial.");
-    text.sample(&[], u8::from(facts.fault.is_none() && *facts.environment == Environment::Committed));
+    text.sample(&[], u8::from(record.fault.is_none() && *facts.environment == Environment::Committed));
     text.set("twinboot_state", "What the daemon does.", "state", &STATES, state(facts));
     text.family("twinboot_slot_info", "What each slot holds, where known.");
     for slot in [Slot::A, Slot::B] {
         let booted = if slot == facts.boot.slot { "true" } else { "false" };
-        let known = record.versions.get(slot);
-        let version = known.or(facts.running_version.filter(|_| slot == facts.boot.slot));
-        let version = version.unwrap_or_default();
+        let version = facts.version(slot).unwrap_or_default();
         text.sample(&[("slot", &slot.to_string()), ("version", version), ("booted", booted)], 1);
     }
     text.family("twinboot_denied_images", "Images that were rolled back here and are not taken again.");

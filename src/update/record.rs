@@ -31,6 +31,9 @@ pub struct Record {
     pub committed: Option<Box<Update>>,
     /// The newest desired request that was dealt with: it is not started again until it changes.
     pub desired: Option<UpdateId>,
+    /// Of the whole of that request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub desired_digest: Option<Sha256Digest>,
     /// When what happened.
     pub times: Times,
     /// Hooks that have not heard yet how an update ended.
@@ -51,6 +54,21 @@ pub struct Versions {
     /// Of slot b.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub b: Option<String>,
+}
+
+impl Record {
+    /// Whether this desired request is the one that was dealt with.
+    #[must_use]
+    pub fn has_dealt_with(&self, desired: &UpdateRequest) -> bool {
+        self.desired.as_ref() == Some(&desired.id)
+            && self.desired_digest.is_none_or(|digest| digest == desired.digest())
+    }
+
+    /// It is not started again until it changes.
+    pub(super) fn deal_with(&mut self, desired: &UpdateRequest) {
+        self.desired = Some(desired.id.clone());
+        self.desired_digest = Some(desired.digest());
+    }
 }
 
 impl Versions {
@@ -165,6 +183,17 @@ pub enum Outcome {
     RolledBack(Failure),
 }
 
+impl Outcome {
+    /// Why it did not succeed.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Succeeded => None,
+            Self::Failed(failure) | Self::RolledBack(failure) => Some(failure),
+        }
+    }
+}
+
 /// Where an update stands. A state exists only if a restart must behave differently in it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "camelCase", rename_all_fields = "camelCase")]
@@ -235,6 +264,9 @@ pub enum State {
         asked_in: Option<BootId>,
         /// How many boots have asked for it.
         reboots: u8,
+        /// How often the transaction failed in `to`.
+        #[serde(default)]
+        tries: u8,
     },
 }
 
@@ -245,6 +277,20 @@ impl Default for State {
 }
 
 impl State {
+    /// The update that is under way, or else the last one.
+    #[must_use]
+    pub fn subject(&self) -> Option<&Update> {
+        match self {
+            Self::Idle { last } => last.as_deref().map(|last| &last.update),
+            Self::Asking { .. }
+            | Self::Installing { .. }
+            | Self::Installed { .. }
+            | Self::Rebooting { .. }
+            | Self::Trial { .. }
+            | Self::RollingBack { .. } => self.update(),
+        }
+    }
+
     /// The update that is under way.
     #[must_use]
     pub fn update(&self) -> Option<&Update> {
@@ -352,6 +398,7 @@ impl Record {
         let denied: Vec<Value> = field(&fields, "denied");
         Some(Self {
             desired: at_rest.as_ref().and_then(|_| field(&fields, "desired")),
+            desired_digest: field(&fields, "desiredDigest"),
             state: at_rest.unwrap_or_default(),
             // One by one: an entry of a new kind must not set the others free.
             denied: denied.iter().filter_map(|entry| Denied::deserialize(entry).ok()).collect(),
@@ -422,6 +469,7 @@ mod tests {
                 failure: failure.clone(),
                 asked_in: Some(BootId(5)),
                 reboots: 1,
+                tries: 2,
             },
             denied: vec![Denied { source_digest: Sha256Digest([7; 32]), failure: failure.clone() }],
             versions: Versions { a: Some("1.0".into()), b: None },
@@ -429,6 +477,7 @@ mod tests {
             keys: Some(keys),
             fallback: None,
             desired: Some("fw-2".parse().unwrap()),
+            desired_digest: Some(Sha256Digest([9; 32])),
             times: Times {
                 accepted: Some(Moment { boot: BootId(5), uptime_secs: 17, unix_secs: None }),
                 ..Times::default()

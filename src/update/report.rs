@@ -65,15 +65,21 @@ pub struct Facts<'a> {
     pub running_version: Option<&'a str>,
     /// When this process began to stand by.
     pub started: Moment,
-    /// What an operator has to mend: a desired property that is not understood, a state that was lost.
-    pub fault: Option<&'a Failure>,
+    /// Why the desired property is not understood.
+    pub desired_fault: Option<&'a Failure>,
 }
 
 impl Facts<'_> {
-    /// An update's word counts more than the system's own.
+    /// Of the slot that runs.
     #[must_use]
     pub fn running_version(&self) -> Option<&str> {
-        self.record.versions.get(self.boot.slot).or(self.running_version)
+        self.version(self.boot.slot)
+    }
+
+    /// An update's word counts more than the running system's own.
+    #[must_use]
+    pub fn version(&self, slot: Slot) -> Option<&str> {
+        self.record.versions.get(slot).or(self.running_version.filter(|_| slot == self.boot.slot))
     }
 }
 
@@ -102,7 +108,7 @@ pub fn reported(facts: &Facts<'_>) -> Map<String, Value> {
             "fwUpdateSubstatus": cut(&substatus),
             "lastFwUpdateStartTime": time(times.accepted),
             "lastFwUpdateEndTime": time(times.finished),
-            "updateId": update_id(&facts.record.state),
+            "updateId": facts.record.state.subject().map(|update| update.request.id.as_str()),
             "progress": facts.progress.map(|progress| json!({
                 "bytes": progress.bytes,
                 "totalBytes": progress.total_bytes,
@@ -154,8 +160,7 @@ fn firmware_status(facts: &Facts<'_>) -> &'static str {
 #[must_use]
 pub fn update_status(facts: &Facts<'_>) -> (&'static str, String) {
     match &facts.record.state {
-        State::Idle { last: None } => idle_status(facts),
-        State::Idle { last: Some(last) } => finished_status(facts, last),
+        State::Idle { last } => idle_status(facts, last.as_deref()),
         State::Asking { update, gate, deferral, .. } => asking_status(update.target, gate, deferral.as_ref()),
         State::Installing { update, .. } => match facts.progress.unwrap_or_default().phase {
             Phase::Downloading => ("downloading", format!("Downloading to slot {}", update.target)),
@@ -182,27 +187,28 @@ fn asking_status(target: Slot, gate: &Gate, deferral: Option<&Deferral>) -> (&'s
     (status, deferral.map_or(sentence, |deferral| format!("Waiting: {}", deferral.reason)))
 }
 
-fn idle_status(facts: &Facts<'_>) -> (&'static str, String) {
-    match (facts.fault, facts.environment) {
-        (Some(fault), _) => ("error", fault.message.clone()),
-        (None, Environment::Committed) => ("current", "Standing by".to_owned()),
-        (None, Environment::Uncommitted) => {
+/// A state that was lost goes before all; how the last update ended before a desired property that nobody understands.
+fn idle_status(facts: &Facts<'_>, last: Option<&Finished>) -> (&'static str, String) {
+    let outcome = last.map(|last| &last.outcome);
+    if let Some(lost) = &facts.record.fault {
+        return ("error", lost.message.clone());
+    }
+    match (facts.environment, outcome, facts.desired_fault) {
+        (Environment::Uncommitted, _, _) => {
             ("current", format!("Slot {} is not committed; no update is taken", facts.boot.slot))
         }
-        (None, Environment::Unusable(why)) => ("error", format!("No update is taken: {why}")),
-    }
-}
-
-fn finished_status(facts: &Facts<'_>, last: &Finished) -> (&'static str, String) {
-    if facts.fault.is_some() || *facts.environment != Environment::Committed {
-        return idle_status(facts);
-    }
-    match &last.outcome {
-        Outcome::Succeeded => ("current", "Firmware applied".to_owned()),
-        Outcome::Failed(failure) => ("error", failure.message.clone()),
-        Outcome::RolledBack(failure) => {
+        (Environment::Unusable(why), _, _) => ("error", format!("No update is taken: {why}")),
+        (Environment::Committed, Some(Outcome::Failed(failure)), _) => ("error", failure.message.clone()),
+        (Environment::Committed, Some(Outcome::RolledBack(failure)), _) => {
             ("rolledback", format!("Rolled back to slot {}: {}", facts.boot.slot, failure.message))
         }
+        (Environment::Committed, None | Some(Outcome::Succeeded), Some(fault)) => {
+            ("error", fault.message.clone())
+        }
+        (Environment::Committed, Some(Outcome::Succeeded), None) => {
+            ("current", "Firmware applied".to_owned())
+        }
+        (Environment::Committed, None, None) => ("current", "Standing by".to_owned()),
     }
 }
 
@@ -210,24 +216,12 @@ fn pending_version(state: &State) -> Option<&str> {
     state.update().and_then(|update| update.request.version.as_deref())
 }
 
-fn update_id(state: &State) -> Option<&str> {
-    match state {
-        State::Idle { last } => last.as_ref().map(|last| last.update.request.id.as_str()),
-        State::Asking { .. }
-        | State::Installing { .. }
-        | State::Installed { .. }
-        | State::Rebooting { .. }
-        | State::Trial { .. }
-        | State::RollingBack { .. } => state.update_id().map(super::UpdateId::as_str),
-    }
-}
-
 fn failure<'a>(facts: &'a Facts<'_>) -> Option<&'a Failure> {
     match &facts.record.state {
-        State::Idle { last } => facts.fault.or_else(|| match &last.as_ref()?.outcome {
-            Outcome::Succeeded => None,
-            Outcome::Failed(failure) | Outcome::RolledBack(failure) => Some(failure),
-        }),
+        State::Idle { last } => {
+            let failure = last.as_ref().and_then(|last| last.outcome.failure());
+            facts.record.fault.as_ref().or(failure).or(facts.desired_fault)
+        }
         State::RollingBack { failure, .. } => Some(failure),
         State::Asking { .. }
         | State::Installing { .. }
@@ -238,9 +232,7 @@ fn failure<'a>(facts: &'a Facts<'_>) -> Option<&'a Failure> {
 }
 
 fn slot(facts: &Facts<'_>, slot: Slot) -> Value {
-    let known = facts.record.versions.get(slot);
-    let version = if slot == facts.boot.slot { known.or(facts.running_version) } else { known };
-    json!({ "version": version, "state": slot_state(facts, slot) })
+    json!({ "version": facts.version(slot), "state": slot_state(facts, slot) })
 }
 
 fn slot_state(facts: &Facts<'_>, slot: Slot) -> &'static str {
@@ -313,7 +305,7 @@ mod tests {
             environment: &Environment::Committed,
             running_version: Some("1.0"),
             started: at(None),
-            fault: None,
+            desired_fault: None,
         })
     }
 
@@ -341,7 +333,7 @@ mod tests {
                 "applying",
             ),
             (
-                State::RollingBack { update, image: None, to, failure, asked_in: None, reboots: 0 },
+                State::RollingBack { update, image: None, to, failure, asked_in: None, reboots: 0, tries: 0 },
                 "applying",
                 "applying",
             ),
@@ -352,6 +344,38 @@ mod tests {
             assert_eq!(report["firmwareStatus"], firmware_status);
             assert_eq!(report["firmware"]["fwUpdateStatus"], update_status);
         }
+    }
+
+    #[test]
+    fn how_an_update_ended_goes_before_a_desired_property_that_nobody_understands() {
+        let unknown = Failure::new(Code::InvalidPayload, "not understood");
+        let told = |outcome: Option<Outcome>, fault: Option<Failure>| {
+            let last = outcome.map(|outcome| Box::new(Finished { update: update(), outcome }));
+            let record = Record { state: State::Idle { last }, fault, ..Record::default() };
+            let facts = Facts {
+                boot: Boot { id: BootId(1), slot: Slot::A },
+                record: &record,
+                progress: None,
+                environment: &Environment::Committed,
+                running_version: None,
+                started: at(None),
+                desired_fault: Some(&unknown),
+            };
+            let report = reported(&facts);
+            let text = |value: &Value| value.as_str().unwrap().to_owned();
+            (text(&report["firmware"]["fwUpdateStatus"]), text(&report["firmware"]["error"]["code"]))
+        };
+        let unhealthy = || Failure::new(Code::HealthCheckFailed, "m");
+        let pair = |status: &str, code: &str| (status.to_owned(), code.to_owned());
+        assert_eq!(
+            told(Some(Outcome::RolledBack(unhealthy())), None),
+            pair("rolledback", "HealthCheckFailed")
+        );
+        assert_eq!(told(Some(Outcome::Failed(unhealthy())), None), pair("error", "HealthCheckFailed"));
+        assert_eq!(told(Some(Outcome::Succeeded), None), pair("error", "InvalidPayload"));
+        assert_eq!(told(None, None), pair("error", "InvalidPayload"));
+        let lost = Failure::new(Code::StateDamaged, "m");
+        assert_eq!(told(Some(Outcome::Failed(unhealthy())), Some(lost)), pair("error", "StateDamaged"));
     }
 
     #[test]

@@ -161,6 +161,13 @@ const KEYS: [&str; 6] =
     ["fwPackageUri", "fwPackageURI", "fwPackageCheckValue", "fwVersion", "fwSize", "updateId"];
 
 impl UpdateRequest {
+    /// Of all of it, also of what the id leaves out: another address, or one that was signed anew, makes another.
+    #[must_use]
+    pub fn digest(&self) -> Sha256Digest {
+        // Stays the same from version to version: fields that are added are left out where they say nothing.
+        Sha256Digest(Sha256::digest(serde_json::to_vec(self).unwrap_or_default()).into())
+    }
+
     /// Reads a method's payload.
     ///
     /// # Errors

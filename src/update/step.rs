@@ -185,6 +185,9 @@ pub struct Step {
 /// trying it, and a gateway that is switched off every evening must get through, where the image can be resumed.
 pub const INSTALL_ATTEMPTS_MAX: u8 = 10;
 
+/// Tries of a roll back that cannot be written in the slot that it goes to, a minute apart.
+pub const ROLL_BACK_TRIES_MAX: u8 = 10;
+
 /// Boots that a roll back asks for, if the boot loader keeps coming up elsewhere.
 pub const ROLL_BACK_REBOOTS_MAX: u8 = 5;
 
@@ -226,20 +229,21 @@ fn started(context: &Context, mut record: Record) -> Step {
 
         State::Asking { update, .. } | State::Installing { update, .. } if boot.slot == update.target => {
             let message = format!("slot {} runs, which was not to be booted yet", update.target);
-            give_up(context, record, update, Failure::new(Code::SlotUnusable, message))
+            confirming(give_up(context, record, update, Failure::new(Code::SlotUnusable, message)))
         }
         State::Asking { update, attempt, .. } | State::Installing { update, attempt }
             if attempt >= INSTALL_ATTEMPTS_MAX =>
         {
             let message = format!("interrupted {attempt} times without headway");
-            give_up(context, record, update, Failure::new(Code::AttemptsExhausted, message))
+            confirming(give_up(context, record, update, Failure::new(Code::AttemptsExhausted, message)))
         }
         State::Asking { update, gate, attempt, deferral } => {
-            ask(record, update, gate, attempt.saturating_add(1), deferral)
+            confirming(ask(record, update, gate, attempt.saturating_add(1), deferral))
         }
         State::Installing { update, attempt } => {
             let effects = [Effect::Report, Effect::Install(update.clone())];
-            to_state(record, State::Installing { update, attempt: attempt.saturating_add(1) }, effects)
+            let state = State::Installing { update, attempt: attempt.saturating_add(1) };
+            confirming(to_state(record, state, effects))
         }
 
         // Activated, and power was lost before that was recorded.
@@ -251,7 +255,10 @@ fn started(context: &Context, mut record: Record) -> Step {
         State::Rebooting { armed_in, .. } if armed_in == boot.id => {
             unchanged(record, [Effect::Report, Effect::Reboot])
         }
-        State::Trial { update, by_hand: true, .. } if boot.slot == update.target => {
+        // Told so by hand, or found so, before that could be recorded: it is not judged again.
+        State::Trial { update, by_hand, .. }
+            if boot.slot == update.target && (by_hand || context.environment == Environment::Committed) =>
+        {
             unchanged(record, [Effect::Report, Effect::Commit(update)])
         }
         State::Trial { update, image, since, .. } if boot.slot == update.target && since.boot == boot.id => {
@@ -272,14 +279,22 @@ fn started(context: &Context, mut record: Record) -> Step {
     }
 }
 
+/// A script that counts all boots, as RAUC's does, takes one off before the slot is known to be well: also one that is
+/// committed, while the next update is no further than its install.
+fn confirming(mut step: Step) -> Step {
+    step.effects.push(Effect::ConfirmBoot);
+    step
+}
+
 fn started_at_rest(context: &Context, mut record: Record) -> Step {
-    if let State::Idle { last: Some(last) } = &mut record.state
-        && last.outcome == Outcome::Succeeded
-        && last.update.target != context.boot.slot
+    // Such a script can leave a committed slot too. Since the commit, others may have come and been refused.
+    if record.fallback == Some(context.boot.slot)
+        && let Some(update) = record.committed.as_deref().cloned()
     {
-        // A script that counts all boots, as RAUC's does, can leave a committed slot too.
-        let message = format!("slot {} was committed; the boot loader has left it since", last.update.target);
-        last.outcome = Outcome::RolledBack(Failure::new(Code::BootFailed, message));
+        let message = format!("slot {} was committed; the boot loader has left it since", update.target);
+        let outcome = Outcome::RolledBack(Failure::new(Code::BootFailed, message));
+        record.state = State::Idle { last: Some(Box::new(Finished { update, outcome })) };
+        record.fallback = None;
         record.times.finished = Some(context.now);
     }
     let keep_version = record.min_version.clone().map(Effect::KeepVersion);
@@ -299,23 +314,22 @@ fn fell_back(context: &Context, record: Record, update: Update, image: Image) ->
 }
 
 fn requested(context: &Context, record: Record, request: UpdateRequest, origin: Origin) -> Step {
-    let id = request.id.clone();
-    if origin == Origin::Desired && record.desired.as_ref() == Some(&id) {
+    if origin == Origin::Desired && record.has_dealt_with(&request) {
         return unchanged(record, []);
     }
-    let State::Idle { last } = &record.state else {
+    if !record.state.is_at_rest() {
         return requested_while_busy(record, request, origin);
-    };
-    let succeeded = matches!(last.as_deref(), Some(Finished { update, outcome: Outcome::Succeeded })
-        if update.request.id == id && update.target == context.boot.slot);
-    if succeeded && !request.force {
-        return note_desired(record, &id, origin, [Effect::Respond(Response::AlreadyCompleted(id.clone()))]);
+    }
+    let is_it = |update: &Update| update.request.id == request.id && update.target == context.boot.slot;
+    if record.committed.as_deref().is_some_and(is_it) && !request.force {
+        let response = Response::AlreadyCompleted(request.id.clone());
+        return note_desired(record, &request, origin, [Effect::Respond(response)]);
     }
     let running_version = context.running_version(&record);
     if origin == Origin::Desired && request.version.is_some() && request.version.as_deref() == running_version
     {
         // Flashed at the factory, or updated by hand: what is desired is what runs.
-        return note_desired(record, &id, origin, [Effect::Report]);
+        return note_desired(record, &request, origin, [Effect::Report]);
     }
     match (refusal(context, &record, &request), origin) {
         (None, _) => accept(context, record, request, origin),
@@ -323,14 +337,29 @@ fn requested(context: &Context, record: Record, request: UpdateRequest, origin: 
             unchanged(record, [Effect::Respond(Response::Refused(failure, None))])
         }
         // Nobody waits for an answer to a desired property: the twin must tell.
-        (Some(failure), Origin::Desired) => {
-            let mut record = record;
-            record.desired = Some(id);
-            record.times.begin(context.now);
-            let update = Update { request, target: context.boot.slot.other(), online_before: context.online };
-            finish(context, record, update, Outcome::Failed(failure))
-        }
+        (Some(failure), Origin::Desired) => refuse_desired(context, record, request, failure),
     }
+}
+
+fn refuse_desired(context: &Context, mut record: Record, request: UpdateRequest, failure: Failure) -> Step {
+    if !is_of_the_device(failure.code) {
+        record.deal_with(&request);
+    }
+    let update = Update { request, target: context.boot.slot.other(), online_before: context.online };
+    let is_told = |last: &Finished| {
+        last.update.request.id == update.request.id && last.outcome == Outcome::Failed(failure.clone())
+    };
+    if matches!(&record.state, State::Idle { last: Some(last) } if is_told(last)) {
+        return unchanged(record, []);
+    }
+    record.times.begin(context.now);
+    finish(context, record, update, Outcome::Failed(failure))
+}
+
+/// Whether a refusal is for what the device is like now, and not for what was asked for: once that is mended, what is
+/// desired is still to be done.
+fn is_of_the_device(code: Code) -> bool {
+    matches!(code, Code::Uncommitted | Code::EnvironmentUnusable | Code::Unverifiable)
 }
 
 /// A desired request that meets a running update is fed again when that is over.
@@ -338,7 +367,13 @@ fn requested_while_busy(record: Record, request: UpdateRequest, origin: Origin) 
     let running = record.state.update_id().cloned();
     if running.as_ref() == Some(&request.id) {
         let effects = [Effect::Respond(Response::AlreadyRunning(request.id.clone()))];
-        return note_desired(record, &request.id, origin, effects);
+        // What fails with an address that is no longer the desired one is tried with that.
+        let is_the_same = record.state.update().is_some_and(|update| update.request == request);
+        return if is_the_same {
+            note_desired(record, &request, origin, effects)
+        } else {
+            unchanged(record, effects)
+        };
     }
     let name = running.as_ref().map_or("", UpdateId::as_str);
     let failure = Failure::new(Code::Busy, format!("update `{name}` is running: wait for it, or cancel it"));
@@ -348,14 +383,16 @@ fn requested_while_busy(record: Record, request: UpdateRequest, origin: Origin) 
 fn accept(context: &Context, mut record: Record, request: UpdateRequest, origin: Origin) -> Step {
     let target = context.boot.slot.other();
     if origin == Origin::Desired {
-        record.desired = Some(request.id.clone());
+        record.deal_with(&request);
     }
     // Later this slot is the other one, and can no longer say it by itself.
     let running_version = context.running_version(&record).map(str::to_owned);
     record.versions.set(context.boot.slot, running_version);
     record.times.begin(context.now);
     let response = Response::Started(request.id.clone());
-    let update = Update { request, target, online_before: context.online };
+    // A call comes as soon as the session takes it, which may be before it counts as up.
+    let online_before = context.online || origin != Origin::Local;
+    let update = Update { request, target, online_before };
     let mut step = ask(record, update, Gate::BeforeInstall, 1, None);
     step.effects.insert(0, Effect::Respond(response));
     step
@@ -545,6 +582,8 @@ fn installed(context: &Context, mut record: Record, id: &UpdateId, result: Resul
     if update.request.version.is_none() {
         update.request.version.clone_from(&image.version);
     }
+    // One that began right after a start may have been quicker than the session.
+    update.online_before |= context.online;
     record.versions.set(update.target, update.request.version.clone());
     record.times.downloaded.get_or_insert(context.now);
     record.times.applying = Some(context.now);
@@ -619,16 +658,28 @@ fn newer(ours: Option<KeyList>, brought: Option<KeyList>) -> Option<KeyList> {
 
 fn rolled_back(context: &Context, record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
     let boot = context.boot;
-    let Some(State::RollingBack { update, image, to, failure, asked_in, reboots }) = awaiting(&record, id)
+    let Some(State::RollingBack { update, image, to, failure, asked_in, reboots, tries }) =
+        awaiting(&record, id)
     else {
         return unchanged(record, []);
     };
     match result {
         Ok(()) if boot.slot == to => finish_roll_back(context, record, update, image, failure),
+        // It cannot be written. Only what would boot the other slot is never left so.
+        Err(unwritten)
+            if boot.slot == to
+                && tries >= ROLL_BACK_TRIES_MAX
+                && context.environment != Environment::Uncommitted =>
+        {
+            let failure = Failure::new(Code::EnvironmentUnusable, format!("{unwritten}; after: {failure}"));
+            finish(context, record, update, Outcome::Failed(failure))
+        }
         // On the good slot, a reboot mends nothing: stay, and try again.
         Err(_) if boot.slot == to => {
-            let roll_back = Effect::RollBack { id: update.request.id, to, again: true };
-            unchanged(record, [Effect::Report, roll_back])
+            let roll_back = Effect::RollBack { id: update.request.id.clone(), to, again: true };
+            let tries = tries.saturating_add(1).min(ROLL_BACK_TRIES_MAX);
+            let state = State::RollingBack { update, image, to, failure, asked_in, reboots, tries };
+            to_state(record, state, [Effect::Report, roll_back])
         }
         result if asked_in != Some(boot.id) && reboots >= ROLL_BACK_REBOOTS_MAX => {
             let why = match result {
@@ -642,7 +693,7 @@ fn rolled_back(context: &Context, record: Record, id: &UpdateId, result: Result<
         Ok(()) | Err(_) => {
             let reboots = if asked_in == Some(boot.id) { reboots } else { reboots.saturating_add(1) };
             let asked_in = Some(boot.id);
-            let state = State::RollingBack { update, image, to, failure, asked_in, reboots };
+            let state = State::RollingBack { update, image, to, failure, asked_in, reboots, tries };
             to_state(record, state, [Effect::Report, Effect::Reboot])
         }
     }
@@ -655,7 +706,7 @@ fn begin_trial(record: Record, update: Update, image: Image, since: Moment) -> S
 
 fn begin_roll_back(record: Record, update: Update, image: Option<Image>, to: Slot, failure: Failure) -> Step {
     let roll_back = Effect::RollBack { id: update.request.id.clone(), to, again: false };
-    let state = State::RollingBack { update, image, to, failure, asked_in: None, reboots: 0 };
+    let state = State::RollingBack { update, image, to, failure, asked_in: None, reboots: 0, tries: 0 };
     to_state(record, state, [Effect::Report, roll_back])
 }
 
@@ -698,12 +749,12 @@ fn unchanged(record: Record, effects: impl Into<Vec<Effect>>) -> Step {
 
 fn note_desired<const N: usize>(
     mut record: Record,
-    id: &UpdateId,
+    request: &UpdateRequest,
     origin: Origin,
     effects: [Effect; N],
 ) -> Step {
     if origin == Origin::Desired {
-        record.desired = Some(id.clone());
+        record.deal_with(request);
     }
     unchanged(record, effects)
 }
@@ -1043,13 +1094,137 @@ mod tests {
         assert_eq!(times.succeeded, record.times.succeeded);
     }
 
+    #[test]
+    fn a_trial_that_was_found_good_is_not_judged_again_when_that_could_not_be_saved() {
+        let on_b = Boot { id: BootId(2), slot: Slot::B };
+        let update = Update { request: request("one", Some("2.0")), target: Slot::B, online_before: true };
+        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None, keys: None };
+        let trial = begin_trial(Record::default(), update.clone(), image, context().now).record;
+        let started = |environment| {
+            let context = Context { boot: on_b, environment, ..context() };
+            step(&context, trial.clone(), Event::Started)
+        };
+        let committed = started(Environment::Committed);
+        assert_eq!(committed.record, trial);
+        assert_eq!(committed.effects, [Effect::Report, Effect::Commit(update)]);
+        let checks = |effect: &Effect| matches!(effect, Effect::CheckHealth { .. });
+        assert!(started(Environment::Uncommitted).effects.iter().any(checks));
+        assert!(started(Environment::Unusable("why".into())).effects.iter().any(checks));
+    }
+
+    #[test]
+    fn what_is_desired_is_done_once_the_device_can() {
+        let wanted = || request("one", Some("2.0"));
+        let uncommitted = Context { environment: Environment::Uncommitted, ..context() };
+        let refused = ask(&uncommitted, &Record::default(), wanted(), Origin::Desired).record;
+        assert!(matches!(&refused.state, State::Idle { last: Some(last) }
+            if matches!(&last.outcome, Outcome::Failed(failure) if failure.code == Code::Uncommitted)));
+        let again = ask(&uncommitted, &refused, wanted(), Origin::Desired);
+        assert_eq!((&again.record, again.effects.as_slice()), (&refused, [].as_slice()), "it is told");
+        assert!(started(&ask(&context(), &refused, wanted(), Origin::Desired)));
+        // What is wrong with the request stays wrong.
+        let older = ask(&context(), &refused, request("two", Some("0.5")), Origin::Desired).record;
+        assert!(older.has_dealt_with(&request("two", Some("0.5"))));
+    }
+
+    #[test]
+    fn a_desired_address_that_was_signed_anew_is_tried_again() {
+        let signed = |signature: &str| {
+            let uri = format!("https://host.example/a.img?sig={signature}");
+            UpdateRequest { uri, ..request("one", Some("2.0")) }
+        };
+        let taken = ask(&context(), &Record::default(), signed("old"), Origin::Desired).record;
+        let meanwhile = ask(&context(), &taken, signed("new"), Origin::Desired);
+        assert_eq!(meanwhile.effects, [Effect::Respond(Response::AlreadyRunning("one".parse().unwrap()))]);
+        let agreed = Event::HooksRan("one".parse().unwrap(), Hook::BeforeInstall, Verdict::GoOn);
+        let installing = step(&context(), meanwhile.record, agreed).record;
+        let expired = Err(Failure::new(Code::ImageForbidden, "m"));
+        let over = step(&context(), installing, Event::Installed("one".parse().unwrap(), expired)).record;
+        assert!(!started(&ask(&context(), &over, signed("old"), Origin::Desired)));
+        assert!(started(&ask(&context(), &over, signed("new"), Origin::Desired)));
+    }
+
+    #[test]
+    fn what_was_committed_stays_so_whatever_was_refused_since() {
+        let (on_b, record) = committed();
+        let refused = ask(&on_b, &record, request("two", Some("1.5")), Origin::Desired).record;
+        let again = ask(&on_b, &refused, request("one", Some("2.0")), Origin::Method);
+        assert_eq!(again.effects, [Effect::Respond(Response::AlreadyCompleted("one".parse().unwrap()))]);
+        // And that the boot loader has left it is told all the same, once.
+        let left = step(&context(), refused, Event::Started).record;
+        let State::Idle { last: Some(last) } = &left.state else { panic!("not at rest") };
+        assert_eq!(last.update.request.id.as_str(), "one");
+        assert!(matches!(&last.outcome, Outcome::RolledBack(failure) if failure.code == Code::BootFailed));
+        let state = left.state.clone();
+        assert_eq!(step(&context(), left, Event::Started).record.state, state);
+    }
+
+    #[test]
+    fn a_roll_back_that_cannot_be_written_ends_unless_the_other_slot_would_boot() {
+        let update = Update { request: request("one", Some("2.0")), target: Slot::B, online_before: true };
+        let failure = Failure::new(Code::ActivateFailed, "m");
+        let begun = begin_roll_back(Record::default(), update, None, Slot::A, failure).record;
+        let tries = |environment: Environment| {
+            let context = Context { environment, ..context() };
+            let mut record = begun.clone();
+            let unwritten = || Err(Failure::new(Code::EnvironmentUnusable, "read-only"));
+            let end = (0..300).find(|_| {
+                let event = Event::RolledBack("one".parse().unwrap(), unwritten());
+                let next = step(&context, record.clone(), event);
+                record = next.record;
+                !next.effects.iter().any(|effect| matches!(effect, Effect::RollBack { again: true, .. }))
+            });
+            (end, record.state)
+        };
+        let (end, state) = tries(Environment::Unusable("why".into()));
+        assert_eq!(end, Some(ROLL_BACK_TRIES_MAX.into()));
+        let State::Idle { last: Some(last) } = state else { panic!("not at rest") };
+        assert!(
+            matches!(last.outcome, Outcome::Failed(failure) if failure.code == Code::EnvironmentUnusable)
+        );
+        assert_eq!(tries(Environment::Uncommitted).0, None);
+    }
+
+    #[test]
+    fn the_hub_counts_as_there_before_an_update_whenever_it_was_seen_before_the_reboot() {
+        let online = |record: &Record| record.state.update().unwrap().online_before;
+        let away = Context { online: false, ..context() };
+        let taken = |origin| ask(&away, &Record::default(), request("one", Some("2.0")), origin).record;
+        assert!(online(&taken(Origin::Method)) && online(&taken(Origin::Desired)), "it has just asked");
+        let local = taken(Origin::Local);
+        assert!(!online(&local));
+        let agreed = Event::HooksRan("one".parse().unwrap(), Hook::BeforeInstall, Verdict::GoOn);
+        let installing = step(&away, local, agreed).record;
+        let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None, keys: None };
+        let installed = |context: &Context| {
+            let event = Event::Installed("one".parse().unwrap(), Ok(image.clone()));
+            step(context, installing.clone(), event).record
+        };
+        assert!(online(&installed(&context())) && !online(&installed(&away)));
+    }
+
+    #[test]
+    fn boots_while_an_update_waits_are_confirmed_like_those_at_rest() {
+        let asking = ask(&context(), &Record::default(), request("one", Some("2.0")), Origin::Method).record;
+        let agreed = Event::HooksRan("one".parse().unwrap(), Hook::BeforeInstall, Verdict::GoOn);
+        let installing = step(&context(), asking.clone(), agreed).record;
+        for record in [asking, installing] {
+            for slot in [Slot::A, Slot::B] {
+                let context = Context { boot: Boot { id: BootId(2), slot }, ..context() };
+                assert!(
+                    step(&context, record.clone(), Event::Started).effects.contains(&Effect::ConfirmBoot)
+                );
+            }
+        }
+    }
+
     /// Shows F19.
     #[test]
     fn a_trials_time_counts_from_its_boot_however_often_the_daemon_starts() {
         let at = |boot, uptime_secs| {
             let (slot, id) = (Slot::B, BootId(boot));
             let now = Moment { boot: id, uptime_secs, unix_secs: None };
-            Context { boot: Boot { id, slot }, now, ..context() }
+            Context { boot: Boot { id, slot }, now, environment: Environment::Uncommitted, ..context() }
         };
         let update = Update { request: request("one", None), target: Slot::B, online_before: true };
         let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None, keys: None };

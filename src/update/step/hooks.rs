@@ -86,10 +86,7 @@ pub(super) fn finish_with_hooks(
     hook: Hook,
 ) -> Step {
     let update = update.without_secrets();
-    let reason = match &outcome {
-        Outcome::Succeeded => None,
-        Outcome::Failed(failure) | Outcome::RolledBack(failure) => Some(failure.to_string()),
-    };
+    let reason = outcome.failure().map(Failure::to_string);
     record.afterword = Some(Box::new(Afterword { hook, update: update.clone(), reason, runs: 0 }));
     with_afterword(context, finish(context, record, update, outcome))
 }
