@@ -52,6 +52,8 @@ pub struct Tally {
     pub operations: u64,
     pub boots: u32,
     pub failures: usize,
+    /// The boot loader gave a trial up.
+    pub fell_back: bool,
 }
 
 /// More than any story needs, failures apart.
@@ -211,7 +213,7 @@ impl Life {
 
     fn judge_end(&self) -> Result<(), Fault> {
         let cloud = lock(&self.cloud);
-        judge::judge_end(&self.site, self.plan.story, cloud.reported.as_ref(), self.tally.failures)
+        judge::judge_end(&self.site, self.plan.story, cloud.reported.as_ref(), &self.tally)
     }
 
     /// Good bytes are not fetched again.
@@ -272,6 +274,7 @@ impl Life {
             self.fail_without_daemon()?;
             return Ok(None);
         }
+        self.tally.fell_back |= start.fell_back;
         Ok(Some(start.slot))
     }
 
@@ -312,12 +315,13 @@ impl Life {
             if scheduler::now() - began > BOOT_LIMIT {
                 return Err("a boot takes too long".to_owned());
             }
-            match self.run_daemon(slot)? {
+            match self.run_daemon(slot, began)? {
                 End::Failed => {
                     if self.fail()? {
                         return Ok(End::Failed);
                     }
                     disk::change(|disk| disk.switch_on());
+                    self.judge()?;
                 }
                 End::Restart => {}
                 end => return Ok(end),
@@ -326,13 +330,13 @@ impl Life {
         }
     }
 
-    fn run_daemon(&mut self, slot: Slot) -> Result<End, Fault> {
+    fn run_daemon(&mut self, slot: Slot, booted_at: Duration) -> Result<End, Fault> {
         judge::note_kept(&self.site, &mut lock(&self.cloud))?;
         disk::change(|disk| disk.watch(&self.site.environment()));
         seam::REBOOT_ASKED.store(false, Ordering::Relaxed);
         let (site, cloud) = (self.site.clone(), self.cloud.clone());
         // A thread of its own, so that nothing that a thread keeps is left of the run before.
-        let daemon = std::thread::spawn(move || daemon(&site, &cloud));
+        let daemon = std::thread::spawn(move || daemon(&site, &cloud, booted_at));
         let end =
             daemon.join().map_err(|panic| format!("the daemon panics: {}", words(panic.as_ref())))??;
         judge::judge_decisions(&self.site, self.plan.story, slot)?;
@@ -345,7 +349,7 @@ fn words(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
 }
 
-fn daemon(site: &Arc<Site>, cloud: &Shared) -> Result<End, Fault> {
+fn daemon(site: &Arc<Site>, cloud: &Shared, booted_at: Duration) -> Result<End, Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
     for socket in [site.network_socket(), site.control_socket()] {
@@ -365,7 +369,7 @@ fn daemon(site: &Arc<Site>, cloud: &Shared) -> Result<End, Fault> {
             }
             end = news(site, cloud) => end?,
             () = sleep(BOOT_LIMIT) => return Err("nothing happens any more".to_owned()),
-            () = late_trial(site) => return Err("a trial goes on for longer than it may".to_owned()),
+            () = late_trial(site, booted_at) => return Err("a trial goes on for longer than it may".to_owned()),
         };
         if matches!(end, End::Restart | End::Over) {
             // In an orderly way; the network stays away meanwhile.
@@ -384,11 +388,11 @@ fn daemon(site: &Arc<Site>, cloud: &Shared) -> Result<End, Fault> {
     if is_on { end } else { end.map(|_| End::Failed) }
 }
 
-/// Ends where what runs is on trial at the end of the time for that.
-async fn late_trial(site: &Site) {
+/// Ends where what runs is on trial at the end of the time for that, however often the daemon started.
+async fn late_trial(site: &Site, booted_at: Duration) {
     let is_trial = || disk::change(|disk| Environment::load(disk.safe(&site.environment()))).is_trial();
     let was_trial = is_trial();
-    sleep(TRIAL_LIMIT).await;
+    sleep((booted_at + TRIAL_LIMIT).saturating_sub(scheduler::now())).await;
     if !was_trial || !is_trial() {
         std::future::pending::<()>().await;
     }

@@ -4,11 +4,13 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use ring::digest::{SHA256, digest};
-use serde_json::Value;
+use serde_json::{Value, json};
 use twinboot::bundle::{HEADER_BYTES, Header, Manifest};
 use twinboot::update::Code;
+use twinboot::update::step::INSTALL_ATTEMPTS_MAX;
 
 use crate::disk::Lie;
+use crate::life::Tally;
 use crate::uboot::Slot;
 
 /// A slot has a little more room than the image needs.
@@ -544,20 +546,27 @@ impl Story {
         if self.origin == Slot::A { Slot::B } else { Slot::A }
     }
 
-    /// Whether the twin may end with this after so many failures, too.
-    pub fn may_end(&self, status: &str, code: &Value, failures: usize) -> bool {
-        // An operator, who had no answer, began it again: what a signature alone vouches for is known by its content.
-        let again = self.ends == "rolledBack" && self.check == Check::Signature && code == "RolledBackBefore";
-        let may = match status {
+    /// Whether the twin may end with this status and reason.
+    pub fn may_end(&self, status: &str, code: &Value, tally: &Tally) -> bool {
+        let Tally { failures, fell_back, .. } = *tally;
+        if status == self.ends && *code == json!(self.code) {
+            return true;
+        }
+        let is = |expected: Code| *code == json!(expected);
+        match status {
             // A medium that lied once lies to nobody who writes again.
             "completed" => self.liar.is_some() && failures > 0,
-            // A trial may take no more boots.
-            "rolledBack" => (self.ends == "completed" || self.liar.is_some()) && failures >= 3,
-            // Nor an install more interruptions.
-            "failed" => failures >= 10 || again,
+            // A trial takes no more boots than it may.
+            "rolledBack" => fell_back && is(Code::BootFailed),
+            // Nor an install more interruptions. An operator, who had no answer, may have begun it again: what a
+            // signature alone vouches for is known by its content.
+            "failed" => {
+                let again = self.ends == "rolledBack" && self.check == Check::Signature;
+                failures >= usize::from(INSTALL_ATTEMPTS_MAX) && is(Code::AttemptsExhausted)
+                    || again && is(Code::RolledBackBefore)
+            }
             _ => false,
-        };
-        may || status == self.ends
+        }
     }
 
     /// In a device of its own.
