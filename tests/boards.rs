@@ -147,7 +147,12 @@ fn every_script_and_environment_is_made_by_u_boots_tools() {
             mkimage.args(["-T", "script", "-C", "none", "-n", "twinboot", "-d"]).arg(&whole);
             succeed(mkimage.arg(work.path().join("boot.scr")));
         }
-        let all = variables(&[tree("config/u-boot/twinboot.env"), board.join("board.env")]);
+        // The Edison's counts by itself, and has no other.
+        let shared = (!board.ends_with("edison")).then(|| tree("config/u-boot/twinboot.env"));
+        let files: Vec<PathBuf> = [board.join("board.env")].into_iter().chain(shared).collect();
+        let all = variables(&files);
+        let each: usize = files.iter().map(|file| variables(std::slice::from_ref(file)).len()).sum();
+        assert_eq!(each, all.len(), "{}: two values for a name", board.display());
         for name in ["bootcmd", "altbootcmd", "boot_slot", "upgrade_available", "bootcount", "bootlimit"] {
             // The Edison's is Intel's.
             assert!(all.contains_key(name) || (name == "bootcmd" && board.ends_with("edison")), "{name}");
@@ -158,6 +163,38 @@ fn every_script_and_environment_is_made_by_u_boots_tools() {
             assert!(sh.wait().unwrap().success(), "{}: {name}={value}", board.display());
         }
     }
+}
+
+/// A fresh U-Boot may print an `altbootcmd` of its own, and with a counter it prints the boot that it has just counted.
+#[test]
+fn an_environment_made_as_the_porting_guide_says_has_twinboots_variables_whatever_u_boot_printed() {
+    let guide = fs::read_to_string(tree("docs/porting.md")).unwrap();
+    let recipe: Vec<&str> = guide
+        .lines()
+        .skip_while(|line| !line.starts_with("awk "))
+        .take_while(|line| !line.starts_with("```"))
+        .collect();
+    let work = tempfile::tempdir().unwrap();
+    let at = |name: &str| work.path().join(name);
+    let printed = "altbootcmd=setenv boot_syslinux_conf extlinux/rollback.conf;run distro_bootcmd\n\
+                   bootcount=1\nbootlimit=7\nbaudrate=115200\n\nEnvironment size: 95/16379 bytes\n";
+    File::create(at("board.env")).unwrap().write_all(printed.as_bytes()).unwrap();
+    fs::copy(tree("config/u-boot/twinboot.env"), at("twinboot.env")).unwrap();
+    succeed(Command::new("sh").args(["-euc", &recipe.join("\n")]).current_dir(work.path()));
+
+    let config = format!("{} 0 0x4000\n{} 0 0x4000\n", at("env.bin").display(), at("env.bin-2").display());
+    File::create(at("fw_env.config")).unwrap().write_all(config.as_bytes()).unwrap();
+    fs::copy(at("env.bin"), at("env.bin-2")).unwrap();
+    let printed = succeed(Command::new("fw_printenv").arg("-c").arg(at("fw_env.config")));
+    let mut expected = variables(&[tree("config/u-boot/twinboot.env")]);
+    expected.insert("baudrate".into(), "115200".into());
+    let stored: Vec<(String, String)> = printed
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    assert_eq!(stored.len(), expected.len(), "one line for a name: {printed}");
+    assert_eq!(stored.into_iter().collect::<BTreeMap<_, _>>(), expected);
 }
 
 /// The Edison's variables in a shell that has U-Boot's commands; `saveenv` keeps what the next boot begins with.

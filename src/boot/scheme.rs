@@ -24,7 +24,8 @@ pub enum Scheme {
     },
 }
 
-const BOOT_SLOT: &str = "boot_slot";
+/// The slot that `bootcount` boots, and that its `altbootcmd` changes.
+pub const BOOT_SLOT: &str = "boot_slot";
 const UPGRADE_AVAILABLE: &str = "upgrade_available";
 const BOOTCOUNT: &str = "bootcount";
 /// U-Boot compares `bootcount > bootlimit`, and without a limit it counts for nothing.

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::{Finding, Repair, Seen};
 use crate::boot::env::Environment;
 use crate::boot::fw_env::{BootEnvError, CopyFound, Inspection};
-use crate::boot::scheme::Scheme;
+use crate::boot::scheme::{BOOT_SLOT, Scheme};
 use crate::boot::{Variables, booted};
 use crate::install::one_line;
 
@@ -20,6 +20,9 @@ const ROOM_LEAST_BYTES: usize = 256;
 
 const AS_U_BOOT: &str = "fw_env.config must say what U-Boot was built with: CONFIG_ENV_OFFSET, CONFIG_ENV_OFFSET_REDUND, \
                          CONFIG_ENV_SIZE";
+
+const TWINBOOT_ALTBOOTCMD: &str =
+    "write the one of /usr/share/doc/twinboot/examples/u-boot/twinboot.env before the first update";
 
 const SAVE_IN_U_BOOT: &str = "`saveenv` at U-Boot's prompt makes a good copy, but of its built-in defaults: see that they \
                               boot this board first";
@@ -205,6 +208,15 @@ fn defined(seen: &Seen<'_>, variables: &Variables) -> Vec<Finding> {
             format!("the boot script counts down; {} boots for each trial", seen.config.boot.attempts),
         ),
         Scheme::Bootcount | Scheme::Mender { .. } => match value("altbootcmd") {
+            Some(command) if seen.config.boot.scheme == Scheme::Bootcount && !command.contains(BOOT_SLOT) => {
+                Finding::warning(
+                    "environment.fallback",
+                    format!(
+                        "`altbootcmd` does not name `{BOOT_SLOT}`: it may end no trial in the other slot"
+                    ),
+                    TWINBOOT_ALTBOOTCMD,
+                )
+            }
             Some(_) => Finding::ok(
                 "environment.fallback",
                 format!("`altbootcmd` is defined; {} boots for each trial", seen.config.boot.attempts),
@@ -212,7 +224,7 @@ fn defined(seen: &Seen<'_>, variables: &Variables) -> Vec<Finding> {
             None => Finding::fault(
                 "environment.fallback",
                 "`altbootcmd` is not defined: after a failed trial U-Boot waits at its prompt for ever",
-                "write the one of /usr/share/doc/twinboot/examples/u-boot/twinboot.env before the first update",
+                TWINBOOT_ALTBOOTCMD,
             ),
         },
     };

@@ -112,6 +112,8 @@ fn variables_that_a_boot_needs() {
     board.finds("environment.bootcmd", "warning", "bootcmd");
     board.finds("environment.fallback", "fault", "waits at its prompt");
     board.finds("environment.scheme", "fault", "boot_slot=c");
+    board.variables("altbootcmd=setenv boot_syslinux_conf rollback.conf; run distro_bootcmd\n");
+    board.finds("environment.fallback", "warning", "does not name `boot_slot`");
     board.variables("do_partition_done=1\ndo_flash_os_done=0\n");
     board.finds("environment.partitioning", "fault", "`do_flash_os_done` is not 1");
     board.configure("\"bootcount\"", "\"rauc\"");
