@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::slots::Extent;
 use super::{Finding, Repair, Seen};
 use crate::boot::env::Environment;
 use crate::boot::fw_env::{BootEnvError, CopyFound, Inspection};
@@ -64,8 +65,12 @@ fn location(seen: &Seen<'_>, inspection: &Inspection) -> Finding {
     let config = seen.config.boot.environment.display();
     let places: Vec<String> = inspection.copies.iter().map(place).collect();
     let evidence = format!("{config}: {}", places.join(" and "));
+    // U-Boot counts from the start of the disk, `fw_env.config` from that of the partition. This is not about flash, or
+    // about files.
+    let copies = inspection.copies.iter().filter_map(|copy| Extent::of_copy(seen.sysfs, copy));
+    let starts: Vec<u64> = copies.map(|extent| extent.start_bytes).collect();
     match by_device_tree(&seen.config.system.proc) {
-        Some(offset) if inspection.copies.iter().all(|copy| copy.offset_bytes != offset) => Finding::fault(
+        Some(offset) if !starts.is_empty() && !starts.contains(&offset) => Finding::fault(
             CHECK,
             format!("{evidence}; but the device tree has `u-boot,mmc-env-offset` at {offset:#x}"),
             AS_U_BOOT,

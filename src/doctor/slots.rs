@@ -9,6 +9,7 @@ use nix::sys::stat::{major, minor};
 
 use super::{Finding, Seen};
 use crate::boot::booted::{BootedError, agreement};
+use crate::boot::fw_env::CopyFound;
 use crate::install::{one_line, slot::check_free};
 use crate::update::Slot;
 
@@ -41,17 +42,24 @@ struct Device {
     read_only: bool,
 }
 
-/// Where a block device lies on its disk.
-struct Extent {
+/// Where a block device, or a part of it, lies on its disk.
+pub(super) struct Extent {
     /// The disk's directory in sysfs.
     disk: PathBuf,
-    start_bytes: u64,
+    pub(super) start_bytes: u64,
     end_bytes: u64,
 }
 
 impl Extent {
     fn of(sysfs: &Path, (major, minor): (u64, u64)) -> Option<Self> {
         Self::at(&fs::canonicalize(sysfs.join(format!("dev/block/{major}:{minor}"))).ok()?)
+    }
+
+    /// That of a copy of the environment, which may be within a partition.
+    pub(super) fn of_copy(sysfs: &Path, copy: &CopyFound) -> Option<Self> {
+        let device = Self::of(sysfs, copy.block_device?)?;
+        let start_bytes = device.start_bytes + copy.offset_bytes;
+        Some(Self { start_bytes, end_bytes: start_bytes + copy.size_bytes as u64, ..device })
     }
 
     /// A partition is a directory in that of its disk.
@@ -205,12 +213,8 @@ fn beside_environment(seen: &Seen<'_>, slots: [&Device; 2]) -> Finding {
     };
     let mut partition = None;
     for copy in &inspection.copies {
-        let Some(mut extent) = copy.block_device.and_then(|device| Extent::of(seen.sysfs, device)) else {
-            continue;
-        };
-        let is_disk = extent.start_bytes == 0;
-        extent.start_bytes += copy.offset_bytes;
-        extent.end_bytes = extent.start_bytes + copy.size_bytes as u64;
+        let Some(extent) = Extent::of_copy(seen.sysfs, copy) else { continue };
+        let is_disk = extent.start_bytes == copy.offset_bytes;
         let at = format!("the copy at {:#x} of {}", copy.offset_bytes, copy.path.display());
         if let Some(slot) =
             slots.iter().find(|slot| slot.extent.as_ref().is_some_and(|slot| slot.overlaps(&extent)))

@@ -241,11 +241,16 @@ impl Disk {
     }
 
     pub fn holds_environment(&self, board: &Board, offsets: [u64; 2]) {
+        self.holds_environment_in(board, &self.device, offsets);
+    }
+
+    /// In the whole disk, or in a partition.
+    pub fn holds_environment_in(&self, board: &Board, device: &Path, offsets: [u64; 2]) {
         let lines: String =
-            offsets.map(|offset| format!("{} {offset:#x} {ENV_BYTES:#x}\n", self.device.display())).concat();
+            offsets.map(|offset| format!("{} {offset:#x} {ENV_BYTES:#x}\n", device.display())).concat();
         put(&board.path("fw_env.config"), lines);
         for (number, offset) in [(1, offsets[0]), (2, offsets[1])] {
-            let raw = OpenOptions::new().write(true).open(&self.device).unwrap();
+            let raw = OpenOptions::new().write(true).open(device).unwrap();
             raw.write_all_at(&board.bytes(number), offset).unwrap();
             raw.sync_all().unwrap();
         }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::board::{Board, ENV_BYTES, put, succeed};
+use crate::board::{Board, Disk, ENV_BYTES, PARTITIONS, put, succeed};
 
 /// Shows sbabic/libubootenv#15, #16, #23.
 #[test]
@@ -13,11 +13,26 @@ fn an_environment_that_is_not_where_it_is_said_to_be() {
     board.finds("environment.location", "fault", "env-2");
     put(&board.path("fw_env.config"), "");
     board.finds("environment.location", "fault", "no line says where");
+}
+
+#[test]
+fn an_environment_that_u_boots_device_tree_puts_elsewhere() {
     let board = Board::new();
-    put(&board.path("proc/device-tree/config/u-boot,mmc-env-offset"), 0x10_0000_i32.to_be_bytes());
-    board.finds("environment.location", "fault", "at 0x100000");
-    put(&board.path("proc/device-tree/config/u-boot,mmc-env-offset"), [0; 4]);
+    let device_tree = |offset: i32| {
+        put(&board.path("proc/device-tree/config/u-boot,mmc-env-offset"), offset.to_be_bytes());
+    };
+    device_tree(0x10_0000);
     board.finds("environment.location", "ok", "env-1");
+    let Some(disk) = Disk::new(board.dir.path(), &PARTITIONS) else { return };
+    disk.holds_environment(&board, [0x10_0000, 0x14_0000]);
+    board.finds("environment.location", "ok", "at 0x100000");
+    device_tree(0x18_0000);
+    board.finds("environment.location", "fault", "at 0x180000");
+    // In a partition that begins there.
+    disk.holds_environment_in(&board, &disk.partition(4), [0, 0x4_0000]);
+    board.finds("environment.location", "fault", "at 0x180000");
+    device_tree(0xA800 * 512);
+    board.finds("environment.location", "ok", "p4 at 0x0");
 }
 
 #[test]
