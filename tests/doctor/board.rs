@@ -200,6 +200,16 @@ pub fn checks(json: &Value) -> Checks {
         .collect()
 }
 
+/// What the doctor finds in a mount namespace of its own, after `script` with the board's directory as `$dir`.
+pub fn beside(board: &Board, script: &str) -> Checks {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-euc", &format!("dir=$1; shift; {script}; exec \"$@\""), "sh"]);
+    command.arg(board.dir.path()).arg(env!("CARGO_BIN_EXE_twinboot"));
+    let output = command.args(["doctor", "--json", "--config"]).arg(board.config_file()).output().unwrap();
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    checks(&serde_json::from_slice(&output.stdout).unwrap())
+}
+
 /// A disk of 32 MiB with the partitions of a board; gone when dropped.
 pub struct Disk {
     pub device: PathBuf,

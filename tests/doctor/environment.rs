@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::board::{Board, Disk, ENV_BYTES, PARTITIONS, put, succeed};
+use crate::board::{Board, Disk, ENV_BYTES, PARTITIONS, beside, put, succeed};
 
 /// Shows sbabic/libubootenv#15, #16, #23.
 #[test]
@@ -33,6 +33,26 @@ fn an_environment_that_u_boots_device_tree_puts_elsewhere() {
     board.finds("environment.location", "fault", "at 0x180000");
     device_tree(0xA800 * 512);
     board.finds("environment.location", "ok", "p4 at 0x0");
+}
+
+/// Shows openwrt/openwrt#4434.
+#[test]
+fn files_on_a_mount_that_is_read_only() {
+    let board = Board::new();
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not run: mounting needs root");
+        return;
+    }
+    let finds_a_fault = || {
+        let found = beside(&board, "mount --bind -o ro $dir/env-1 $dir/env-1");
+        let (level, evidence, _) = &found["environment.writable"];
+        assert!(level == "fault" && evidence.ends_with("env-1 is read-only"), "{found:#?}");
+    };
+    finds_a_fault();
+    board.copy(1, "", ENV_BYTES, false);
+    put(&board.path("fw_env.config"), format!("{} 0 {ENV_BYTES:#x}\n", board.path("env-1").display()));
+    finds_a_fault();
+    board.finds("environment.writable", "ok", "one copy");
 }
 
 #[test]

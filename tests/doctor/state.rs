@@ -4,7 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
-use crate::board::{Board, Checks, Disk, PARTITIONS, checks, put, succeed};
+use crate::board::{Board, Disk, PARTITIONS, beside, put, succeed};
 
 #[test]
 fn a_state_directory_that_is_missing_is_made() {
@@ -18,16 +18,6 @@ fn a_state_directory_that_is_missing_is_made() {
     // Sticky: what is there stays, but others could put something beside it.
     fs::set_permissions(board.path("state"), Permissions::from_mode(0o1777)).unwrap();
     board.finds("state.directory", "warning", "mode 1777");
-}
-
-/// In a mount namespace of its own, with the board's directory as `$1` and the doctor's command line after it.
-fn beside(board: &Board, script: &str) -> Checks {
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-euc", &format!("dir=$1; shift; {script}; exec \"$@\""), "sh"]);
-    command.arg(board.dir.path()).arg(env!("CARGO_BIN_EXE_twinboot"));
-    let output = command.args(["doctor", "--json", "--config"]).arg(board.config_file()).output().unwrap();
-    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
-    checks(&serde_json::from_slice(&output.stdout).unwrap())
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{MSDOS_SUPER_MAGIC, fstatfs};
+use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::BootEnvError;
 use super::config::Location;
@@ -288,6 +289,7 @@ impl Region {
         if file_system.filesystem_type() == MSDOS_SUPER_MAGIC {
             return Err(BootEnvError::SingleCopyOnFat { path: path() });
         }
+        self.check_writable()?;
         Ok((directory, metadata))
     }
 
@@ -297,8 +299,20 @@ impl Region {
     /// # Errors
     /// When it is write-protected.
     pub fn check_writable(&self) -> Result<(), BootEnvError> {
-        let Kind::BlockDevice { major, minor } = self.kind else { return Ok(()) };
-        let directory = self.sysfs.join(format!("dev/block/{major}:{minor}"));
+        let directory = match &self.kind {
+            Kind::File => {
+                let mount = statvfs(&self.path);
+                if mount.is_ok_and(|mount| mount.flags().contains(FsFlags::ST_RDONLY)) {
+                    return Err(BootEnvError::ReadOnly { path: self.path.clone() });
+                }
+                return Ok(());
+            }
+            Kind::BlockDevice { major, minor } => self.sysfs.join(format!("dev/block/{major}:{minor}")),
+            // Read-only where the flash is: `read-only;` in the device tree, or the module mtdblock_ro.
+            Kind::NorFlash { block_device, .. } => {
+                self.sysfs.join("class/block").join(block_device.file_name().unwrap_or_default())
+            }
+        };
         let is_set = |attribute: &Path| fs::read_to_string(attribute).is_ok_and(|text| text.trim() == "1");
         let force_ro = directory.join("force_ro");
         if is_set(&force_ro) {
@@ -483,6 +497,19 @@ mod tests {
         let sys = sysfs(&[("dev/block/179:16/force_ro", "0"), ("dev/block/179:16/ro", "0")]);
         disk(sys.path()).check_writable().unwrap();
         disk(sysfs(&[]).path()).check_writable().unwrap();
+    }
+
+    /// Shows openwrt/openwrt#4434.
+    #[test]
+    fn flash_that_the_device_tree_makes_read_only_is_refused_before_it_is_written() {
+        let flash = |ro: &str| {
+            let sys = sysfs(&[("class/block/mtdblock1/ro", ro)]);
+            let path = Path::new("/nowhere/mtdblock1");
+            Region { sysfs: sys.path().to_owned(), ..Region::flash_like(path, 0, 0x4000, 0x1_0000) }
+                .check_writable()
+        };
+        assert!(matches!(flash("1"), Err(BootEnvError::ReadOnly { .. })));
+        flash("0").unwrap();
     }
 
     #[test]
