@@ -439,6 +439,42 @@ impl Drop for LoopDevice {
     }
 }
 
+/// What U-Boot reads, which knows ext4 but not its journal.
+#[test]
+fn a_file_that_was_replaced_on_ext4_is_found_without_the_journal() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not run: mounting needs root");
+        return;
+    }
+    let board = Board::empty();
+    let (disk, mounted) = (board.dir.path().join("disk"), board.dir.path().join("mounted"));
+    File::create(&disk).unwrap().set_len(16 << 20).unwrap();
+    succeed(Command::new("mke2fs").args(["-q", "-t", "ext4"]).arg(&disk));
+    fs::create_dir(&mounted).unwrap();
+    succeed(Command::new("mount").args(["-o", "loop"]).args([&disk, &mounted]));
+    let _mount = Mounted(mounted.clone());
+    mkenvimage(START, Copies::Single, &mounted.join("uboot.env"));
+    succeed(Command::new("sync").arg("--file-system").arg(&mounted));
+    board.write_config(&format!("{} 0 {SIZE:#x}\n", mounted.join("uboot.env").display()));
+
+    board.env().write(&patch(&[("boot_slot", Some("b"))])).unwrap();
+    // What a power cut in this moment leaves; debugfs too reads no journal.
+    fs::copy(&disk, board.dir.path().join("cut")).unwrap();
+    let dump = format!("dump /uboot.env {}", board.copy(1).display());
+    succeed(Command::new("debugfs").args(["-R", &dump]).arg(board.dir.path().join("cut")));
+    board.configure(1);
+    assert_eq!(board.env().read().unwrap()["boot_slot"], "b");
+}
+
+/// Unmounted when dropped.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
 /// Shows openwrt/openwrt#4434.
 #[test]
 fn a_block_device_is_written_through_its_cache_and_read_past_it() {

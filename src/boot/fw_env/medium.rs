@@ -15,6 +15,7 @@ use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{MSDOS_SUPER_MAGIC, fstatfs};
 use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::syncfs;
 
 use super::BootEnvError;
 use super::config::Location;
@@ -265,7 +266,8 @@ impl Region {
             to: self.path.clone(),
             source,
         })?;
-        directory.sync_all().map_err(|source| BootEnvError::Sync { path: directory_path.to_owned(), source })
+        sync_to_its_place(&directory)
+            .map_err(|source| BootEnvError::Sync { path: directory_path.to_owned(), source })
     }
 
     /// Whether [`Self::replace`] could be done; gives the directory, and what the present file is.
@@ -428,6 +430,15 @@ fn read_at_least(file: &File, buffer: &mut [u8], start_bytes: u64, wanted: usize
         }
     }
     Ok(())
+}
+
+/// ext4 syncs a rename to its journal, which U-Boot does not read: it would find the old file until the kernel has
+/// written the directory itself, half a minute later. `syncfs` does that now, and the second sync, for which nothing
+/// is left to write, flushes the medium's own cache.
+fn sync_to_its_place(directory: &File) -> io::Result<()> {
+    directory.sync_all()?;
+    syncfs(directory)?;
+    directory.sync_all()
 }
 
 /// The new file under its own name, with the owner and mode of the old one, synced.
