@@ -257,7 +257,7 @@ fn the_edison_tries_a_slot_three_times_and_goes_back() {
     let booted = edison.boot(both);
     let of_a = |booted: &str| {
         booted.starts_with("root=PARTUUID=uuid-of-8 ")
-            && booted.contains(" twinboot.slot=a ")
+            && booted.contains(" twinboot.slot=a twinboot.trial=0 ")
     };
     assert!(of_a(&booted), "{booted}");
     // As every board: a kernel that finds no root, or no init in its slot, does not wait for ever, and reboots.
@@ -270,7 +270,7 @@ fn the_edison_tries_a_slot_three_times_and_goes_back() {
         let booted = edison.boot(both);
         assert!(
             booted.starts_with("root=PARTUUID=uuid-of-9 ")
-                && booted.contains(" twinboot.slot=b "),
+                && booted.contains(" twinboot.slot=b twinboot.trial=1 "),
             "{booted}"
         );
         assert_eq!(edison.stored["bootcount"], count);

@@ -575,6 +575,7 @@ async fn systemd_accepts_the_units() {
         ("twinboot-network.service", include_str!("../systemd/twinboot-network.service")),
         ("twinboot-network.socket", include_str!("../systemd/twinboot-network.socket")),
         ("twinboot-trial.service", include_str!("../systemd/twinboot-trial.service")),
+        ("twinboot-trial-no-daemon.service", include_str!("../systemd/twinboot-trial-no-daemon.service")),
         ("twinboot-trial.timer", include_str!("../systemd/twinboot-trial.timer")),
     ];
     let mut verify = Command::new("systemd-analyze");

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -44,6 +46,71 @@ fn a_service_with_a_network_and_no_filter_is_not() {
     twinboot::store::write_durably(&path, open.as_bytes()).unwrap();
     let (small, text) = exposure_is_small(&path);
     assert!(!small, "{text}");
+}
+
+/// Whether systemd would go on to what the unit starts: its conditions are played, where `directory` is the root.
+fn conditions_hold(name: &str, directory: &Path) -> bool {
+    let text = std::fs::read_to_string(unit(name)).unwrap();
+    let root = directory.to_str().unwrap();
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("ExecCondition=/bin/sh -c '"));
+    lines.all(|line| {
+        let script = line.strip_suffix('\'').unwrap().replace("$$", "$");
+        let script = script.replace(" /proc/", &format!(" {root}/")).replace("/var/lib/twinboot", root);
+        let path = format!("{root}:/usr/bin:/bin");
+        Command::new("/bin/sh").args(["-c", &script]).env("PATH", path).status().unwrap().success()
+    })
+}
+
+fn put(path: &Path, text: &str, mode: u32) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    twinboot::store::write_durably(path, text.as_bytes()).unwrap();
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+/// In emergency mode there is no sysinit.target, and to start it would end that mode.
+#[test]
+fn what_ends_a_trial_waits_for_no_file_system() {
+    for name in ["twinboot-trial.timer", "twinboot-trial.service", "twinboot-trial-no-daemon.service"] {
+        let text = std::fs::read_to_string(unit(name)).unwrap();
+        assert!(text.lines().any(|line| line == "DefaultDependencies=no"), "{name}");
+        let needs_state = text.lines().any(|line| line.starts_with("RequiresMountsFor="));
+        assert_eq!(needs_state, name == "twinboot-trial.service", "{name}");
+    }
+    let guard = std::fs::read_to_string(unit("twinboot-trial.service")).unwrap();
+    assert!(guard.lines().any(|line| line == "Wants=twinboot-trial-no-daemon.service"));
+}
+
+#[test]
+fn without_its_state_a_trial_is_ended_only_if_the_daemon_was_never_up() {
+    let (name, directory) = ("twinboot-trial-no-daemon.service", tempfile::tempdir().unwrap());
+    let text = std::fs::read_to_string(unit(name)).unwrap();
+    assert!(text.lines().any(|line| line == "ConditionKernelCommandLine=twinboot.trial=1"));
+    let script = std::fs::read_to_string(unit("../config/u-boot/boot.cmd")).unwrap();
+    assert!(script.contains(" twinboot.trial=${upgrade_available} "));
+    for (up_since, is_ended) in [("0", true), ("18446744", false), ("", false)] {
+        let body = format!("#!/bin/sh\n[ \"$4\" = twinboot.service ] && echo {up_since}\n");
+        put(&directory.path().join("systemctl"), &body, 0o755);
+        assert_eq!(conditions_hold(name, directory.path()), is_ended, "{up_since:?}");
+    }
+}
+
+/// The boot script tells each boot of a slot whether it is one of a trial.
+#[test]
+fn what_armed_a_trial_is_not_rebooted_though_its_own_boot_began_as_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let is_ended = |armed_by: &str, runs: &str| {
+        put(&directory.path().join("trial/armed-by"), armed_by, 0o644);
+        put(&directory.path().join("cmdline"), runs, 0o644);
+        conditions_hold("twinboot-trial.service", directory.path())
+    };
+    let a = |trial| format!("quiet twinboot.slot=a twinboot.trial={trial} twinboot.script=1\n");
+    let b = |trial| format!("quiet twinboot.slot=b twinboot.trial={trial} twinboot.script=1\n");
+    for armed_by in [a(0), a(1)] {
+        assert!(is_ended(&armed_by, &b(1)));
+        assert!(!is_ended(&armed_by, &a(0)), "the boot loader went back");
+    }
+    assert!(!is_ended(&a(1), &a(1)), "it does not reboot");
+    assert!(is_ended("rauc.slot=A\n", "rauc.slot=B\n") && !is_ended("rauc.slot=A\n", "rauc.slot=A\n"));
 }
 
 /// Whoever plugs a stick in is nobody that this device knows.

@@ -24,14 +24,15 @@ test "${boot_slot}" = "b" || setenv boot_slot a
 part number ${twinboot_interface} ${twinboot_device} rootfs_${boot_slot} twinboot_part
 part uuid ${twinboot_interface} ${twinboot_device}:${twinboot_part} twinboot_uuid
 
-# twinboot.slot= tells the daemon which slot runs, twinboot.script= the doctor which version of this script it is.
+# twinboot.slot= tells the daemon which slot runs, twinboot.trial= systemd whether this boot is one of a trial,
+# twinboot.script= the doctor which version of this script it is.
 # panic= turns a kernel that cannot go on into the next boot. Without init= a kernel that cannot start the init of a
 # damaged slot goes on with /bin/sh, and waits at its prompt for ever. One without a driver for this medium waits for
 # its root as long: rootwait= ends that by a panic, from Linux 6.6 on; older ones know the word without a number alone,
 # and leave the other one to init. The watchdog (CONFIG_WATCHDOG_AUTOSTART here, RuntimeWatchdogSec= in systemd) ends
 # what hangs, but not what waits: until systemd opens it, the kernel feeds it by itself, for watchdog.open_timeout=
 # seconds where twinboot_bootargs has that, and else for ever.
-setenv bootargs "${twinboot_bootargs} root=PARTUUID=${twinboot_uuid} rootwait rootwait=60 ro init=/sbin/init panic=5 twinboot.slot=${boot_slot} twinboot.script=1"
+setenv bootargs "${twinboot_bootargs} root=PARTUUID=${twinboot_uuid} rootwait rootwait=60 ro init=/sbin/init panic=5 twinboot.slot=${boot_slot} twinboot.trial=${upgrade_available} twinboot.script=1"
 
 echo "twinboot: slot ${boot_slot}, trial ${upgrade_available}, boot ${bootcount} of ${bootlimit}"
 

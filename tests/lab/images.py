@@ -11,6 +11,10 @@ from building import TARGET
 PANIC = "[Service]\nExecStartPre=+/bin/sh -c 'echo c >/proc/sysrq-trigger'\n"
 WRONG_NETWORK = "[Match]\nType=ether\n[Network]\nAddress=192.168.77.7/24\nLinkLocalAddressing=no\n"
 DYING_INIT = "#!/bin/sh\necho 'this init dies'\nexit 1\n"
+# Neither its data nor, on that, its state.
+BAD_FSTAB = """/dev/disk/by-partlabel/gone /data ext4 x-systemd.device-timeout=5s
+/data/twinboot /var/lib/twinboot none bind
+"""
 # The root is writable in memory, over the slot.
 OVERLAY_INIT = """#!/bin/sh
 mount -t tmpfs tmpfs /mnt
@@ -32,6 +36,7 @@ VARIANTS = {
     "init-dies": {"/usr/sbin/init": (DYING_INIT, 0o755)},
     "kernel-panics": {"/etc/systemd/system/dbus.service.d/panic.conf": (PANIC, 0o644)},
     "overlay": {"/usr/sbin/init": (OVERLAY_INIT, 0o755)},
+    "bad-fstab": {"/etc/fstab": (BAD_FSTAB, 0o644)},
     "no-daemon": {"/usr/bin/twinboot": None},
     "no-network": {"/etc/systemd/network/eth.network": (WRONG_NETWORK, 0o644)},
     "truncated": {},

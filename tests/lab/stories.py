@@ -183,6 +183,13 @@ def no_daemon(scene):
 
 
 @story
+def bad_fstab(scene):
+    """It cannot mount its data, and stays in emergency mode: twinboot-trial.timer reboots it until U-Boot goes back."""
+    scene.falls_back("bad-fstab", "BootFailed", "abbba")
+    scene.check("it was in emergency mode", scene.board.console_count("You are in emergency mode") > 0)
+
+
+@story
 def no_network(scene):
     """It does not reach the hub: its own daemon rolls it back."""
     scene.falls_back("no-network", "HealthCheckFailed", "aba")

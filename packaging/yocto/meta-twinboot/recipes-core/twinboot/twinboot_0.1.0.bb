@@ -84,6 +84,7 @@ do_install:append() {
 FILES:${PN} += "\
     ${systemd_system_unitdir}/twinboot-network.service \
     ${systemd_system_unitdir}/twinboot-trial.service \
+    ${systemd_system_unitdir}/twinboot-trial-no-daemon.service \
     ${systemd_system_unitdir}/twinboot-usb@.service \
     ${nonarch_base_libdir}/udev/rules.d \
     ${nonarch_libdir}/systemd/catalog \
