@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use tokio::sync::watch;
 use twinboot::install::slot::{BlockDevice, SlotDevice};
 use twinboot::install::verify::{ImageCheck, Trust};
-use twinboot::install::{Device, ImageSpec, Job, Limits, Outcome, Progress, install, install_to};
+use twinboot::install::{Device, ImageSpec, Job, Limits, Outcome, Phase, Progress, install, install_to};
 use twinboot::update::{Code, Sha256Digest};
 
 // ---------------------------------------------------------------------------------------------- the server
@@ -198,6 +198,9 @@ fn answer(
 // ------------------------------------------------------------------------------------------------ the bench
 
 const MIB: usize = 1 << 20;
+
+/// For what would wait for ever.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Half noise, half not; not a whole number of blocks.
 fn image(seed: u64, len: usize) -> Vec<u8> {
@@ -791,6 +794,27 @@ async fn damaged_and_oversized_compression_is_refused() {
     }
 }
 
+#[tokio::test]
+async fn an_image_that_is_bad_is_told_although_its_server_has_fallen_silent() {
+    let image = image(32, 6 * MIB);
+    let whole = packed(&["zstd", "-q", "-c"], &image);
+    let mut damaged = whole.clone();
+    damaged[MIB..MIB + 300_000].fill(0xff);
+    for (source, slot_bytes, code) in
+        [(damaged, 8 * MIB, Code::DecodeFailed), (whole, 4 * MIB, Code::ImageTooLarge)]
+    {
+        let bench = Bench::new(slot_bytes);
+        let body = source.clone();
+        let server = Server::start(move |_, request| {
+            serve_file(&body, "\"1\"", request).cut(body.len() - 1000).hang()
+        });
+        let mut job = bench.job(server.url("/image"), &source);
+        job.limits.stall = Duration::from_secs(3600);
+        assert_eq!(tokio::time::timeout(LIMIT, code_of(&job)).await, Ok(code));
+        assert!(!bench.path("checkpoint.json").exists(), "there is nothing to go on with");
+    }
+}
+
 /// What `failing | zstd` leaves: whole and verified, and yet what the slot held before is not the new version.
 #[tokio::test]
 async fn an_image_of_no_bytes_is_refused_however_it_is_packed() {
@@ -1246,6 +1270,85 @@ async fn a_slot_that_fails_is_told_apart_from_one_that_lies() {
     }
 }
 
+#[tokio::test]
+async fn a_slot_that_has_failed_is_told_although_the_server_has_fallen_silent() {
+    let image = image(33, 40 * MIB);
+    let eio = |faulty: &Faulty, operation| match operation {
+        Operation::Write if faulty.writes.load(Ordering::SeqCst) == 3 => Err(io::Error::from_raw_os_error(5)),
+        _ => Ok(()),
+    };
+    let lying = |faulty: &Faulty, operation| match operation {
+        Operation::Read if faulty.synced.load(Ordering::SeqCst) => Err(io::ErrorKind::Other.into()),
+        _ => Ok(()),
+    };
+    type Fault = fn(&Faulty, Operation) -> io::Result<()>;
+    let cases: [(Fault, Code); 2] = [(eio, Code::SlotFailed), (lying, Code::ReadBackMismatch)];
+    for (fault, code) in cases {
+        let bench = Bench::new(40 * MIB);
+        let body = image.clone();
+        let server =
+            Server::start(move |_, request| serve_file(&body, "\"1\"", request).cut(38 * MIB).hang());
+        let mut job = bench.job(server.url("/image"), &image);
+        (job.limits.stall, job.limits.checkpoint) = (Duration::from_secs(3600), Duration::from_secs(3600));
+        let inner = BlockDevice::open(&job.target, None, Path::new("/proc")).unwrap();
+        let faulty = Faulty { inner, fault, writes: AtomicU64::new(0), synced: AtomicBool::new(false) };
+        let outcome = tokio::time::timeout(LIMIT, run_on(Arc::new(faulty), &job)).await.unwrap();
+        assert_eq!(outcome.unwrap_err().code, code);
+    }
+}
+
+/// A real file that takes nothing before the other end of the gate is gone.
+struct Hung {
+    inner: BlockDevice,
+    gate: Mutex<mpsc::Receiver<()>>,
+}
+
+impl SlotDevice for Hung {
+    fn capacity_bytes(&self) -> u64 {
+        self.inner.capacity_bytes()
+    }
+
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        assert!(self.gate.lock().unwrap().recv().is_err());
+        self.inner.write_all_at(data, offset)
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.inner.read_exact_at(buffer, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.inner.sync()
+    }
+}
+
+#[tokio::test]
+async fn a_medium_that_hangs_is_not_taken_for_a_server_that_is_waited_for() {
+    let image = image(34, 4 * MIB);
+    let bench = Bench::new(4 * MIB);
+    let body = image.clone();
+    let server = Server::start(move |number, request| match number {
+        0 => serve_file(&body, "\"1\"", request).cut(2 * MIB),
+        _ => Reply::status(503).with("retry-after", "3600"),
+    });
+    let job = bench.job(server.url("/image"), &image);
+    let inner = BlockDevice::open(&job.target, None, Path::new("/proc")).unwrap();
+    let (open_gate, gate) = mpsc::channel();
+    let device = Arc::new(Hung { inner, gate: Mutex::new(gate) });
+    let progress = watch::Sender::new(Progress::default());
+    let mut seen = progress.subscribe();
+    let (cancel, cancelled) = watch::channel(false);
+    let watcher = async {
+        seen.wait_for(|now| now.phase == Phase::Waiting).await.unwrap();
+        cancel.send_replace(true);
+        let hangs = seen.wait_for(|now| now.phase == Phase::Downloading);
+        tokio::time::timeout(LIMIT, hangs).await.expect("the server is waited for no more").unwrap();
+        drop(open_gate);
+    };
+    let (outcome, ()) = tokio::join!(install_to(device, &job, &progress, cancelled), watcher);
+    assert_eq!(outcome.unwrap_err().code, Code::Cancelled);
+}
+
 /// A real file that says it is larger than it is: once the first section was found good, it is written over.
 struct WrapsAround {
     inner: BlockDevice,
@@ -1407,9 +1510,8 @@ async fn an_install_can_be_cancelled_while_it_waits() {
         let mut job = bench.job(server.url("/image"), b"x");
         job.spec.check_value = check_value;
         let requests = &server.requests;
-        let outcome = run_until(&job, |now| {
-            now.phase == twinboot::install::Phase::Waiting && !requests.lock().unwrap().is_empty()
-        });
+        let outcome =
+            run_until(&job, |now| now.phase == Phase::Waiting && !requests.lock().unwrap().is_empty());
         assert_eq!(outcome.await.unwrap_err().code, Code::Cancelled);
         bench.assert_untouched();
     }

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 
 use self::bundled::Refusal;
@@ -325,6 +325,8 @@ struct Stages {
     verifying: JoinHandle<Result<(), InstallError>>,
     unpacking: JoinHandle<Result<(), InstallError>>,
     writing: JoinHandle<Result<Image, InstallError>>,
+    /// Told once one of them has failed.
+    failed: Arc<Notify>,
 }
 
 struct Run<'a> {
@@ -444,7 +446,7 @@ impl Run<'_> {
         let open = Source::open(uri, size, wanted, reach, self.job.limits, self.progress.clone());
         let mut source = self.or_cancelled(async { Ok(open.await?) }).await?;
         let stages = self.spawn_stages(start, &source, check);
-        let fetched = self.or_cancelled(pump(&mut source, stages.chunks, self.progress)).await;
+        let fetched = self.feed(pump(&mut source, stages.chunks, self.progress), &stages.failed).await;
         *suspect |= source.joined_unproven();
         // The stage nearest to the medium knows best; one that was cut off by its neighbour knows nothing.
         let written = joined(stages.writing).await;
@@ -454,7 +456,7 @@ impl Run<'_> {
             // The check is for another reader; of a short bundle it has seen everything by now, and complains.
             return Err(InstallError::IsBundle);
         }
-        let first = [fetched.err(), verified.err(), unpacked.err()];
+        let first = [verified.err(), unpacked.err(), fetched.err()];
         match written {
             Err(InstallError::Interrupted) => {
                 let told = first.into_iter().flatten().find(|e| !matches!(e, InstallError::Interrupted));
@@ -486,6 +488,7 @@ impl Run<'_> {
         let verifying = tokio::task::spawn_blocking(move || {
             verify::run(&checked, resumed, (device.as_ref(), &cancel), &mut chunks, &seen_sender)
         });
+        let failed = Arc::new(Notify::new());
         let writer = write::Writer {
             device: self.device.clone(),
             checkpoint: Some(write::Checkpoints {
@@ -496,6 +499,7 @@ impl Run<'_> {
             }),
             progress: self.progress.clone(),
             cancel: self.cancel.clone(),
+            failed: failed.clone(),
         };
         let so_far = start.so_far();
         let writing = tokio::task::spawn_blocking(move || writer.run(so_far, &filled, &empty_sender));
@@ -507,7 +511,28 @@ impl Run<'_> {
         };
         let unpacking =
             tokio::task::spawn_blocking(move || unpack::run(start, room, &seen, &empty, &filled_sender));
-        Stages { chunks: chunk_sender, verifying, unpacking, writing }
+        Stages { chunks: chunk_sender, verifying, unpacking, writing, failed }
+    }
+
+    /// Feeds the stages, as long as they want it: whichever fails ends the writer, and it says so by `failed`.
+    async fn feed(
+        &self,
+        feeding: impl Future<Output = Result<(), InstallError>>,
+        failed: &Notify,
+    ) -> Result<(), InstallError> {
+        // Once, and not in each future around it.
+        let feeding = Box::pin(feeding);
+        let wanted = async {
+            tokio::select! {
+                biased;
+                fed = feeding => fed,
+                () = failed.notified() => Err(InstallError::Interrupted),
+            }
+        };
+        let fed = self.or_cancelled(wanted).await;
+        // From now on only the slots are waited for.
+        self.progress.send_if_modified(is_no_longer_waiting);
+        fed
     }
 
     /// `work`, unless cancelled before it is done.
@@ -565,6 +590,15 @@ async fn pump(
     }
     chunks.send(Feed::Chunks(batch)).await.map_err(|_| InstallError::Interrupted)?;
     chunks.send(Feed::End).await.map_err(|_| InstallError::Interrupted)
+}
+
+/// Whether that is news.
+fn is_no_longer_waiting(progress: &mut Progress) -> bool {
+    let waited = progress.phase == Phase::Waiting;
+    if waited {
+        progress.phase = Phase::Downloading;
+    }
+    waited
 }
 
 async fn joined<T>(stage: JoinHandle<Result<T, InstallError>>) -> Result<T, InstallError> {

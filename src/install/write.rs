@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::checkpoint::{Checkpoint, Key, prefix_crc32};
 use super::fetch::boot_time;
@@ -110,6 +110,8 @@ pub struct Writer {
     pub progress: watch::Sender<Progress>,
     /// Looked at while the slot is read back.
     pub cancel: watch::Receiver<bool>,
+    /// Told once nothing more can be taken, so that nobody waits for a server in vain.
+    pub failed: Arc<Notify>,
 }
 
 /// A mark whose bytes are in the slot, though perhaps not synced.
@@ -143,12 +145,14 @@ impl Writer {
         empty: &SyncSender<Block>,
     ) -> Result<Image, InstallError> {
         let (hand_on, synced) = sync_channel(SECTIONS);
-        let read_back = move || read_back::run(self.device.as_ref(), synced, &self.cancel);
+        let tell = |_: &InstallError| self.failed.notify_one();
+        let read_back = move || read_back::run(self.device.as_ref(), synced, &self.cancel).inspect_err(tell);
         thread::scope(|scope| {
             let reader = thread::Builder::new()
                 .spawn_scoped(scope, read_back)
-                .map_err(|source| WriteError::Reader { source })?;
-            let written = self.write(so_far, filled, empty, hand_on);
+                .map_err(|source| WriteError::Reader { source }.into())
+                .inspect_err(tell)?;
+            let written = self.write(so_far, filled, empty, hand_on).inspect_err(tell);
             // A reader that found a fault has stopped the writer.
             reader.join().unwrap_or(Err(InstallError::Interrupted)).and(written)
         })

@@ -13,8 +13,11 @@ mod refused;
 mod safe;
 
 use std::fs;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hub_emulator::images::{DropFault, Faults, FlipFault, ImageServer, StatusFault};
@@ -24,8 +27,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use twinboot::bundle::Manifest;
+use twinboot::install::slot::{BlockDevice, SlotDevice};
 use twinboot::install::verify::{ImageCheck, Trust};
-use twinboot::install::{Device, ImageSpec, Job, Limits, Other, Outcome, Progress, install};
+use twinboot::install::{Device, ImageSpec, Job, Limits, Other, Outcome, Progress, install, install_to};
 use twinboot::update::record::Denied;
 use twinboot::update::{Code, Failure, Sha256Digest};
 
@@ -529,6 +533,73 @@ async fn an_expired_link_is_told_and_a_new_one_goes_on() {
     outcome.unwrap();
     bench.assert_holds(&image);
     assert!(progress.kept_bytes > 0 && progress.saved_bytes > 0, "{progress:?}");
+}
+
+/// A real file; told of each operation before it happens, with the number of those of its kind before.
+struct Told<F> {
+    inner: BlockDevice,
+    tell: F,
+    counts: [AtomicUsize; 3],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    Read,
+    Write,
+    Sync,
+}
+
+impl<F: Fn(Operation, usize) -> io::Result<()> + Send + Sync> Told<F> {
+    fn open(job: &Job, tell: F) -> Arc<Self> {
+        let inner = BlockDevice::open(&job.target, None, Path::new("/proc")).unwrap();
+        Arc::new(Self { inner, tell, counts: Default::default() })
+    }
+
+    fn told(&self, operation: Operation) -> io::Result<()> {
+        (self.tell)(operation, self.counts[operation as usize].fetch_add(1, Ordering::SeqCst))
+    }
+}
+
+impl<F: Fn(Operation, usize) -> io::Result<()> + Send + Sync> SlotDevice for Told<F> {
+    fn capacity_bytes(&self) -> u64 {
+        self.inner.capacity_bytes()
+    }
+
+    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.told(Operation::Write)?;
+        self.inner.write_all_at(data, offset)
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.told(Operation::Read)?;
+        self.inner.read_exact_at(buffer, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.told(Operation::Sync)?;
+        self.inner.sync()
+    }
+}
+
+#[tokio::test]
+async fn a_slot_that_has_failed_is_told_although_the_server_has_fallen_silent() {
+    let image = image(37, 16 * MIB);
+    let made = made(&image, |_| {});
+    let bench = Arc::new(Bench::new(16 * MIB, &made.bytes).await);
+    let mut job = bench.job(&made.manifest);
+    job.limits.stall = Duration::from_secs(3600);
+    let there = bench.clone();
+    let device = Told::open(&job, move |operation, number| {
+        if (operation, number) != (Operation::Write, 1) {
+            return Ok(());
+        }
+        there.server.set_faults(NAME, Faults { stall_after_bytes: Some(10), ..Faults::default() });
+        Err(io::Error::from_raw_os_error(5))
+    });
+    let progress = watch::Sender::new(Progress::default());
+    let (_keep, cancel) = watch::channel(false);
+    let outcome = tokio::time::timeout(LIMIT, install_to(device, &job, &progress, cancel)).await.unwrap();
+    assert_eq!(outcome.unwrap_err().code, Code::SlotFailed);
 }
 
 // ------------------------------------------------------------------------------------------------ what is refused

@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc as blocking};
 use std::thread;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use self::assemble::{Assembly, Bench};
 use self::head::{Front, Head};
@@ -77,6 +77,8 @@ struct Work {
     patches: Vec<Option<Patch>>,
     progress: watch::Sender<Progress>,
     cancel: watch::Receiver<bool>,
+    /// Told once a slot has failed.
+    failed: Arc<Notify>,
 }
 
 impl Run<'_> {
@@ -199,7 +201,10 @@ impl Run<'_> {
     ) -> Result<Image, InstallError> {
         let Head { manifest, digest, layout, keys } = head;
         let sizes: Vec<u64> = manifest.images.iter().map(|image| image.size_bytes).collect();
-        self.progress.send_modify(|p| p.total_bytes = Some(sizes.iter().sum()));
+        // Nor is a server waited for any more: first the slots are looked at.
+        self.progress.send_modify(|p| {
+            (p.phase, p.total_bytes) = (Phase::Downloading, Some(sizes.iter().sum()));
+        });
         let work = Arc::new(Work {
             index,
             chunking: manifest.chunking,
@@ -211,6 +216,7 @@ impl Run<'_> {
             patches,
             progress: self.progress.clone(),
             cancel: self.cancel.clone(),
+            failed: Arc::default(),
         });
         let surveyor = work.clone();
         let plans = joined(tokio::task::spawn_blocking(move || surveyor.plans())).await?;
@@ -230,8 +236,9 @@ impl Run<'_> {
             false => supply::Plan::Parts(Box::new(Parts::new(remote.clone(), requests))),
         };
         let (supplier, supply) = supply(is_whole);
+        let failed = work.failed.clone();
         let assembling = tokio::task::spawn_blocking(move || work.install(&plans, supply));
-        let supplied = self.or_cancelled(supplier.run(source, &remote)).await;
+        let supplied = self.feed(supplier.run(source, &remote), &failed).await;
         // Where one was cut off by the other, the other knows why.
         match (joined(assembling).await, supplied) {
             (Err(InstallError::Interrupted), Err(error)) => Err(error),
@@ -314,6 +321,7 @@ impl Work {
             checkpoint: None,
             progress: self.progress.clone(),
             cancel: self.cancel.clone(),
+            failed: self.failed.clone(),
         };
         let bench = Bench {
             image,
