@@ -68,6 +68,10 @@ const CHANGES: u32 = 3;
 /// packet costs more than looking at its bytes.
 const BATCH_BYTES: usize = slot::BLOCK_BYTES;
 
+/// Nor are more than so many handed on together, which is as many as a block has of 16 KiB: a server chooses how small
+/// they are, and the smallest holds a buffer of some KiB.
+const BATCH_PIECES: usize = 64;
+
 /// Batches that wait for a stage: with the one that it works on, enough to keep both sides busy.
 const BATCHES: usize = 1;
 
@@ -582,7 +586,7 @@ async fn pump(
         });
         batch_bytes += bytes.len();
         batch.push(bytes);
-        if batch_bytes >= BATCH_BYTES {
+        if batch_bytes >= BATCH_BYTES || batch.len() >= BATCH_PIECES {
             batch_bytes = 0;
             let full = Feed::Chunks(std::mem::take(&mut batch));
             chunks.send(full).await.map_err(|_| InstallError::Interrupted)?;
@@ -619,7 +623,44 @@ fn signature_uri(uri: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
     use super::*;
+
+    #[tokio::test]
+    async fn however_small_the_pieces_of_a_server_are_few_are_handed_on_together() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}/image", listener.local_addr().unwrap());
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut request).await.unwrap();
+            }
+            let body = "1\r\nx\r\n".repeat(1000);
+            let answer = format!("HTTP/1.1 200 x\r\ntransfer-encoding: chunked\r\n\r\n{body}0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        };
+        let (chunks, mut fed) = mpsc::channel(BATCHES);
+        let feed = async {
+            let reach = Reach::Direct(Arc::new(Clients::new(None).unwrap()));
+            let (limits, progress) =
+                (Limits::new(Duration::from_secs(20)), watch::Sender::new(Progress::default()));
+            let open = Source::open(&uri, None, Wanted::default(), &reach, limits, progress.clone());
+            pump(&mut open.await.unwrap(), chunks, &progress).await.unwrap();
+        };
+        let taken = async {
+            let mut pieces = 0;
+            while let Some(Feed::Chunks(batch)) = fed.recv().await {
+                assert!(batch.len() <= BATCH_PIECES, "{}", batch.len());
+                pieces += batch.len();
+            }
+            pieces
+        };
+        let ((), (), pieces) = tokio::join!(serve, feed, taken);
+        assert_eq!(pieces, 1000);
+    }
 
     #[test]
     fn a_signature_lies_beside_its_image() {
