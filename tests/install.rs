@@ -973,6 +973,7 @@ async fn a_cancelled_install_goes_on_where_it_was() {
     assert!(progress.saved_bytes >= 7 * MIB as u64, "{progress:?}");
     assert_eq!(server.body_bytes() - before, 12 * MIB as u64 - progress.saved_bytes);
     assert!(progress.written_bytes <= 12 * MIB as u64 - progress.saved_bytes, "{progress:?}");
+    assert_eq!(progress.fresh_bytes, 12 * MIB as u64 - progress.saved_bytes);
 }
 
 /// What a power cut leaves: the slot and the checkpoint as they are at one instant in the middle.

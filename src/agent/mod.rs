@@ -466,11 +466,7 @@ impl<M: Machine> Agent<M> {
         let progress = *self.progress.borrow();
         let Some(installing) = &mut self.installing else { return Ok(()) };
         let mut events = Vec::new();
-        // What is fetched from the beginning each time is no headway.
-        let resumed = progress.saved_bytes > 0;
-        let taken_bytes = if resumed { progress.bytes.saturating_sub(progress.saved_bytes) } else { 0 };
-        let fresh_bytes = taken_bytes.max(progress.written_bytes);
-        if !installing.progressed && fresh_bytes >= HEADWAY_BYTES {
+        if !installing.progressed && progress.fresh_bytes >= HEADWAY_BYTES {
             installing.progressed = true;
             events.push(Event::Progressed(installing.id.clone()));
         }

@@ -227,7 +227,10 @@ impl Writer {
             return Ok(());
         }
         self.device.write_all_at(bytes, offset).map_err(|source| WriteError::Write { offset, source })?;
-        self.progress.send_modify(|p| p.written_bytes += bytes.len() as u64);
+        self.progress.send_modify(|p| {
+            p.written_bytes += bytes.len() as u64;
+            p.fresh_bytes = p.fresh_bytes.max(p.written_bytes);
+        });
         Ok(())
     }
 

@@ -27,6 +27,9 @@ pub struct Progress {
     pub kept_bytes: u64,
     /// Bytes written to the slot.
     pub written_bytes: u64,
+    /// Bytes that no attempt before had come to, which is headway: written, or of a plain image's source taken beyond
+    /// where an earlier attempt ended.
+    pub fresh_bytes: u64,
 }
 
 impl Progress {
@@ -405,6 +408,7 @@ mod tests {
             copied_bytes: 5,
             kept_bytes: 3,
             written_bytes: 7,
+            fresh_bytes: 7,
         };
         let report = report(Slot::A, &record, Some(progress));
         let shown = json!({

@@ -197,6 +197,7 @@ async fn an_empty_slot_gets_everything_once_and_the_same_again_costs_nothing() {
     assert!(bench.sent() - before <= (made.pieces_offset as u64).max(4096), "manifest and index alone");
     assert_eq!((progress.written_bytes, progress.kept_bytes), (0, image.len() as u64));
     assert_eq!(progress.saved_bytes, (made.bytes.len() - made.pieces_offset) as u64);
+    assert_eq!(progress.fresh_bytes, 0, "what is passed again is no headway");
 }
 
 #[tokio::test]
@@ -362,6 +363,7 @@ async fn a_resume_at_half_way_fetches_the_other_half() {
     let again = bench.sent() - before;
     assert!(again <= made.bytes.len() as u64 * 51 / 100, "{again} of {}", made.bytes.len());
     assert!(progress.kept_bytes >= 6 * MIB as u64, "{progress:?}");
+    assert_eq!(progress.fresh_bytes, progress.written_bytes);
 }
 
 // ------------------------------------------------------------------------------------------------ the server
