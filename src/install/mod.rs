@@ -149,6 +149,9 @@ pub enum InstallError {
     /// The source.
     #[error(transparent)]
     Fetch(#[from] FetchError),
+    /// The file beside a bundle, which can be done without.
+    #[error(transparent)]
+    Beside(FetchError),
     /// The compressed data.
     #[error(transparent)]
     Decode(#[from] DecodeError),
@@ -210,7 +213,7 @@ impl InstallError {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::Fetch(error) => error.code(),
+            Self::Fetch(error) | Self::Beside(error) => error.code(),
             Self::Decode(error) => error.code(),
             Self::Verify(error) => error.code(),
             Self::Bundle(BundleError::Digest { .. } | BundleError::Unpack { .. }) | Self::Chunk { .. } => {
@@ -378,15 +381,19 @@ impl Run<'_> {
         }
     }
 
-    /// As often as another file comes to its address meanwhile. `None`: it is no bundle.
+    /// As often as another file comes to its address meanwhile, or to the one beside it; in the end without that.
+    /// `None`: it is no bundle.
     async fn whole_bundle(&self, reach: &Reach) -> Result<Option<Image>, InstallError> {
         for _ in 0..CHANGES {
-            match self.bundle(reach).await {
+            match self.bundle(reach, true).await {
+                Err(InstallError::Beside(error)) => {
+                    tracing::warn!(reason = %one_line(&error), "the file beside the bundle is of no use any more");
+                }
                 Err(error) if error.code() == Code::ImageChanged => {}
                 result => return result,
             }
         }
-        self.bundle(reach).await
+        self.bundle(reach, false).await
     }
 
     /// Reads the keys where it needs them.

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use super::fetch::{FetchError, Reach, Source, Wanted};
 use super::patience::Patience;
 use super::validator::Validator;
-use super::{Limits, Progress};
+use super::{InstallError, Limits, Progress};
 use crate::redact::display_url;
 
 /// Requests on their way. While the first one's bytes are written, the next ones' cross the network.
@@ -136,8 +136,8 @@ impl Parts {
     /// The next bytes, and where they are in the file; `None` at the end.
     ///
     /// # Errors
-    /// [`FetchError`].
-    pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>, FetchError> {
+    /// [`FetchError`]; [`InstallError::Beside`] if it is the file beside that fails.
+    pub async fn next(&mut self) -> Result<Option<(u64, Bytes)>, InstallError> {
         self.patience.resume();
         loop {
             while self.tasks.try_join_next().is_some() {}
@@ -149,23 +149,30 @@ impl Parts {
                 self.under_way.push_back(Part { left: request, pieces });
             }
             let Some(part) = self.under_way.front_mut() else { return Ok(None) };
+            let offset = part.left.start;
             match part.pieces.recv().await {
                 Some(bytes) => {
-                    let (bytes, offset) = (bytes?, part.left.start);
+                    let bytes = bytes.map_err(|error| failed(offset, error))?;
                     part.left.start += bytes.len() as u64;
                     return match self.patience.suffices(bytes.len()) {
                         true => Ok(Some((offset, bytes))),
-                        false => Err(self.patience.trickle(display_url(&self.remote.uri), None)),
+                        false => Err(self.patience.trickle(display_url(&self.remote.uri), None).into()),
                     };
                 }
                 None if part.left.is_empty() => drop(self.under_way.pop_front()),
                 None => {
                     let url = display_url(&self.remote.uri);
-                    return Err(FetchError::Size { url, announced: part.left.end, actual: part.left.start });
+                    let ended = FetchError::Size { url, announced: part.left.end, actual: offset };
+                    return Err(failed(offset, ended));
                 }
             }
         }
     }
+}
+
+/// Of the bytes at an offset: the file beside can be done without.
+fn failed(offset: u64, error: FetchError) -> InstallError {
+    if offset < BESIDE_OFFSET { error.into() } else { InstallError::Beside(error) }
 }
 
 async fn fetch(remote: Remote, part: Range<u64>, pieces: mpsc::Sender<Result<Bytes, FetchError>>) {
@@ -192,7 +199,7 @@ mod tests {
     use super::*;
 
     /// What comes of requests of ten bytes each, if each is answered after so long; four are under way.
-    async fn fetch_tens(delay: Duration, requests: u64) -> Result<u64, FetchError> {
+    async fn fetch_tens(delay: Duration, requests: u64) -> Result<u64, InstallError> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("http://{}/b.twb", listener.local_addr().unwrap());
         tokio::spawn(async move {
@@ -237,7 +244,9 @@ mod tests {
         assert_eq!(fetch_tens(Duration::ZERO, 100).await.unwrap(), 1000);
         // 133 bytes a second, of 256.
         match fetch_tens(Duration::from_millis(300), 100).await {
-            Err(FetchError::Trickle { bytes, .. }) => assert!((10..256).contains(&bytes), "{bytes}"),
+            Err(InstallError::Fetch(FetchError::Trickle { bytes, .. })) => {
+                assert!((10..256).contains(&bytes), "{bytes}")
+            }
             other => panic!("{other:?}"),
         }
     }

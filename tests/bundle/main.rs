@@ -346,6 +346,39 @@ async fn patches_in_a_file_beside_the_bundle_are_found_by_its_name() {
 }
 
 #[tokio::test]
+async fn patches_beside_the_bundle_that_go_away_while_they_are_fetched_are_done_without() {
+    const BESIDE: &str = "patches.twb";
+    let mut random = fastrand::Rng::with_seed(38);
+    let old = image(38, 8 * MIB);
+    let mut new = old.clone();
+    new.chunks_mut(16_000).for_each(|part| random.fill(&mut part[..4000]));
+    let (made, beside) = made_beside((&old, &new), BESIDE, None, |_| Vec::new());
+    for code in [404, 403, 503] {
+        let bench = Arc::new(Bench::new(8 * MIB, &made.bytes).await);
+        fs::write(bench.path("running"), &old).unwrap();
+        bench.server.put(BESIDE, beside.clone());
+        let mut job = bench.job(&made.manifest);
+        (job.limits.retry, job.limits.stall) = (Duration::from_secs(3600), Duration::from_millis(500));
+        let there = bench.clone();
+        let device = Told::open(&job, move |operation, number| {
+            if (operation, number) == (Operation::Write, 0) {
+                let gone = Some(StatusFault { code, retry_after_secs: None, requests: u32::MAX });
+                there.server.set_faults(BESIDE, Faults { status: gone, ..Faults::default() });
+            }
+            Ok(())
+        });
+        let progress = watch::Sender::new(Progress::default());
+        let (_keep, cancel) = watch::channel(false);
+        let outcome = tokio::time::timeout(LIMIT, install_to(device, &job, &progress, cancel)).await.unwrap();
+        outcome.unwrap();
+        bench.assert_holds(&new);
+        let ranges = bench.server.ranges(BESIDE);
+        let first = |range: &&Option<String>| range.as_deref().is_some_and(|r| r.starts_with("bytes=0-"));
+        assert!(ranges.iter().filter(first).count() > 1, "it was needed when it went away");
+    }
+}
+
+#[tokio::test]
 async fn a_resume_at_half_way_fetches_the_other_half() {
     let image = image(3, 12 * MIB);
     let made = made(&image, |_| {});

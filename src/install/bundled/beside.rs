@@ -61,9 +61,7 @@ async fn read(
     let ranges = ranges
         .into_iter()
         .map(|range| PatchRange { table: behind(range.table), frames: behind(range.frames) });
-    let mut remote = front.remote;
-    remote.limits = bundle.limits;
-    Ok((remote, file.patches.into_iter().zip(ranges).collect()))
+    Ok((front.remote, file.patches.into_iter().zip(ranges).collect()))
 }
 
 /// The address of another file in the same directory; a query that may grant access stays.

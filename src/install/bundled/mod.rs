@@ -82,16 +82,17 @@ struct Work {
 }
 
 impl Run<'_> {
-    /// Installs the bundle at the job's address. `None`: it is none.
-    pub(super) async fn bundle(&self, reach: &Reach) -> Result<Option<Image>, InstallError> {
+    /// Installs the bundle at the job's address, with patches of the file `beside` it, or without. `None`: it is none.
+    pub(super) async fn bundle(&self, reach: &Reach, beside: bool) -> Result<Option<Image>, InstallError> {
         let job = self.job;
         self.progress.send_replace(Progress::default());
         let rule = self.rule().await?;
         let mut front = self.or_cancelled(Front::open(self.remote(reach))).await?;
-        let head = match self.or_cancelled(Head::read(&mut front, &rule, job)).await {
+        let mut head = match self.or_cancelled(Head::read(&mut front, &rule, job)).await {
             Err(InstallError::Bundle(BundleError::NotABundle)) => return Ok(None),
             head => head?,
         };
+        head.manifest.patches_file.take_if(|_| !beside);
         job.device.admits(&head.manifest, head.digest, job.version.as_deref())?;
         let places = self.places(&head).await?;
         let index = Arc::new(self.or_cancelled(head.index(&mut front)).await?);
