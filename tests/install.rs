@@ -1120,6 +1120,34 @@ async fn an_unchecked_install_goes_on_only_where_the_server_proves_that_it_is_th
     }
 }
 
+#[tokio::test]
+async fn an_unchecked_install_is_never_joined_of_what_may_be_two_files() {
+    let (image, other) = (image(35, 3 * MIB), crate::image(36, 3 * MIB));
+    let bench = Bench::new(4 * MIB);
+    let (body, wrong) = (image.clone(), other);
+    let server = Server::start(move |number, request| match number {
+        0 => Reply::file(&wrong, 0, "W/\"1\"").cut(2 * MIB),
+        _ => serve_file(&body, "W/\"1\"", request),
+    });
+    let unchecked = |server: &Server| {
+        let mut job = bench.job(server.url("/image"), &image);
+        (job.check, job.spec.check_value) = (ImageCheck::Optional, None);
+        job
+    };
+    run(&unchecked(&server)).await.0.unwrap();
+    bench.assert_holds(&image);
+    let starts: Vec<_> = server.requests().iter().map(Request::start).collect();
+    assert_eq!(starts, [0, 2 * MIB, 0]);
+
+    // A server that breaks off each time is told as what it is.
+    let body = image.clone();
+    let server = Server::start(move |_, request| serve_file(&body, "W/\"1\"", request).cut(2 * MIB - 9));
+    let failure = run(&unchecked(&server)).await.0.unwrap_err();
+    assert_eq!(failure.code, Code::ImageChanged);
+    assert!(failure.message.contains("nothing proves"), "{}", failure.message);
+    assert!(server.requests().len() < 12, "{}", server.requests().len());
+}
+
 // ------------------------------------------------------------------------------------------------ bad slots
 
 /// A real file of which a block cannot be read, from a certain time on until it is written.

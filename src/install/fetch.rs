@@ -124,6 +124,15 @@ pub enum FetchError {
         /// Without secrets.
         url: String,
     },
+    /// Perhaps another file is at the address now.
+    #[error(
+        "{url}: the connection broke, and nothing proves that the rest is of the same file: give fwPackageCheckValue, or \
+         let the server send a strong ETag"
+    )]
+    Unproven {
+        /// Without secrets.
+        url: String,
+    },
     /// More or fewer bytes than announced.
     #[error("{url}: {announced} bytes were announced, and there are {actual}")]
     Size {
@@ -156,7 +165,7 @@ impl FetchError {
             }
             Self::Forbidden { .. } => Code::ImageForbidden,
             Self::Unreachable { .. } | Self::Trickle { .. } => Code::ServerUnreachable,
-            Self::Changed { .. } => Code::ImageChanged,
+            Self::Changed { .. } | Self::Unproven { .. } => Code::ImageChanged,
             Self::Size { .. } => Code::SizeMismatch,
             Self::Relayed { code, .. } => *code,
             Self::Address { .. }
@@ -373,6 +382,11 @@ impl Source {
     #[must_use]
     pub fn joined_unproven(&self) -> bool {
         self.joined_unproven
+    }
+
+    /// What to say where nobody else can prove it.
+    pub(super) fn unproven(&self) -> FetchError {
+        FetchError::Unproven { url: self.shown.clone() }
     }
 
     /// The next bytes; `None` at the end. Dropped connections, silence and passing errors are waited out.

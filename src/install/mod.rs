@@ -457,7 +457,9 @@ impl Run<'_> {
         let open = Source::open(uri, size, wanted, reach, self.job.limits, self.progress.clone());
         let mut source = self.or_cancelled(async { Ok(open.await?) }).await?;
         let stages = self.spawn_stages(start, &source, check);
-        let fetched = self.feed(pump(&mut source, stages.chunks, self.progress), &stages.failed).await;
+        let is_checked = !matches!(check.as_ref(), Check::Unchecked);
+        let pumping = pump(&mut source, is_checked, stages.chunks, self.progress);
+        let fetched = self.feed(pumping, &stages.failed).await;
         *suspect |= source.joined_unproven();
         // The stage nearest to the medium knows best; one that was cut off by its neighbour knows nothing.
         let written = joined(stages.writing).await;
@@ -575,13 +577,18 @@ pub enum Feed {
     End,
 }
 
+/// Where nothing `is_checked` at the end, parts of two files would be taken for one.
 async fn pump(
     source: &mut Source,
+    is_checked: bool,
     chunks: mpsc::Sender<Feed>,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), InstallError> {
     let (mut batch, mut batch_bytes) = (Vec::new(), 0);
     while let Some(bytes) = source.next().await? {
+        if source.joined_unproven() && !is_checked {
+            return Err(source.unproven().into());
+        }
         let (offset, total) = (source.offset(), source.total_bytes());
         progress.send_modify(|p| {
             // What is fetched from the beginning each time is no headway.
@@ -658,7 +665,7 @@ mod tests {
             let (limits, progress) =
                 (Limits::new(Duration::from_secs(20)), watch::Sender::new(Progress::default()));
             let open = Source::open(&uri, None, Wanted::default(), &reach, limits, progress.clone());
-            pump(&mut open.await.unwrap(), chunks, &progress).await.unwrap();
+            pump(&mut open.await.unwrap(), true, chunks, &progress).await.unwrap();
         };
         let taken = async {
             let mut pieces = 0;
