@@ -230,6 +230,14 @@ impl InstallError {
         }
     }
 
+    /// Whether there seems to be no signature beside the image, by a [`Run::check`] that failed. A bundle brings its
+    /// signatures itself, and the link to it grants access to nothing else.
+    fn is_about_signature_file(&self) -> bool {
+        let none =
+            matches!(self, Self::Verify(VerifyError::NoSignature { .. } | VerifyError::NotASignature { .. }));
+        none || self.code() == Code::ImageForbidden
+    }
+
     /// Whether the same bytes may still come: from the same request later, or through a link signed anew.
     fn keeps_checkpoint(&self) -> bool {
         matches!(self.code(), Code::Cancelled | Code::ServerUnreachable | Code::ImageForbidden)
@@ -355,8 +363,7 @@ impl Run<'_> {
             return Ok(image);
         }
         let check = match self.or_cancelled(self.check(&reach)).await {
-            // A bundle brings its signatures itself.
-            Err(error @ InstallError::Verify(VerifyError::NoSignature { .. })) => {
+            Err(error) if error.is_about_signature_file() => {
                 let is_bundle = self.or_cancelled(async { Ok(self.is_bundle(&reach).await) }).await?;
                 let image = if is_bundle { self.whole_bundle(&reach).await? } else { None };
                 return image.ok_or(error);

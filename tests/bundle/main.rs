@@ -492,6 +492,32 @@ async fn a_bundle_by_any_other_name_is_one() {
 }
 
 #[tokio::test]
+async fn a_signed_bundle_by_any_other_name_is_one_whatever_is_said_of_a_signature_beside_it() {
+    let image = image(39, 2 * MIB);
+    let keys = Keys::new();
+    let made = made_of(&[("rootfs", &image)], |manifest| keys.sign("ours", manifest), |_| {});
+    let bench = Bench::new(3 * MIB, &made.bytes).await;
+    fs::copy(keys.path("ours.pub"), bench.path("keys/ours.pub")).unwrap();
+    let beside = |faults: Faults| bench.server.set_faults("release.img.minisig", faults);
+    let forbidden = StatusFault { code: 403, retry_after_secs: None, requests: 1000 };
+    let mut job = bench.job(&made.manifest);
+    (job.check, job.spec.check_value) = (ImageCheck::Signature, None);
+    job.spec.uri = bench.server.url("release.img");
+    for answer in [Some(forbidden), None] {
+        beside(Faults { status: answer, ..Faults::default() });
+        bench.server.put("release.img.minisig", b"<html>Sign in</html>".to_vec());
+        bench.server.put("release.img", made.bytes.clone());
+        fs::write(bench.path("slot"), vec![0xee; 3 * MIB]).unwrap();
+        run(&job).await.0.unwrap();
+        bench.assert_holds(&image);
+        // What is no bundle needs that signature.
+        bench.server.put("release.img", image.clone());
+        let code = if answer.is_some() { Code::ImageForbidden } else { Code::SignatureInvalid };
+        assert_eq!(code_of(&job).await, code);
+    }
+}
+
+#[tokio::test]
 async fn a_bundle_that_comes_in_one_piece_is_one_by_any_other_name_too() {
     let image = vec![7; 64 << 10];
     let made = made(&image, |_| {});
