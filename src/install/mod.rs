@@ -519,6 +519,7 @@ impl Run<'_> {
             }),
             progress: self.progress.clone(),
             cancel: self.cancel.clone(),
+            is_last: true,
             failed: failed.clone(),
         };
         let so_far = start.so_far();

@@ -110,6 +110,8 @@ pub struct Writer {
     pub progress: watch::Sender<Progress>,
     /// Looked at while the slot is read back.
     pub cancel: watch::Receiver<bool>,
+    /// Whether the install is complete with it.
+    pub is_last: bool,
     /// Told once nothing more can be taken, so that nobody waits for a server in vain.
     pub failed: Arc<Notify>,
 }
@@ -284,7 +286,9 @@ impl Writer {
     }
 
     fn complete(&self, state: &mut State, hand_on: &SyncSender<Synced>) -> Result<(), InstallError> {
-        self.progress.send_modify(|p| p.phase = Phase::Verifying);
+        if self.is_last {
+            self.progress.send_modify(|p| p.phase = Phase::Verifying);
+        }
         self.save_in_time(state)?;
         let last = self.sync_section(state, 0)?;
         hand_on.send(Synced::End(last, state.so_far.image_offset)).map_err(|_| InstallError::Interrupted)

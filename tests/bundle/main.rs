@@ -29,7 +29,9 @@ use tokio::sync::watch;
 use twinboot::bundle::Manifest;
 use twinboot::install::slot::{BlockDevice, SlotDevice};
 use twinboot::install::verify::{ImageCheck, Trust};
-use twinboot::install::{Device, ImageSpec, Job, Limits, Other, Outcome, Progress, install, install_to};
+use twinboot::install::{
+    Device, ImageSpec, Job, Limits, Other, Outcome, Phase, Progress, install, install_to,
+};
 use twinboot::update::record::Denied;
 use twinboot::update::{Code, Failure, Sha256Digest};
 
@@ -739,6 +741,28 @@ async fn images_of_several_classes_are_installed_together_or_not_at_all() {
     let before = bench.sent();
     assert_eq!(run(&job).await.1.kept_bytes, 5 * MIB as u64);
     assert!(bench.sent() - before <= (both.pieces_offset as u64).max(4096));
+}
+
+#[tokio::test]
+async fn only_the_last_of_several_images_ends_the_download() {
+    let (root, boot) = (image(40, 2 * MIB), image(41, 2 * MIB));
+    let both = made_of(&[("rootfs", &root), ("boot", &boot)], |_| Vec::new(), |_| {});
+    let bench = Bench::new(2 * MIB, &both.bytes).await;
+    fs::write(bench.path("boot_a"), &boot[..MIB]).unwrap();
+    fs::write(bench.path("boot_b"), vec![0xee; 2 * MIB]).unwrap();
+    let mut job = bench.job(&both.manifest);
+    let (target, running) = (bench.path("boot_b"), bench.path("boot_a"));
+    job.others = vec![Other { class: "boot".into(), target, running }];
+    let progress = watch::Sender::new(Progress::default());
+    let seen = progress.clone();
+    // The first image is complete with its sync.
+    let device = Told::open(&job, move |operation, _| {
+        assert!(operation != Operation::Sync || seen.borrow().phase == Phase::Downloading);
+        Ok(())
+    });
+    let (_keep, cancel) = watch::channel(false);
+    install_to(device, &job, &progress, cancel).await.unwrap();
+    assert_eq!(progress.borrow().phase, Phase::Verifying);
 }
 
 /// Two keys of the standard tool: `ours` and `theirs`.

@@ -300,7 +300,6 @@ impl Work {
     fn install(&self, plans: &[Plan], mut supply: Supply) -> Result<Image, InstallError> {
         let mut size_bytes = 0;
         for (number, (image, plan)) in self.images().zip(plans).enumerate() {
-            self.progress.send_modify(|p| p.phase = Phase::Downloading);
             size_bytes += self.install_one(number, image, plan, &mut supply)?.size_bytes;
         }
         Ok(Image { source_digest: self.digest, size_bytes, version: None, keys: None })
@@ -322,6 +321,7 @@ impl Work {
             checkpoint: None,
             progress: self.progress.clone(),
             cancel: self.cancel.clone(),
+            is_last: number + 1 == self.places.len(),
             failed: self.failed.clone(),
         };
         let bench = Bench {
