@@ -189,7 +189,7 @@ async fn fetch(remote: Remote, part: Range<u64>, pieces: mpsc::Sender<Result<Byt
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
@@ -198,8 +198,8 @@ mod tests {
     use super::super::fetch::Clients;
     use super::*;
 
-    /// What comes of requests of ten bytes each, if each is answered after so long; four are under way.
-    async fn fetch_tens(delay: Duration, requests: u64) -> Result<u64, InstallError> {
+    /// A file whose server answers requests of ten bytes each, after so long.
+    pub(in crate::install) async fn tens(delay: Duration) -> Remote {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let uri = format!("http://{}/b.twb", listener.local_addr().unwrap());
         tokio::spawn(async move {
@@ -222,7 +222,7 @@ mod tests {
                 });
             }
         });
-        let remote = Remote {
+        Remote {
             uri,
             expected_bytes: None,
             validator: None,
@@ -230,9 +230,13 @@ mod tests {
             limits: Limits::new(Duration::from_secs(1)),
             progress: watch::Sender::new(Progress::default()),
             beside: None,
-        };
+        }
+    }
+
+    /// What comes of requests of ten bytes each, if each is answered after so long; four are under way.
+    async fn fetch_tens(delay: Duration, requests: u64) -> Result<u64, InstallError> {
         let wanted = (0..requests).map(|number| number * 5000..number * 5000 + 10).collect();
-        let (mut parts, mut bytes) = (Parts::new(remote, wanted), 0);
+        let (mut parts, mut bytes) = (Parts::new(tens(delay).await, wanted), 0);
         while let Some((_, piece)) = parts.next().await? {
             bytes += piece.len() as u64;
         }

@@ -8,7 +8,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::super::InstallError;
 use super::super::fetch::FetchError;
 use super::super::parts::{Parts, Remote};
+use super::super::patience::Patience;
 use super::head::Front;
+use crate::redact::display_url;
 
 /// Pieces of up to some 400 KiB that wait to be used.
 const PIECES: usize = 2;
@@ -39,9 +41,15 @@ struct Demand {
 }
 
 impl Demand {
-    async fn meet(self, remote: &Remote) {
+    /// `patience` is with all of them together: each is small.
+    async fn meet(self, remote: &Remote, patience: &mut Patience) {
+        patience.resume();
+        let read = remote.read(self.part).await.and_then(|bytes| match patience.suffices(bytes.len()) {
+            true => Ok(bytes),
+            false => Err(patience.trickle(display_url(&remote.uri), None)),
+        });
         // Whoever asked may have been stopped meanwhile.
-        drop(self.answer.send(remote.read(self.part).await));
+        drop(self.answer.send(read));
     }
 }
 
@@ -59,10 +67,11 @@ impl Supplier {
     /// The source.
     pub async fn run(self, mut plan: Plan, remote: &Remote) -> Result<(), InstallError> {
         let Self { pieces, mut demands } = self;
+        let mut patience = Patience::new(remote.limits);
         loop {
             tokio::select! {
                 demand = demands.recv() => match demand {
-                    Some(demand) => demand.meet(remote).await,
+                    Some(demand) => demand.meet(remote, &mut patience).await,
                     None => return Ok(()),
                 },
                 room = pieces.reserve() => {
@@ -80,7 +89,7 @@ impl Supplier {
         // Whoever waits for more of them has to know that there are none.
         drop(pieces);
         while let Some(demand) = demands.recv().await {
-            demand.meet(remote).await;
+            demand.meet(remote, &mut patience).await;
         }
         Ok(())
     }
@@ -149,5 +158,31 @@ impl Supply {
         let (answer, answered) = oneshot::channel();
         self.demands.blocking_send(Demand { part, answer }).map_err(|_| InstallError::Interrupted)?;
         Ok(answered.blocking_recv().map_err(|_| InstallError::Interrupted)??)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::super::parts::tests::tens;
+    use super::*;
+
+    #[tokio::test]
+    async fn parts_on_demand_that_are_each_over_soon_are_not_waited_for_for_ever() {
+        // 33 bytes a second, of 256.
+        let remote = tens(Duration::from_millis(300)).await;
+        let (supplier, mut supply) = supply(false);
+        let nothing = Plan::Parts(Box::new(Parts::new(remote.clone(), [].into())));
+        let demanding = tokio::task::spawn_blocking(move || {
+            (0..100).try_for_each(|number| supply.demand(number * 5000..number * 5000 + 10).map(drop))
+        });
+        supplier.run(nothing, &remote).await.unwrap();
+        match demanding.await.unwrap() {
+            Err(InstallError::Fetch(FetchError::Trickle { bytes, .. })) => {
+                assert!((10..256).contains(&bytes))
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
