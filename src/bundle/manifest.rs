@@ -29,6 +29,9 @@ const SAMPLES_MAX: usize = 64;
 /// One that signs, one in the safe, and what is left of their predecessors.
 const KEYS_MAX: usize = 16;
 
+/// The highest number of a key list: IoT Hub refuses a report with a higher integer, and with it all that a device says.
+pub const KEY_SERIAL_MAX: u64 = (1 << 52) - 1;
+
 /// Length of a sample.
 pub const SAMPLE_BYTES: u64 = 4096;
 
@@ -375,6 +378,7 @@ fn closed_list<'de, D: Deserializer<'de>>(from: D) -> Result<Option<KeyList>, D:
 
 fn check_keys(list: &KeyList) -> Result<(), BundleError> {
     BundleError::at_least("the number of a key list", list.serial, 1)?;
+    BundleError::at_most("the number of a key list", list.serial, KEY_SERIAL_MAX)?;
     BundleError::at_least("the number of keys", list.trusted.len() as u64, 1)?;
     BundleError::at_most("the number of keys", list.trusted.len() as u64, KEYS_MAX as u64)?;
     for (name, key) in &list.trusted {

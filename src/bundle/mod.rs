@@ -29,7 +29,8 @@ pub use error::BundleError;
 pub use header::{FORMAT, HEADER_BYTES, Header, MAGIC};
 pub use index::{Entry, ImageIndex, Index, Piece};
 pub use manifest::{
-    Base, Image, Layout, Manifest, Part, PatchFile, PatchPart, PatchRange, SAMPLE_BYTES, Sample, is_class,
+    Base, Image, KEY_SERIAL_MAX, Layout, Manifest, Part, PatchFile, PatchPart, PatchRange, SAMPLE_BYTES,
+    Sample, is_class,
 };
 pub use patch::{Extent, Frame, PatchTable, Source};
 pub use piece::{Context, pack, unpack};

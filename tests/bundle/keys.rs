@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use twinboot::bundle::Manifest;
+use twinboot::bundle::{KEY_SERIAL_MAX, Manifest};
 use twinboot::install::Job;
 use twinboot::install::verify::ImageCheck;
 use twinboot::update::{Code, KeyList};
@@ -131,6 +131,8 @@ fn a_list_is_never_empty_and_holds_keys_alone() {
     value["keys"] = serde_json::to_value(&good).unwrap();
     with_more(value.to_string().as_bytes()).unwrap_err();
     edit(KeyList { serial: 0, ..good.clone() }).unwrap_err();
+    edit(KeyList { serial: KEY_SERIAL_MAX, ..good.clone() }).unwrap();
+    edit(KeyList { serial: KEY_SERIAL_MAX + 1, ..good.clone() }).unwrap_err();
     edit(KeyList { trusted: BTreeMap::new(), ..good.clone() }).unwrap_err();
     edit(KeyList { trusted: [("a".to_owned(), "no key".to_owned())].into(), serial: 1 }).unwrap_err();
     edit(KeyList { trusted: [(String::new(), safe.public("new"))].into(), serial: 1 }).unwrap_err();

@@ -149,6 +149,7 @@ fn a_bundle_may_say_whose_signatures_count_from_now_on() {
         ("--trust 2027.pub", "--trust-serial"),
         ("--trust-serial 4", "--trust"),
         ("--trust 2027.pub --trust-serial 0", "--trust-serial"),
+        ("--trust 2027.pub --trust-serial 4503599627370496", "--trust-serial"),
         ("--trust no.pub --trust-serial 4", "not a minisign public key"),
         ("--trust none.pub --trust-serial 4", "none.pub"),
         ("--trust 2027.pub --trust 2027.key --trust-serial 4", "named `2027`"),

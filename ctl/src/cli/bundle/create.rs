@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use minisign_verify::PublicKey;
 use serde_json::json;
+use twinboot::bundle::KEY_SERIAL_MAX;
 use twinboot::update::{KeyList, Sha256Digest};
 
 use super::super::{CliError, Exit, screen};
@@ -69,7 +70,8 @@ pub(super) struct Options {
     #[arg(long = "trust", value_name = "FILE", requires = "trust_serial")]
     trusted: Vec<PathBuf>,
     /// Number of that list of keys: higher than that of any before
-    #[arg(long, value_name = "N", requires = "trusted", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", requires = "trusted",
+          value_parser = clap::value_parser!(u64).range(1..=KEY_SERIAL_MAX))]
     trust_serial: Option<u64>,
     /// An older image that devices run: they fetch patches instead of chunks; several times for several
     #[arg(long = "base", value_name = "CLASS=FILE[@VERSION]", value_parser = class_and_file)]
