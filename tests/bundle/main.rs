@@ -16,8 +16,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use hub_emulator::images::{DropFault, Faults, FlipFault, ImageServer, StatusFault};
@@ -345,6 +345,40 @@ async fn patches_in_a_file_beside_the_bundle_are_found_by_its_name() {
     outcome.unwrap();
     bench.assert_holds(&new);
     assert!(progress.fetched_bytes < chunks * 2 / 3, "{progress:?}");
+}
+
+#[tokio::test]
+async fn a_cancelled_install_has_let_go_of_a_slot_that_was_being_looked_at() {
+    let image = image(42, 3 * MIB);
+    let made = made_patched(&image, &changed(&image));
+    let bench = Bench::new(3 * MIB, &made.bytes).await;
+    fs::write(bench.path("running"), &image).unwrap();
+    let job = bench.job(&made.manifest);
+    let (open_gate, gate) = mpsc::channel::<()>();
+    let (gate, looking) = (Mutex::new(gate), watch::Sender::new(false));
+    let looked_at = looking.clone();
+    let device = Told::open(&job, move |operation, number| {
+        if (operation, number) == (Operation::Read, 0) {
+            looked_at.send_replace(true);
+            assert!(gate.lock().unwrap().recv().is_err());
+        }
+        Ok(())
+    });
+    let progress = watch::Sender::new(Progress::default());
+    let (cancel, cancelled) = watch::channel(false);
+    let installing = install_to(device.clone(), &job, &progress, cancelled);
+    tokio::pin!(installing);
+    let mut seen = looking.subscribe();
+    tokio::select! {
+        outcome = &mut installing => panic!("{outcome:?}"),
+        looking = seen.wait_for(|looking| *looking) => drop(looking.unwrap()),
+    }
+    cancel.send_replace(true);
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut installing).await;
+    assert!(early.is_err(), "the slot is still held: {early:?}");
+    drop(open_gate);
+    assert_eq!(installing.await.unwrap_err().code, Code::Cancelled);
+    assert_eq!(Arc::strong_count(&device), 1);
 }
 
 #[tokio::test]

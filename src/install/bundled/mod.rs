@@ -96,7 +96,12 @@ impl Run<'_> {
         job.device.admits(&head.manifest, head.digest, job.version.as_deref())?;
         let places = self.places(&head).await?;
         let index = Arc::new(self.or_cancelled(head.index(&mut front)).await?);
-        let patches = self.or_cancelled(self.patches(&mut front, &head, &rule, &index, &places)).await?;
+        // A claim to a slot must not outlive a cancelled install: the slots are looked at to the end.
+        let searches = match front.is_whole() {
+            true => Vec::new(),
+            false => self.searches(&head, &index, &places).await?,
+        };
+        let patches = self.or_cancelled(self.patches(&mut front, &head, &rule, searches)).await?;
         let image = self.assemble(front, head, index, (places, patches)).await?;
         Ok(Some(image))
     }
@@ -123,33 +128,42 @@ impl Run<'_> {
         }
     }
 
+    /// For each image that may be made by a patch of what runs, by its number.
+    async fn searches(
+        &self,
+        head: &Head,
+        index: &Arc<Index>,
+        places: &[Place],
+    ) -> Result<Vec<(usize, Search)>, InstallError> {
+        let images = head.manifest.images.iter().zip(&index.images).zip(places);
+        let mut searches = Vec::new();
+        for (number, ((image, indexed), place)) in images.enumerate() {
+            if *self.cancel.borrow() {
+                return Err(InstallError::Cancelled);
+            }
+            if let Some(running) = &place.running {
+                let slots = (running.clone(), place.target.clone());
+                let search = Search::new(image, indexed.clone(), index.clone(), slots).await;
+                searches.extend(search.map(|search| (number, search)));
+            }
+        }
+        Ok(searches)
+    }
+
     /// For each image the patch that fits what runs: one of the bundle, or else of the file beside it. Without ranges
-    /// they would come before they are needed: there are none then.
+    /// they would come before they are needed: nothing is searched then.
     async fn patches(
         &self,
         front: &mut Front,
         head: &Head,
         rule: &Rule,
-        index: &Arc<Index>,
-        places: &[Place],
+        searches: Vec<(usize, Search)>,
     ) -> Result<Vec<Option<Patch>>, InstallError> {
-        let images = head.manifest.images.iter().zip(&index.images).zip(places);
         let mut patches = Vec::new();
-        let mut wanting = Vec::new();
-        for (number, ((image, indexed), place)) in images.enumerate() {
-            patches.push(None);
-            let found = match &place.running {
-                Some(running) if !front.is_whole() => {
-                    let slots = (running.clone(), place.target.clone());
-                    Search::new(image, indexed.clone(), index.clone(), slots).await
-                }
-                _ => None,
-            };
-            wanting.extend(found.map(|search| (number, search)));
-        }
+        patches.resize_with(head.manifest.images.len(), || None);
         let bundled: Vec<_> =
             head.manifest.patches.iter().cloned().zip(head.layout.patches.iter().cloned()).collect();
-        wanting = find_all(wanting, &bundled, &front.remote, &mut patches).await?;
+        let wanting = find_all(searches, &bundled, &front.remote, &mut patches).await?;
         if !wanting.is_empty() {
             let beside = beside::patches(front, head, rule, self.job).await;
             if let Err(error) = find_all(wanting, &beside, &front.remote, &mut patches).await {
