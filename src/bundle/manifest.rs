@@ -392,7 +392,7 @@ fn check_keys(list: &KeyList) -> Result<(), BundleError> {
 
 fn text(field: &'static str, text: &str) -> Result<(), BundleError> {
     if text.is_empty() || text.len() > TEXT_BYTES_MAX || text.chars().any(char::is_control) {
-        return Err(BundleError::Field { field, why: "must have 1 to 128 printable characters" });
+        return Err(BundleError::Field { field, why: "must have 1 to 128 bytes, and no control characters" });
     }
     Ok(())
 }

@@ -328,6 +328,7 @@ async fn patches_in_a_file_beside_the_bundle_are_found_by_its_name() {
     {
         fetch(&job, Some(hostile)).await;
     }
+    assert_eq!(fetch(&job, Some(&[&beside[..], &[0]].concat())).await, chunks, "a byte is left over");
     let (_, foreign) = made_beside((&old, &new), BESIDE, Some(Sha256Digest([1; 32])), |_| Vec::new());
     assert_eq!(fetch(&job, Some(&foreign)).await, chunks);
     bench.server.set_faults(BESIDE, Faults { ignore_range: true, ..Faults::default() });
@@ -599,6 +600,7 @@ async fn dropped_connections_are_made_again_and_other_faults_end_it() {
             Some(Code::BundleInvalid),
         ),
         (Faults { truncate_to: Some(100), ..Faults::default() }, Some(Code::BundleInvalid)),
+        (Faults { extra_bytes: 1, ..Faults::default() }, Some(Code::BundleInvalid)),
     ];
     for (faults, code) in rows {
         fs::write(bench.path("slot"), vec![0xee; 4 * MIB]).unwrap();

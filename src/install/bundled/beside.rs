@@ -56,7 +56,7 @@ async fn read(
         return Err(BundleError::Field { field: "patches_file", why: "is not given in parts" }.into());
     }
     let (ranges, end) = file.layout(header);
-    front.reaches("frames", end)?;
+    front.ends("frames", end)?;
     let behind = |range: Range<u64>| BESIDE_OFFSET + range.start..BESIDE_OFFSET + range.end;
     let ranges = ranges
         .into_iter()

@@ -80,11 +80,13 @@ impl Front {
         }
     }
 
-    /// Whether the file is as long as a part needs it to be, as far as the server says.
-    pub fn reaches(&self, part: &'static str, end: u64) -> Result<(), BundleError> {
-        match end.saturating_sub(self.source.total_bytes().unwrap_or(u64::MAX)) {
-            0 => Ok(()),
-            missing_bytes => Err(BundleError::Truncated { part, missing_bytes }),
+    /// Whether the file ends where its last part does, as far as the server says.
+    pub fn ends(&self, part: &'static str, end: u64) -> Result<(), BundleError> {
+        let actual = self.source.total_bytes().unwrap_or(end);
+        match actual.checked_sub(end) {
+            Some(0) => Ok(()),
+            Some(extra_bytes) => Err(BundleError::Trailing { part, extra_bytes }),
+            None => Err(BundleError::Truncated { part, missing_bytes: end - actual }),
         }
     }
 
@@ -124,7 +126,7 @@ impl Head {
         let manifest = Manifest::parse(&text)?;
         let keys = key_list(&manifest, &text, &signatures, job).await?;
         let layout = manifest.layout(header);
-        front.reaches("chunks", layout.pieces.end)?;
+        front.ends("chunks", layout.pieces.end)?;
         Ok(Self { manifest, digest, layout, keys })
     }
 
