@@ -55,13 +55,6 @@ impl<'a> Reader<'a> {
         Err(malformed)
     }
 
-    /// A number that is at most `limit`.
-    pub fn number_up_to(&mut self, what: &'static str, limit: u64) -> Result<u64, BundleError> {
-        let value = self.number()?;
-        BundleError::at_most(what, value, limit)?;
-        Ok(value)
-    }
-
     /// A length, an offset or a count that fits 32 bits and is at most `limit`.
     pub fn u32_up_to(&mut self, what: &'static str, limit: u32) -> Result<u32, BundleError> {
         let value = self.number()?;

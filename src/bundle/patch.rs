@@ -41,8 +41,6 @@ pub struct Frame {
     pub stored_offset: u64,
     /// One after the other they are the prefix it was compressed with: a range of [`PatchTable::extents`].
     pub extents: std::ops::Range<usize>,
-    /// The pieces it makes, as numbers in the index; what is between first and last may come from elsewhere.
-    pub pieces: std::ops::Range<u32>,
 }
 
 /// A stretch of the base.
@@ -92,7 +90,7 @@ impl PatchTable {
         let sources = Vec::with_capacity(sizes.len());
         let mut table = Self { sources, frames: Vec::new(), extents: Vec::new() };
         table.read_sources(&mut reader, &sizes, patch)?;
-        table.read_frames(&mut reader, &sizes, image, patch)?;
+        table.read_frames(&mut reader, &sizes, patch)?;
         reader.finish()?;
         Ok(table)
     }
@@ -138,39 +136,34 @@ impl PatchTable {
         &mut self,
         reader: &mut Reader<'_>,
         sizes: &[u32],
-        image: &ImageIndex,
         patch: &PatchPart,
     ) -> Result<(), BundleError> {
-        let first_piece = u32::try_from(image.pieces.start).unwrap_or(u32::MAX);
-        let mut waiting = (first_piece..)
-            .zip(sizes)
+        let mut waiting = sizes
+            .iter()
             .zip(&mut self.sources)
             .filter(|(_, source)| matches!(source, Source::Frame { .. }))
             .peekable();
         let (mut stored_offset, mut expected) = (0_u64, 0_u64);
-        while let Some(((start, _), _)) = waiting.peek() {
-            let start = *start;
+        while waiting.peek().is_some() {
             let number = self.frames.len();
             BundleError::at_most("the number of frames", number as u64 + 1, FRAMES_MAX as u64)?;
             let number = u32::try_from(number).unwrap_or(u32::MAX);
             let count = reader.number()?;
             BundleError::at_least("the number of pieces of a frame", count, 1)?;
-            let (mut size_bytes, mut end) = (0_u32, start);
+            let mut size_bytes = 0_u32;
             for _ in 0..count {
-                let Some(((piece, size), source)) = waiting.next() else {
+                let Some((size, source)) = waiting.next() else {
                     return Err(BundleError::Truncated { part: PART, missing_bytes: 1 });
                 };
                 *source = Source::Frame { number, offset: size_bytes };
                 size_bytes = size_bytes.saturating_add(*size);
                 let limit = patch.largest_frame_bytes.into();
                 BundleError::at_most("the length of a frame", size_bytes.into(), limit)?;
-                end = piece + 1;
             }
             let stored_bytes = reader.u32_up_to("the stored length of a frame", size_bytes)?;
             BundleError::at_least("the stored length of a frame", stored_bytes.into(), 1)?;
             let extents = read_extents(reader, &mut self.extents, &mut expected, patch)?;
-            let pieces = start..end;
-            self.frames.push(Frame { size_bytes, stored_bytes, stored_offset, extents, pieces });
+            self.frames.push(Frame { size_bytes, stored_bytes, stored_offset, extents });
             stored_offset += u64::from(stored_bytes);
         }
         BundleError::same("frames_bytes", patch.frames_bytes, stored_offset)
@@ -246,7 +239,8 @@ fn read_extents(
     patch: &PatchPart,
 ) -> Result<std::ops::Range<usize>, BundleError> {
     let first = extents.len();
-    let count = reader.number_up_to("the number of extents", (EXTENTS_MAX - first) as u64)?;
+    let count = reader.number()?;
+    BundleError::at_most("the number of extents", count, (EXTENTS_MAX - first) as u64)?;
     let mut prefix_bytes = 0_u64;
     for _ in 0..count {
         let offset = moved(*expected, reader.signed()?, patch.base.size_bytes)?;

@@ -330,13 +330,7 @@ fn a_table_reads_back() {
             Source::Frame { number: 0, offset: 1000 },
             Source::Base(7000),
         ],
-        frames: vec![Frame {
-            size_bytes: 2000,
-            stored_bytes: 100,
-            stored_offset: 0,
-            extents: 0..2,
-            pieces: 0..3,
-        }],
+        frames: vec![Frame { size_bytes: 2000, stored_bytes: 100, stored_offset: 0, extents: 0..2 }],
         extents: vec![Extent { offset: 4096, size_bytes: 4096 }, Extent { offset: 0, size_bytes: 4096 }],
     };
     let bytes = table.to_bytes(&index, &index.images[0]);

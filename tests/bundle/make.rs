@@ -137,13 +137,12 @@ impl Cuts {
             known.index.pieces.iter().zip(known.places).map(|(piece, place)| (piece.sha256, place)).collect();
         let mut table = PatchTable { sources: Vec::new(), frames: Vec::new(), extents: Vec::new() };
         let mut frames = Vec::new();
-        for (number, (piece, place)) in self.index.pieces.iter().zip(&self.places).enumerate() {
+        for (piece, place) in self.index.pieces.iter().zip(&self.places) {
             if let Some(place) = known.get(&piece.sha256) {
                 table.sources.push(Source::Base(*place));
                 continue;
             }
-            let (number, frame) =
-                (u32::try_from(number).unwrap(), u32::try_from(table.frames.len()).unwrap());
+            let frame = u32::try_from(table.frames.len()).unwrap();
             let extent = Extent {
                 offset: place.saturating_sub(20_000).min(old.len() as u64 - 60_000),
                 size_bytes: 60_000,
@@ -158,7 +157,6 @@ impl Cuts {
                 stored_bytes: u32::try_from(packed.len()).unwrap(),
                 stored_offset: frames.len() as u64,
                 extents: table.extents.len()..table.extents.len() + 1,
-                pieces: number..number + 1,
             });
             table.extents.push(extent);
             frames.extend_from_slice(&packed);

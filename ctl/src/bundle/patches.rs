@@ -99,8 +99,6 @@ pub fn make(
             stored_bytes: u32::try_from(stored.len()).unwrap_or(u32::MAX),
             stored_offset: frames_bytes,
             extents: first_extent..table.extents.len(),
-            pieces: draft.pieces.first().copied().unwrap_or(0)
-                ..draft.pieces.last().map_or(0, |last| last + 1),
         });
         frames_bytes += stored.len() as u64;
         done += u64::from(draft.size_bytes);
