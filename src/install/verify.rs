@@ -461,10 +461,14 @@ impl Verifier<'_> {
         if let Some(expected) = expected.filter(|expected| *expected != actual) {
             return Err(VerifyError::Digest { expected, actual });
         }
-        if let Some(mut signature) = self.signature {
-            signature.finalize().map_err(|_| VerifyError::BadSignature)?;
+        match (self.check, self.signature) {
+            (Check::Signature(_), Some(mut signature)) => {
+                signature.finalize().map_err(|_| VerifyError::BadSignature)?;
+                Ok(actual)
+            }
+            (Check::Signature(_), None) => Err(VerifyError::BadSignature),
+            (Check::Digest(_) | Check::Unchecked, _) => Ok(actual),
         }
-        Ok(actual)
     }
 }
 
