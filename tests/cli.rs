@@ -500,6 +500,15 @@ async fn an_install_is_followed_to_its_outcome() {
     let error = json!({ "error": { "code": "HealthCheckFailed", "message": "sshd.service is not active" } });
     let outcomes = [
         (status("up to date: 1.4.2", "completed", json!({})), 0, "up to date: 1.4.2"),
+        (
+            status(
+                "not understood",
+                "completed",
+                json!({"error": {"code": "InvalidPayload", "message": "m"}}),
+            ),
+            0,
+            "firmware applied",
+        ),
         (failed(), 4, "DigestMismatch: SHA-256 differs"),
         (status("rolled back", "rolledBack", error), 5, "HealthCheckFailed: sshd.service is not active"),
     ];

@@ -191,8 +191,11 @@ fn watch_once(socket: &Path, update_id: &str, progress: &mut Progress<io::Stderr
         };
         rebooting = view.stage() == Stage::Rebooting;
         match view.stage() {
-            // The summary may be of something else that is wrong.
-            Stage::Completed => return Ok(Seen::End(Exit::Done, "firmware applied".to_owned())),
+            // With an error, the summary is of something else that is wrong.
+            Stage::Completed if view.error().is_some() => {
+                return Ok(Seen::End(Exit::Done, "firmware applied".to_owned()));
+            }
+            Stage::Completed => return Ok(Seen::End(Exit::Done, summary)),
             Stage::Failed => return ended(Exit::UpdateFailed),
             Stage::RolledBack => return ended(Exit::RolledBack),
             Stage::Running | Stage::Rebooting | Stage::StandBy => {
