@@ -152,15 +152,21 @@ impl Surroundings {
         // One that this program's last process left may still be ending.
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
         let unit = format!("twinboot-script-{}-{number}.service", std::process::id());
-        let mut command = Command::new("systemd-run");
-        command.args(["--quiet", "--wait", "--pipe", "--collect", "--service-type=exec", "--unit", &unit]);
-        // It ends with us, however we end, and with its limit.
-        command.args(["--property=BindsTo=twinboot.service", "--property=TimeoutStopSec=1"]);
-        command.arg(format!("--property=RuntimeMaxSec={}ms", limit.as_millis()));
-        command.args(environment.iter().map(|(name, value)| format!("--setenv={name}={value}")));
-        command.arg("--").arg(script);
-        (command, Some(unit))
+        (service(&unit, script, environment, limit), Some(unit))
     }
+}
+
+/// Runs a script as this service, and ends as the script did.
+fn service(unit: &str, script: &Path, environment: &[(&str, String)], limit: Duration) -> Command {
+    let mut command = Command::new("systemd-run");
+    // To any other type, death by SIGTERM or SIGHUP is a success (systemd.service(5), `SuccessExitStatus=`).
+    command.args(["--quiet", "--wait", "--pipe", "--collect", "--service-type=oneshot", "--unit", unit]);
+    // It ends with us, however we end, and with its limit; and has no say in that.
+    command.args(["--property=BindsTo=twinboot.service", "--property=KillSignal=SIGKILL"]);
+    command.arg(format!("--property=TimeoutStartSec={}ms", limit.as_millis()));
+    command.args(environment.iter().map(|(name, value)| format!("--setenv={name}={value}")));
+    command.arg("--").arg(script);
+    command
 }
 
 /// Services of scripts so far.
@@ -304,6 +310,30 @@ mod tests {
         assert_eq!((ended.status.code(), ended.said.as_deref()), (Some(75), Some("slot b")));
         let silent = run_body("exec >&- 2>&-; exit 3", LIMIT).await.unwrap();
         assert_eq!((silent.status.code(), silent.said), (Some(3), None));
+    }
+
+    #[tokio::test]
+    async fn one_that_dies_of_a_signal_has_not_succeeded() {
+        let ended = run_body("(sleep 0.01; kill $$) & sleep 1000", LIMIT).await.unwrap();
+        assert_eq!(ended.status.code(), None);
+    }
+
+    /// What systemd makes of it is seen on a machine that has one: `story_signal` of tests/packages/life.
+    #[test]
+    fn as_a_service_one_that_dies_of_a_signal_has_not_succeeded_either() {
+        let environment = [("TWINBOOT_SLOT", "b".to_owned())];
+        let command = service("a.service", Path::new("/10-a"), &environment, Duration::from_millis(1500));
+        let arguments: Vec<_> =
+            command.as_std().get_args().filter_map(|argument| argument.to_str()).collect();
+        for expected in [
+            "--service-type=oneshot",
+            "--property=KillSignal=SIGKILL",
+            "--property=TimeoutStartSec=1500ms",
+            "--setenv=TWINBOOT_SLOT=b",
+        ] {
+            assert!(arguments.contains(&expected), "{arguments:?}");
+        }
+        assert_eq!(arguments.last(), Some(&"/10-a"));
     }
 
     #[tokio::test]
