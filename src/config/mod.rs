@@ -17,6 +17,7 @@ use crate::boot::scheme::Scheme;
 use crate::install::verify::ImageCheck;
 use crate::redact::Secret;
 use crate::scripts::Surroundings;
+use crate::tls::Identity;
 use crate::update::Slot;
 
 pub use fault::{Fault, Faults, Place};
@@ -178,6 +179,17 @@ pub enum Credentials {
         /// PKCS#8, PKCS#1 or SEC1.
         key_file: PathBuf,
     },
+}
+
+impl Credentials {
+    /// What is shown in the TLS handshake, if it is that.
+    #[must_use]
+    pub fn identity(&self) -> Option<Identity<'_>> {
+        match self {
+            Self::SharedAccessKey(_) => None,
+            Self::Certificate { certificate_file, key_file } => Some(Identity { certificate_file, key_file }),
+        }
+    }
 }
 
 /// `[boot]`.

@@ -31,7 +31,7 @@ use session::{End, Ended, Session};
 /// What the hub tells the agent.
 #[derive(Debug)]
 pub enum HubEvent {
-    /// Connected, subscribed, and asked for the twin, which the hub gave, or will as soon as it is less busy.
+    /// Connected and subscribed: methods come from now on, and the twin is asked for.
     Connected,
     /// The session ended, or could not begin; another attempt follows by itself. While one attempt
     /// after the other fails for the same reason, that is said once.
@@ -165,16 +165,17 @@ pub async fn run_at(
         let Ended { why, length } = Box::pin(session.run(unix_now)).await;
         let lasted = length.unwrap_or_default();
 
-        let (reason, pause) = match why {
+        let pause = match why {
             End::Closed => return,
             End::Renewal => {
                 backoff.ended_after(lasted);
-                ("the token is renewed".to_owned(), Duration::ZERO)
+                Duration::ZERO
             }
-            End::NotReady(reason) => (reason, pace.first_pause),
-            End::Lost(reason) => (reason, backoff.pause(Cause::Lost, lasted)),
-            End::Refused(reason) => (reason, backoff.pause(Cause::Refused, lasted)),
+            End::NotReady(_) => pace.first_pause,
+            End::Lost(_) => backoff.pause(Cause::Lost, lasted),
+            End::Refused(_) => backoff.pause(Cause::Refused, lasted),
         };
+        let reason = why.reason();
         if length.is_some() || told.as_ref() != Some(&reason) {
             tell(&mut outbox, &reason, pause);
             told = Some(reason);

@@ -6,7 +6,6 @@
 
 use std::error::Error as _;
 use std::io;
-use std::path::Path;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -26,7 +25,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::outbox::Outbox;
-use super::twin::{Twin, is_for_now};
+use super::twin::Twin;
 use super::{HubEvent, MethodCall, MethodReply, Pace, Reported, auth, topic};
 use crate::config::{self, Credentials};
 use crate::system::EARLIEST_UNIX_SECS;
@@ -110,8 +109,6 @@ pub struct Session<'a> {
     reported: &'a mut watch::Receiver<Reported>,
     phase: Phase,
     connected_at: Option<Instant>,
-    /// Whether the agent knows of this session.
-    announced: bool,
     renew_after: Duration,
     renew_at: Option<Instant>,
     /// Set once no more reports will come: the end, whatever is still open.
@@ -136,7 +133,6 @@ impl<'a> Session<'a> {
             reported,
             phase: Phase::Connecting,
             connected_at: None,
-            announced: false,
             renew_after,
             renew_at: None,
             close_by: None,
@@ -267,11 +263,15 @@ impl<'a> Session<'a> {
                 self.phase = Phase::Subscribing { answer_by: Instant::now() + self.pace.answer_limit };
                 subscribe(client)
             }
-            Packet::SubAck(answer) => {
+            Packet::SubAck(answer) if matches!(self.phase, Phase::Subscribing { .. }) => {
                 if answer.return_codes.contains(&SubscribeReasonCode::Failure) {
                     return Err(End::Lost("the hub refuses the subscription".to_owned()));
                 }
                 self.phase = Phase::Live;
+                // Network, clock and credentials are good, and methods come: whether the hub shows the twin, for which
+                // it may be too busy, or over its quota for the day, is no matter of the firmware on trial.
+                info!("connected to {} as {}", self.config.dialled(), self.config.device_id);
+                self.outbox.push(HubEvent::Connected);
                 Ok(())
             }
             Packet::Publish(message) => self.take_message(client, message),
@@ -287,11 +287,6 @@ impl<'a> Session<'a> {
                     .twin
                     .answer(rid, status, &message.payload, Instant::now())
                     .map_err(|error| End::Lost(error.to_string()))?;
-                // A hub that is too busy to show the twin was reached all the same: that is no fault of the firmware
-                // on trial.
-                if news.is_some() || is_for_now(status) {
-                    self.announce();
-                }
                 if let Some(desired) = news {
                     self.outbox.push(HubEvent::Desired(desired));
                 }
@@ -300,13 +295,6 @@ impl<'a> Session<'a> {
             None => debug!(topic = message.topic, "a message that is not for us"),
         }
         Ok(())
-    }
-
-    fn announce(&mut self) {
-        if !std::mem::replace(&mut self.announced, true) {
-            info!("connected to {} as {}", self.config.dialled(), self.config.device_id);
-            self.outbox.push(HubEvent::Connected);
-        }
     }
 
     fn take_call(&mut self, client: &AsyncClient, name: String, rid: &str, payload: Bytes) {
@@ -398,15 +386,7 @@ pub(super) async fn options(
 pub(super) async fn client_config(config: &config::Hub) -> Result<ClientConfig, End> {
     let ca_file = config.ca_file.clone();
     let credentials = config.credentials.clone();
-    let load = move || {
-        let identity = match &credentials {
-            Credentials::SharedAccessKey(_) => None,
-            Credentials::Certificate { certificate_file, key_file } => {
-                Some(tls::Identity { certificate_file, key_file })
-            }
-        };
-        tls::client_config(tls::Roots::from(ca_file.as_deref().map(Path::new)), identity)
-    };
+    let load = move || tls::client_config(tls::Roots::from(ca_file.as_deref()), credentials.identity());
     match tokio::task::spawn_blocking(load).await {
         Ok(Ok(client_config)) => Ok(client_config),
         Ok(Err(error)) => Err(End::NotReady(with_sources(&error))),

@@ -198,7 +198,8 @@ impl Twin {
                 self.stale |= matches!(kind, Kind::Get);
                 self.pause(now);
                 match status {
-                    _ if is_for_now(status) => debug!(status, "the hub asks for a pause"),
+                    // Too busy, or ill.
+                    429 | 500.. => debug!(status, "the hub asks for a pause"),
                     _ => warn!(status, "the hub does not do as asked: {}", excerpt(payload)),
                 }
             }
@@ -258,12 +259,6 @@ impl Twin {
         let least: Duration = self.pace.throttled_pause.saturating_mul(doubled);
         self.paused_until = Some(now + least.mul_f64(1.0 + self.random.f64()));
     }
-}
-
-/// Whether the hub is only too busy, or ill: it lets this device in, and will answer.
-#[must_use]
-pub fn is_for_now(status: u16) -> bool {
-    matches!(status, 429 | 500..)
 }
 
 /// The beginning of a hub's error text, for the log.

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::auth::{AuthError, SasToken};
 use crate::config::{self, Credentials};
-use crate::tls::{self, Identity, Roots, TlsError};
+use crate::tls::{self, Roots, TlsError};
 
 /// As Microsoft's Node client has it.
 const API_VERSION: &str = "api-version=2021-04-12";
@@ -147,13 +147,8 @@ impl<'a> Hub<'a> {
         let (ca_file, credentials) = (config.ca_file.clone(), config.credentials.clone());
         let load = move || {
             let roots = Roots::from(ca_file.as_deref());
-            let identity = match &credentials {
-                Credentials::SharedAccessKey(_) => None,
-                Credentials::Certificate { certificate_file, key_file } => {
-                    Some(Identity { certificate_file, key_file })
-                }
-            };
-            Ok::<_, TlsError>((tls::client_config(roots, identity)?, tls::client_config(roots, None)?))
+            let to_hub = tls::client_config(roots, credentials.identity())?;
+            Ok::<_, TlsError>((to_hub, tls::client_config(roots, None)?))
         };
         let (to_hub, to_storage) =
             tokio::task::spawn_blocking(load).await.map_err(|_| UploadError::Interrupted)??;
