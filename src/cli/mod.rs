@@ -119,6 +119,8 @@ enum CliError {
     Environment(#[from] BootEnvError),
     #[error("cannot listen for the agent")]
     Listen(#[source] io::Error),
+    #[error("cannot serve the agent")]
+    Serve(#[source] io::Error),
     #[error(transparent)]
     Network(#[from] FetchError),
     #[error("cannot write {}", path.display())]
@@ -145,6 +147,7 @@ impl CliError {
             | Self::Agent(_)
             | Self::Environment(_)
             | Self::Listen(_)
+            | Self::Serve(_)
             | Self::Network(_)
             | Self::Output(_) => Exit::Failed,
         }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, interval_at, timeout};
 use tracing::{debug, info, warn};
 
 use super::wire::{
@@ -23,6 +24,7 @@ use crate::hub::{self, HubEvent, MethodReply, Reported};
 use crate::install::fetch::{Clients, FetchError, Reach, Source, Wanted};
 use crate::install::{Phase, Progress, one_line};
 use crate::system;
+use crate::tls::{self, Roots, TlsError};
 
 /// The agent has one session, and one download of up to a handful of parts at once; while it restarts, the old and
 /// the new.
@@ -47,6 +49,8 @@ pub struct Network {
     pub hub: Option<config::Hub>,
     /// For the image servers.
     pub clients: Arc<Clients>,
+    /// Where systemd put copies of the secrets when this process started: they stay as they are while it runs.
+    copies: Option<PathBuf>,
     /// The hub takes a second session of a device as the end of the first.
     turn: tokio::sync::Mutex<()>,
 }
@@ -54,21 +58,23 @@ pub struct Network {
 impl Network {
     /// # Errors
     /// When the HTTP clients cannot be set up.
-    pub fn new(config: config::Config) -> Result<Self, FetchError> {
+    pub fn new(config: config::Config, copies: Option<PathBuf>) -> Result<Self, FetchError> {
         let clients = Arc::new(Clients::new(config.install.ca_file)?);
-        Ok(Self { hub: config.hub, clients, turn: tokio::sync::Mutex::new(()) })
+        Ok(Self { hub: config.hub, clients, copies, turn: tokio::sync::Mutex::new(()) })
     }
 
     /// Answers whoever connects to `listener`, until `stop` is there.
     ///
     /// # Errors
-    /// When no thread can be had.
+    /// When no thread can be had; and when it has an old key, so that it is started again with the present one.
     pub async fn serve(self, listener: UnixListener, stop: impl Future<Output = ()>) -> io::Result<()> {
         let (sender, mut accepted) = mpsc::channel(1);
         std::thread::Builder::new().name("accept".to_owned()).spawn(move || accept(&listener, &sender))?;
         let network = Arc::new(self);
         let mut connections = JoinSet::new();
-        let mut watchdog = system::watchdog_interval().map(tokio::time::interval);
+        // Not at once: a key that is wrong for good must not be a reason to start again all the time.
+        let mut watchdog =
+            system::watchdog_interval().map(|period| interval_at(Instant::now() + period, period));
         let mut stop = std::pin::pin!(stop);
         system::notify_status(true, "waiting for the agent");
         loop {
@@ -83,9 +89,26 @@ impl Network {
                     }
                 }
                 Some(_) = connections.join_next() => {}
-                Some(_) = system::tick(&mut watchdog) => system::feed_watchdog(),
+                Some(_) = system::tick(&mut watchdog) => {
+                    if network.has_old_key().await {
+                        return Err(io::Error::other("the key is older than the certificate: it is to be handed over anew"));
+                    }
+                    system::feed_watchdog();
+                }
             }
         }
+    }
+
+    /// Whether the key is a copy that does not belong to the certificate any more, which is read at each connect.
+    async fn has_old_key(&self) -> bool {
+        let (Some(hub), Some(copies)) = (self.hub.clone(), self.copies.clone()) else { return false };
+        let look = move || {
+            let identity =
+                hub.credentials.identity().filter(|identity| identity.key_file.starts_with(copies));
+            let fits = tls::client_config(Roots::from(hub.ca_file.as_deref()), identity);
+            matches!(fits, Err(TlsError::UnusableIdentity { .. }))
+        };
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
     }
 
     async fn converse(self: Arc<Self>, stream: UnixStream) {
@@ -345,7 +368,7 @@ mod tests {
             keep_alive: Duration::from_secs(230),
         };
         let clients = Arc::new(Clients::new(None).unwrap());
-        let network = Network { hub: Some(hub), clients, turn: tokio::sync::Mutex::new(()) };
+        let network = Network { hub: Some(hub), clients, copies: None, turn: tokio::sync::Mutex::new(()) };
         let (ours, agent) = UnixStream::pair().unwrap();
         let agent = agent.into_std().unwrap();
         agent.shutdown(std::net::Shutdown::Read).unwrap();

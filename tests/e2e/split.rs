@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use hub_emulator::board::{Slot, Traits};
+use hub_emulator::hub::{Hub, HubOptions};
 use hub_emulator::images::Faults;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::cloud::{DEVICE, IMAGE, World};
-use crate::rig::{DAEMON, IMAGE_BYTES, is_root};
+use crate::rig::{Choice, DAEMON, IMAGE_BYTES, LIMIT, Rig, is_root};
 
 /// `nobody`: what the networked part runs as where a test may choose.
 const NOBODY: u32 = 65534;
@@ -52,16 +53,27 @@ impl Meeting {
         self.path("agent")
     }
 
-    /// The networked part, as somebody else if possible, with the device's secret handed over as systemd does.
+    /// The networked part, with the device's secret handed over as systemd does.
     fn network(&self, board: &Path) -> Child {
-        let secret = self.path("credentials/connection-string");
-        fs::copy(board.join("connection-string"), &secret).unwrap();
+        self.hand_over("connection-string", &fs::read_to_string(board.join("connection-string")).unwrap());
+        self.command(board).spawn().unwrap()
+    }
+
+    fn hand_over(&self, name: &str, secret: &str) {
+        let file = self.path("credentials").join(name);
+        fs::write(&file, secret).unwrap();
+        fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
+    }
+
+    /// The networked part, as somebody else if possible.
+    fn command(&self, board: &Path) -> Command {
         let mut command = Command::new(self.path("twinboot"));
         if is_root() {
             for open in [self.dir.path(), board.parent().unwrap()] {
                 fs::set_permissions(open, Permissions::from_mode(0o755)).unwrap();
             }
-            for owned in [self.path("network"), self.path("credentials"), secret] {
+            let secrets = fs::read_dir(self.path("credentials")).unwrap().map(|entry| entry.unwrap().path());
+            for owned in secrets.chain([self.path("network"), self.path("credentials")]) {
                 chown(owned, Some(NOBODY), Some(NOBODY)).unwrap();
             }
             command.uid(NOBODY).gid(NOBODY);
@@ -73,9 +85,8 @@ impl Meeting {
             .arg(self.socket())
             .env("CREDENTIALS_DIRECTORY", self.path("credentials"))
             .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap()
+            .kill_on_drop(true);
+        command
     }
 }
 
@@ -130,4 +141,37 @@ async fn either_part_may_be_killed_in_the_middle() {
     assert!(world.hub.connects(DEVICE) > sessions, "each agent has a session of its own");
     assert!(world.images.requests(IMAGE) >= 3);
     drop(network);
+}
+
+/// systemd copies the key when it starts the networked part; the certificate is read at each connect.
+/// Shows Azure/iot-hub-device-update#90, #212, #219, #746, iot-identity-service#392, iotedge#6835.
+#[tokio::test]
+async fn a_renewed_certificate_and_its_key_are_taken() {
+    let hub = Hub::start(HubOptions::default()).await.unwrap();
+    let old = hub.authority().client_certificate(DEVICE).unwrap();
+    let new = hub.add_x509_device(DEVICE).unwrap();
+    let meeting = Meeting::new();
+    let (certificate, agent) = (meeting.path("device.pem"), meeting.agent());
+    fs::write(meeting.path("ca.pem"), hub.ca_pem()).unwrap();
+    let config = format!(
+        "[hub]\nhost_name = \"localhost\"\ndevice_id = \"{DEVICE}\"\nport = {}\nca_file = {:?}\n\
+         certificate_file = {certificate:?}\nkey_file = \"/handed/over\"\n",
+        hub.mqtt_port(),
+        meeting.path("ca.pem"),
+    );
+    let mut rig = Rig::new(Choice { extra_config: &config, daemon: &agent, ..Choice::default() });
+    let board = rig.board.dir().to_owned();
+    let start = |(shown, key): &(String, String)| {
+        fs::write(&certificate, shown).unwrap();
+        meeting.hand_over("device-key", key);
+        meeting.command(&board).env("WATCHDOG_USEC", "200000").spawn().unwrap()
+    };
+    let mut network = start(&old);
+    rig.board.power_on().await.unwrap();
+    rig.wait(|status| status["hubDetail"].as_str().is_some_and(|told| told.contains("CONNACK 5"))).await;
+    fs::write(&certificate, &new.0).unwrap();
+    let ended = tokio::time::timeout(LIMIT, network.wait()).await.unwrap().unwrap();
+    assert!(!ended.success(), "the service manager starts it again");
+    let _network = start(&new);
+    rig.wait(|status| status["hubConnected"] == true).await;
 }
