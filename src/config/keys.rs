@@ -121,15 +121,15 @@ fn hub(
     credentials: Option<&Path>,
     findings: &mut Findings,
 ) -> Option<Option<Hub>> {
+    if section.is_none() {
+        return Some(None);
+    }
     // A blank one says that there is no such file.
     let handed_over = |name| {
         let file = credentials?.join(name);
         std::fs::read(&file).is_ok_and(|bytes| !bytes.trim_ascii().is_empty()).then_some(file)
     };
     let (string, key) = (handed_over(CONNECTION_STRING), handed_over(DEVICE_KEY));
-    if section.is_none() && string.is_none() {
-        return Some(None);
-    }
     let mut hub = SectionReader::new("hub".to_owned(), section, main, findings);
     hub.refuse("dps", "enrolment by DPS is not there yet", "use `connection_string_file`, or a certificate");
     let identity = identity(&mut hub, credentials.is_some(), string, key);

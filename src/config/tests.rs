@@ -353,11 +353,14 @@ fn names_beside_a_connection_string_are_refused() {
 
 #[test]
 fn the_connection_string_that_systemd_hands_over_is_taken_where_none_is_named() {
-    let files = Files::new(&format!("{BOOT}{SLOTS}")).with("connection-string", CONNECTION_STRING);
-    let loaded = Config::load(&files.path("config.toml"), Some(files.0.path()));
-    let hub = loaded.unwrap_or_else(|faults| panic!("{faults}")).config.hub.expect("a hub");
-    assert_eq!(hub.device_id, "gateway-1");
-    assert!(files.config().hub.is_none());
+    let hub = |section: &str| {
+        let files =
+            Files::new(&format!("{section}{BOOT}{SLOTS}")).with("connection-string", CONNECTION_STRING);
+        let loaded = Config::load(&files.path("config.toml"), Some(files.0.path()));
+        loaded.unwrap_or_else(|faults| panic!("{faults}")).config.hub
+    };
+    assert_eq!(hub("[hub]\n").expect("a hub").device_id, "gateway-1");
+    assert!(hub("").is_none(), "whoever removes the section wants no cloud");
 }
 
 #[test]
@@ -383,8 +386,8 @@ fn what_systemd_hands_over_stands_for_the_files_that_are_not_for_this_user() {
         loaded.unwrap_or_else(|faults| panic!("{faults}")).config.hub
     };
     assert_eq!(hub(&string).expect("a hub").device_id, "gateway-1");
-    let blank = Files::new(&format!("{BOOT}{SLOTS}")).with("connection-string", "\n");
-    assert!(hub(&blank).is_none(), "there is no such file");
+    let blank = Files::new(&format!("[hub]\n{BOOT}{SLOTS}")).with("connection-string", "\n");
+    assert!(Config::load(&blank.path("config.toml"), Some(blank.0.path())).is_err(), "there is no such file");
 
     let files = Files::new("").with("device.pem", "").with("device-key", "key");
     let names = "[hub]\nhost_name = \"hub.example\"\ndevice_id = \"gateway-1\"\nkey_file = \"/nowhere\"\n";
