@@ -1,13 +1,14 @@
 //! `twinboot run`: the daemon.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use nix::sys::prctl;
+use nix::sys::statvfs::{FsFlags, statvfs};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{Level, info};
+use tracing::{Level, info, warn};
 
 use super::{CliError, Exit, credentials_directory, logging};
 use crate::agent;
@@ -58,10 +59,22 @@ impl Run {
         }
         logging::init(if self.verbose { Level::DEBUG } else { Level::INFO }).map_err(CliError::Logging)?;
         info!("twinboot {} starts with {}", env!("CARGO_PKG_VERSION"), self.config.display());
+        warn_of_read_only(&config.state_directory);
         on_one_thread(async {
             let stop = stopped()?;
             agent::run(config, stop).await.map(|()| Exit::Done).map_err(CliError::Agent)
         })
+    }
+}
+
+/// The service's sandbox makes it so where the drop-in is missing, and nobody else sees that before the first update.
+fn warn_of_read_only(state_directory: &Path) {
+    if statvfs(state_directory).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY)) {
+        warn!(
+            "the state directory {} is read-only, and no update can begin: mount it writable; if it is, let the service \
+             write it, by the drop-in of `twinboot check-config --unit`",
+            state_directory.display()
+        );
     }
 }
 

@@ -10,7 +10,7 @@ use super::{Finding, Patient};
 use crate::config::Credentials;
 use crate::control::Status;
 use crate::install::one_line;
-use crate::system::{self, Clock};
+use crate::system::{self, Clock, CommandError};
 use crate::update::Slot;
 
 /// systemd answers in milliseconds.
@@ -18,6 +18,9 @@ const ASK_LIMIT: Duration = Duration::from_secs(10);
 
 /// It ends a trial also where the daemon does not start.
 const TRIAL_TIMER: &str = "twinboot-trial.timer";
+
+/// What it starts.
+const TRIAL_SERVICE: &str = "twinboot-trial.service";
 
 /// What is seen in files.
 pub(super) fn check(patient: &Patient) -> Vec<Finding> {
@@ -36,7 +39,7 @@ pub(super) async fn ask(patient: &Patient) -> Vec<Finding> {
     let hub = patient.config.hub.as_ref();
     let needs_clock = hub.is_some_and(|hub| matches!(hub.credentials, Credentials::SharedAccessKey(_)));
     let clock = clock(system::clock(check_command).await, check_command, needs_clock);
-    vec![clock, trial_timer(&patient.systemctl).await]
+    vec![clock, trial_timer(patient).await]
 }
 
 fn daemon(patient: &Patient) -> Finding {
@@ -125,25 +128,61 @@ fn watchdog(sysfs: &Path) -> Finding {
     })
 }
 
-async fn trial_timer(systemctl: &[String]) -> Finding {
+async fn trial_timer(patient: &Patient) -> Finding {
     const CHECK: &str = "machine.trial-timer";
-    let question = ["is-enabled", TRIAL_TIMER].map(str::to_owned);
-    let command: Vec<String> = systemctl.iter().cloned().chain(question).collect();
-    let answer = system::output(&command, ASK_LIMIT).await;
-    let answer = answer.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    let evidence = match answer.as_deref() {
-        Ok("enabled" | "enabled-runtime" | "static") => {
-            return Finding::ok(CHECK, "enabled: it ends a trial whose daemon does not start");
+    let evidence = match ask_systemd(&patient.systemctl, ["is-enabled", TRIAL_TIMER]).await {
+        Ok(answer) if ["enabled", "enabled-runtime", "static"].contains(&answer.as_str()) => {
+            return trial_end(CHECK, patient).await;
         }
-        Ok("") => format!("systemd does not know {TRIAL_TIMER}"),
+        Ok(answer) if answer.is_empty() => format!("systemd does not know {TRIAL_TIMER}"),
         Ok(answer) => format!("{TRIAL_TIMER} is {answer}"),
-        Err(error) => one_line(error),
+        Err(error) => one_line(&error),
     };
     Finding::warning(
         CHECK,
         evidence,
         "`systemctl enable --now twinboot-trial.timer`, which the service does with it",
     )
+}
+
+/// Whether what the timer starts comes late enough, and looks where this daemon leaves its mark.
+async fn trial_end(check: &'static str, patient: &Patient) -> Finding {
+    let (systemctl, config) = (&patient.systemctl, &patient.config);
+    let timers = ask_systemd(systemctl, ["show", "--property=TimersMonotonic", TRIAL_TIMER]).await;
+    let deadline = config.health.deadline;
+    if let Some(time) = timers.ok().and_then(|timers| on_boot(&timers)).filter(|time| *time <= deadline) {
+        let (time, deadline) = (humantime::format_duration(time), humantime::format_duration(deadline));
+        return Finding::warning(
+            check,
+            format!("it ends a trial {time} after the boot, and `health.deadline` is {deadline}"),
+            "give it longer: `systemctl edit twinboot-trial.timer`, with `OnBootSec=` empty first, and then anew",
+        );
+    }
+    let mark = format!("ConditionPathExistsGlob={}/trial/reboot-*", config.state_directory.display());
+    let unit = ask_systemd(systemctl, ["cat", TRIAL_SERVICE]).await;
+    if unit.is_ok_and(|unit| !unit.lines().any(|line| line == mark)) {
+        return Finding::warning(
+            check,
+            format!("{TRIAL_SERVICE} does not look into {}", config.state_directory.display()),
+            "`systemctl edit twinboot-trial.service`: each of its paths is of `state.directory`",
+        );
+    }
+    Finding::ok(check, "enabled: it ends a trial whose daemon does not start")
+}
+
+async fn ask_systemd<const N: usize>(
+    systemctl: &[String],
+    question: [&str; N],
+) -> Result<String, CommandError> {
+    let command: Vec<String> = systemctl.iter().cloned().chain(question.map(str::to_owned)).collect();
+    let output = system::output(&command, ASK_LIMIT).await?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The first of all times in `TimersMonotonic={ OnBootUSec=1h 25min ; next_elapse=0 }`, one a line.
+fn on_boot(timers: &str) -> Option<Duration> {
+    let times = timers.lines().filter_map(|line| line.split_once("OnBootUSec=")?.1.split_once(" ;"));
+    times.filter_map(|(time, _)| humantime::parse_duration(time).ok()).min()
 }
 
 /// eMMC tells its age in tenths of what it was made for, and how many of its spare blocks are used (JEDEC JESD84-B51:

@@ -56,6 +56,8 @@ impl Repair {
 fn settle(config: &Config) -> Result<String, String> {
     let slot = booted_slot(&config.system.proc, &config.slots).map_err(|error| one_line(&error))?.slot;
     let mut boot = BootControl::open(&config.boot).map_err(|error| one_line(&error))?;
+    // No boot of a committed slot has the mark: it is gone before.
+    Mark::new(&config.state_directory).disarm().map_err(|error| one_line(&error))?;
     boot.commit(slot).map_err(|error| one_line(&error))?;
     Ok(format!("kept slot {slot}, and ended the trial in the environment"))
 }

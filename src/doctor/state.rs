@@ -53,7 +53,8 @@ fn directory(seen: &Seen<'_>) -> Finding {
 fn place(seen: &Seen<'_>) -> Finding {
     const CHECK: &str = "state.place";
     let path = &seen.config.state_directory;
-    let elsewhere = "mount a partition of its own there, or set `state.directory`";
+    let elsewhere = "mount a partition of its own there; or set `state.directory`, and let the service write it: \
+                     `twinboot check-config --unit`";
     match &seen.home {
         Err(error) => Finding::fault(CHECK, one_line(error), elsewhere),
         Ok(home) => match (home.slot, &home.file_system) {

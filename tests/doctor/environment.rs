@@ -163,8 +163,10 @@ fn variables_that_a_boot_needs() {
 fn variables_of_a_trial_that_nobody_conducts() {
     let board = Board::new();
     board.variables("upgrade_available=1\nbootcount=2\n");
+    put(&board.path("state/trial/reboot-1"), "");
     board.finds("environment.trial", "warning", "slot a is on trial");
     board.is_fixed("environment.trial");
+    assert!(!board.path("state/trial/reboot-1").exists(), "systemd would reboot what is kept");
     let printed = succeed(Command::new("fw_printenv").arg("-c").arg(board.path("fw_env.config")));
     for line in ["boot_slot=a", "upgrade_available=0", "bootcount=0"] {
         assert!(printed.lines().any(|printed| printed == line), "{printed}");

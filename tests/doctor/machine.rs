@@ -52,10 +52,37 @@ async fn a_machine_with_everything() {
     for (name, text) in [("identity", "iTCO_wdt"), ("state", "active"), ("timeout", "60")] {
         put(&board.path(&format!("sys/class/watchdog/watchdog0/{name}")), format!("{text}\n"));
     }
-    let mut found = machine(&board, "echo enabled").await;
+    let mut found = machine(&board, &systemd(&board, "15min")).await;
     assert!(found.remove("machine.daemon").unwrap().0 == Level::Warning);
     let wrong: Vec<_> = found.iter().filter(|(_, (level, _))| *level != Level::Ok).collect();
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// One whose trial timer fits this board.
+fn systemd(board: &Board, time: &str) -> String {
+    let state = Config::load(&board.config_file(), None).unwrap().config.state_directory;
+    format!(
+        "case $0 in
+            is-enabled) echo enabled ;;
+            show) echo 'TimersMonotonic={{ OnBootUSec=1h 25min ; next_elapse=0 }}'
+                echo 'TimersMonotonic={{ OnBootUSec={time} ; next_elapse=0 }}' ;;
+            cat) echo 'ConditionPathExistsGlob={}/trial/reboot-*' ;;
+        esac",
+        state.display()
+    )
+}
+
+#[tokio::test]
+async fn a_trial_timer_that_comes_too_early_or_looks_elsewhere() {
+    let board = Board::new();
+    let early = machine(&board, &systemd(&board, "10min")).await;
+    let elsewhere = machine(&board, &systemd(&board, "15min").replace("/trial/", "-other/trial/")).await;
+    for (found, evidence) in
+        [(early, "10m after the boot, and `health.deadline` is 10m"), (elsewhere, "does not look into")]
+    {
+        let (level, told) = &found["machine.trial-timer"];
+        assert!(*level == Level::Warning && told.contains(evidence), "{told}");
+    }
 }
 
 #[tokio::test]

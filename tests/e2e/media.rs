@@ -78,6 +78,8 @@ async fn a_state_directory_that_is_full_or_read_only_takes_no_update() {
         assert_eq!(rig.board.environment().unwrap(), before);
         assert!(fs::read(rig.board.slot_path(Slot::B)).unwrap() == slot, "nothing was written");
         if read_only {
+            // Started again, it says so before an update needs it.
+            rig.wait(|_| rig.board.log().contains("check-config --unit")).await;
             mount.remount("rw");
         } else {
             fs::remove_file(&filler).unwrap();
