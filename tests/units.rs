@@ -126,6 +126,28 @@ fn a_stick_is_not_looked_at_unless_that_is_wanted_and_never_trusted() {
     assert!(unit.contains("--options=ro,nosuid,nodev,noexec"));
 }
 
+/// A plain image's signature need not name a version, by which an older one would be refused.
+#[test]
+fn of_a_stick_only_a_bundle_is_taken() {
+    let unit = std::fs::read_to_string(unit("twinboot-usb@.service")).unwrap();
+    let line = unit.split("ExecStart=/bin/sh -c '").nth(1).unwrap().split('\'').next().unwrap();
+    let stick = tempfile::tempdir().unwrap();
+    // As systemd reads it, and with nobody to ask.
+    let line = line.replace("\\\n", " ").replace("$$", "$").replace("exec twinboot", "echo");
+    let line = line.replace("/run/media/twinboot-%i", stick.path().to_str().unwrap());
+    let plug_in = || {
+        let output = Command::new("/bin/sh").args(["-c", &line]).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap())
+    };
+    assert_eq!(plug_in(), (true, String::new()), "nothing is on it");
+    let file = stick.path().join("update.twb");
+    twinboot::store::write_durably(&file, b"hsqs, and what else a file system begins with").unwrap();
+    assert_eq!(plug_in(), (false, String::new()));
+    twinboot::store::write_durably(&file, b"\x89TWB\r\n\x1a\n\x01").unwrap();
+    let (taken, asked) = plug_in();
+    assert!(taken && asked.starts_with("install --signed --update-id usb-"), "{asked}");
+}
+
 /// One of them knows the secrets, the other writes: never both.
 #[test]
 fn who_speaks_with_the_network_writes_nothing_and_who_writes_knows_no_secret() {
