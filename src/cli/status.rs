@@ -57,19 +57,24 @@ impl StatusCommand {
                 writeln!(out)?;
             } else {
                 let table = table(&status, paint);
-                if redraw && drawn_lines > 0 {
-                    // Up to where the last one began, and away with it.
-                    write!(out, "\x1b[{drawn_lines}A\x1b[J")?;
-                } else if drawn_lines > 0 {
-                    writeln!(out)?;
+                match (redraw, drawn_lines) {
+                    (true, _) => out.write_all(drawn_over(drawn_lines, &table).as_bytes())?,
+                    (false, 0) => out.write_all(table.as_bytes())?,
+                    (false, _) => write!(out, "\n{table}")?,
                 }
                 drawn_lines = table.lines().count();
-                out.write_all(table.as_bytes())?;
             }
             out.flush()?;
         }
         Err(ClientError::Closed.into())
     }
+}
+
+/// Up to where the last table began, away with it, and the new one: without line wrap meanwhile, so that each of its
+/// lines is one of the terminal's.
+fn drawn_over(drawn_lines: usize, table: &str) -> String {
+    let away = if drawn_lines > 0 { format!("\x1b[{drawn_lines}A\x1b[J") } else { String::new() };
+    format!("{away}\x1b[?7l{table}\x1b[?7h")
 }
 
 /// The present status.
@@ -152,4 +157,15 @@ fn update(view: &View<'_>) -> Option<String> {
     };
     let parts = [Some(name), result.map(str::to_owned), time];
     Some(parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_takes_the_place_of_the_last_one_however_narrow_the_terminal_is() {
+        assert_eq!(drawn_over(0, "state a\n"), "\x1b[?7lstate a\n\x1b[?7h");
+        assert_eq!(drawn_over(2, "state b\n"), "\x1b[2A\x1b[J\x1b[?7lstate b\n\x1b[?7h");
+    }
 }
