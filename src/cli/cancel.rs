@@ -1,7 +1,5 @@
 //! `twinboot cancel`: stops the running update.
 
-use std::io::{self, Write as _};
-
 use clap::Args;
 
 use super::{CliError, Exit, Socket};
@@ -24,9 +22,6 @@ pub(super) struct Cancel {
 
 impl Cancel {
     pub(super) fn run(self) -> Result<Exit, CliError> {
-        let (message, _) =
-            self.socket.ask("cancel", &Command::Cancel { update_id: self.update_id.clone() })?;
-        writeln!(io::stdout(), "{message}")?;
-        Ok(Exit::Done)
+        self.socket.order("cancel", &Command::Cancel { update_id: self.update_id })
     }
 }

@@ -1,7 +1,5 @@
 //! `twinboot commit`: keeps the slot that runs.
 
-use std::io::{self, Write as _};
-
 use clap::Args;
 
 use super::{CliError, Exit, Socket};
@@ -21,8 +19,6 @@ pub(super) struct Commit {
 
 impl Commit {
     pub(super) fn run(self) -> Result<Exit, CliError> {
-        let (message, _) = self.socket.ask("commit", &Command::Commit)?;
-        writeln!(io::stdout(), "{message}")?;
-        Ok(Exit::Done)
+        self.socket.order("commit", &Command::Commit)
     }
 }

@@ -20,7 +20,7 @@ mod view;
 
 pub use package_file::PackageFile;
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -201,6 +201,13 @@ impl Socket {
             Answer::Refused(failure) => Err(CliError::Refused { what, failure }),
             Answer::Status(_) => Err(ClientError::Unexpected.into()),
         }
+    }
+
+    /// As [`Self::ask`], and prints the answer.
+    fn order(&self, what: &'static str, command: &Command) -> Result<Exit, CliError> {
+        let (message, _) = self.ask(what, command)?;
+        writeln!(io::stdout(), "{message}")?;
+        Ok(Exit::Done)
     }
 }
 

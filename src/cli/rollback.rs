@@ -1,7 +1,5 @@
 //! `twinboot rollback`: back to the other slot.
 
-use std::io::{self, Write as _};
-
 use clap::Args;
 
 use super::{CliError, Exit, Socket};
@@ -20,8 +18,6 @@ pub(super) struct Rollback {
 
 impl Rollback {
     pub(super) fn run(self) -> Result<Exit, CliError> {
-        let (message, _) = self.socket.ask("roll back", &Command::RollBack)?;
-        writeln!(io::stdout(), "{message}")?;
-        Ok(Exit::Done)
+        self.socket.order("roll back", &Command::RollBack)
     }
 }
