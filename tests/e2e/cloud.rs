@@ -258,15 +258,18 @@ async fn a_running_update_is_not_disturbed_and_can_be_cancelled() {
 #[tokio::test]
 async fn a_download_survives_a_power_cut_and_a_dropped_connection() {
     let mut world = World::new(Traits::default(), "").await;
-    let half = u64::try_from(IMAGE_BYTES / 2).unwrap();
-    let drop = Some(DropFault { after_bytes: half, requests: 1 });
-    world.images.set_faults(IMAGE, Faults { drop, bytes_per_sec: Some(1_000_000), ..Faults::default() });
+    let third = u64::try_from(IMAGE_BYTES / 3).unwrap();
+    let drop = Some(DropFault { after_bytes: third, requests: 1 });
+    // What follows the drop stands still before its end, until the power is gone.
+    let stall_after_bytes = Some(third + third / 2);
+    world.images.set_faults(IMAGE, Faults { drop, stall_after_bytes, ..Faults::default() });
     world.start().await;
-    world.wait_status("downloading").await;
+    world.rig.wait(|_| world.images.requests(IMAGE) >= 2).await;
     world.rig.board.cut().await;
+    world.images.set_faults(IMAGE, Faults::default());
     world.rig.board.power_on().await.unwrap();
     world.wait_status("completed").await;
-    assert!(world.images.requests(IMAGE) >= 2);
+    assert!(world.images.requests(IMAGE) >= 3);
     assert_eq!(world.rig.board.booted(), Some(Slot::B));
 }
 
