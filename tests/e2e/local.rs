@@ -1,8 +1,11 @@
 //! Updates started at the device, without a cloud.
 
-use hub_emulator::board::{Scheme, Slot, Traits};
+use hub_emulator::board::{Scheme, Slot, Traits, board_image};
+use hub_emulator::images::{Faults, ImageServer};
 
-use crate::rig::{Choice, LIMIT, Rig};
+use crate::cloud::{IMAGE, sha256};
+use crate::rig::{Choice, IMAGE_BYTES, LIMIT, Rig};
+use crate::weather::bytes;
 
 async fn a_good_image_is_committed(scheme: Scheme) {
     let rig = Rig::running(Choice { scheme, ..Choice::default() }).await;
@@ -114,10 +117,18 @@ async fn an_image_without_the_daemon_is_left_to_the_boot_loader() {
 async fn under_rauc_a_target_is_not_bootable_from_its_first_byte_on() {
     let rig = Rig::running(Choice { scheme: Scheme::Rauc, ..Choice::default() }).await;
     assert_eq!((rig.variable("BOOT_ORDER").as_str(), rig.variable("BOOT_B_LEFT").as_str()), ("A B", "3"));
-    let (image, digest) = (rig.image("2.0", Traits::default()), "0".repeat(64));
-    rig.twinboot(&["install", image.to_str().unwrap(), "--check-value", &digest]).await;
-    assert_eq!(rig.outcome().await["firmware"]["error"]["code"], "DigestMismatch");
+    let images = ImageServer::start(None).await.unwrap();
+    let image = board_image("2.0", Traits::default(), IMAGE_BYTES, 7);
+    let digest = sha256(&image);
+    images.put(IMAGE, image);
+    // Of more than a block there is always one on its way to the slot.
+    images.set_faults(IMAGE, Faults { stall_after_bytes: Some(2 << 20), ..Faults::default() });
+    let install = ["install", &images.url(IMAGE), "--check-value", &digest, "--version", "2.0", "--no-wait"];
+    assert!(rig.twinboot(&install).await.status.success());
+    rig.wait(|status| bytes(status) > 0).await;
     assert_eq!((rig.variable("BOOT_ORDER").as_str(), rig.variable("BOOT_B_LEFT").as_str()), ("A", "0"));
+    let written = std::fs::read(rig.board.slot_path(Slot::B)).unwrap();
+    assert!(written.iter().any(|byte| *byte != 0), "its first bytes are there");
 }
 
 /// A device whose boot loader left a slot that was committed must not refuse what would mend it.
