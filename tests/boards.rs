@@ -312,7 +312,8 @@ fn the_edison_tries_a_slot_three_times_and_goes_back() {
 
 /// What `tests/lab/build-u-boot` has built, if it has: the very parser and `test` of U-Boot.
 fn sandbox() -> Option<PathBuf> {
-    let entries = fs::read_dir(tree("target/lab")).ok()?.flatten().map(|entry| entry.path());
+    let lab = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("lab");
+    let entries = fs::read_dir(lab).ok()?.flatten().map(|entry| entry.path());
     entries.map(|path| path.join("u-boot")).find(|path| {
         path.exists()
             && path.parent().is_some_and(|parent| parent.to_string_lossy().contains("u-boot-sandbox"))

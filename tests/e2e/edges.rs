@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 
 use hub_emulator::board::Traits;
 
@@ -27,7 +27,7 @@ async fn the_control_socket_is_for_its_group_alone() {
         fs::set_permissions(open, Permissions::from_mode(0o755)).unwrap();
     }
     let socket = rig.board.control_socket();
-    let group = std::os::unix::fs::MetadataExt::gid(&fs::metadata(&socket).unwrap());
+    let group = fs::metadata(&socket).unwrap().gid();
     let ask = |gid: u32, arguments: &[&str]| -> Output {
         // Without root's other groups.
         let mut command = Command::new("setpriv");
@@ -162,33 +162,43 @@ async fn an_update_starts_no_shell_and_no_program_but_those_that_are_configured(
 
 #[tokio::test]
 async fn a_daemon_that_crashes_leaves_no_memory_behind() {
-    let rig = Rig::running(Choice::default()).await;
+    let rig = Rig::new(Choice::default());
     let directory = tempfile::tempdir().unwrap();
-    // With all that a core dump needs: this is what tells whether the machine makes any.
-    let crash = |program: &str| {
+    let program = rig.board.dir().join("twinboot");
+    fs::copy(DAEMON, &program).unwrap();
+    for open in [rig.dir.path(), rig.board.dir(), directory.path()] {
+        fs::set_permissions(open, Permissions::from_mode(0o755)).unwrap();
+    }
+    // By a user whose processes are told from root's, and with all that a core dump needs.
+    let user = if is_root() { NOBODY } else { nix::unistd::geteuid().as_raw() };
+    if is_root() {
+        chown(directory.path(), Some(NOBODY), None).unwrap();
+    }
+    let start = |program: &str| {
         let line = format!("ulimit -c unlimited; cd {}; exec {program}", directory.path().display());
-        Command::new("sh").args(["-c", &line]).spawn().unwrap()
+        let mut command = Command::new("sh");
+        if is_root() {
+            command.uid(NOBODY);
+        }
+        command.args(["-c", &line]).spawn().unwrap()
     };
-    let mut other = crash("sleep 1000");
-    let mut ours = crash(&format!(
-        "{DAEMON} network --config {} --socket {}/socket",
-        rig.board.config_path().display(),
-        directory.path().display()
-    ));
-    let listens = async {
-        while !directory.path().join("socket").exists() {
+    let mut other = start("sleep 1000");
+    let config = rig.board.config_path();
+    let mut ours =
+        start(&format!("{} network --config {} --socket socket", program.display(), config.display()));
+    // To the kernel, the memory of what it may dump is its user's, and root's otherwise.
+    let owner = |child: &Child| fs::metadata(format!("/proc/{}/mem", child.id())).unwrap().uid();
+    let both_run = async {
+        while owner(&other) != user || !directory.path().join("socket").exists() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(crate::rig::LIMIT, listens).await.unwrap();
-    let ended = [&mut other, &mut ours].map(|child| {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGABRT).unwrap();
-        child.wait().unwrap()
-    });
-    assert!(ended.iter().all(|status| status.signal() == Some(6)), "{ended:?}");
-    assert!(!ended[1].core_dumped(), "{ended:?}");
-    if !ended[0].core_dumped() {
-        eprintln!("this machine dumps no core at all: nothing was shown");
-    }
+    tokio::time::timeout(crate::rig::LIMIT, both_run).await.unwrap();
+    assert_eq!(owner(&ours), 0);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(ours.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGABRT).unwrap();
+    let ended = ours.wait().unwrap();
+    assert!(ended.signal() == Some(6) && !ended.core_dumped(), "{ended:?}");
 }

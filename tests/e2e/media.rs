@@ -67,14 +67,15 @@ async fn a_state_directory_that_is_full_or_read_only_takes_no_update() {
     let slot = fs::read(rig.board.slot_path(Slot::B)).unwrap();
     let image = rig.image("2.0", Traits::default());
     let install = ["install", image.to_str().unwrap(), "--version", "2.0", "--no-wait"];
-    for read_only in [false, true] {
+    let failures = || rig.board.log().matches("cannot save the state").count();
+    for (round, read_only) in [(1, false), (2, true)] {
         if read_only {
             mount.remount("ro");
         } else {
             let _ = fs::File::create(&filler).unwrap().write_all(&vec![1; 256 << 10]);
         }
         assert!(!rig.twinboot(&install).await.status.success(), "read-only: {read_only}");
-        rig.wait(|_| rig.board.log().contains("cannot save")).await;
+        rig.wait(|status| failures() == round && is_ready(status)).await;
         assert_eq!(rig.board.environment().unwrap(), before);
         assert!(fs::read(rig.board.slot_path(Slot::B)).unwrap() == slot, "nothing was written");
         if read_only {
@@ -84,10 +85,12 @@ async fn a_state_directory_that_is_full_or_read_only_takes_no_update() {
         } else {
             fs::remove_file(&filler).unwrap();
         }
-        rig.wait(is_ready).await;
     }
     rig.install("2.0", Traits::default()).await;
     assert_eq!(rig.outcome().await["firmwareStatus"], "completed");
+    // One start after each failure, and one of the new system.
+    let starts = rig.board.log().matches(" starts with ").count();
+    assert_eq!((failures(), starts, rig.board.boots().len()), (2, 4, 2), "{}", rig.board.log());
     // Before its file system is.
     rig.board.cut().await;
 }
