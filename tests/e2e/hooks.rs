@@ -27,8 +27,12 @@ impl Hooks {
     }
 
     fn config(&self) -> String {
+        self.config_with_limit("60s")
+    }
+
+    fn config_with_limit(&self, limit: &str) -> String {
         let directory = self.0.path().join("hooks.d");
-        format!("[hooks]\ndirectory = {directory:?}\nlimit = \"2s\"\ndefer_interval = \"1s\"\n")
+        format!("[hooks]\ndirectory = {directory:?}\nlimit = {limit:?}\ndefer_interval = \"1s\"\n")
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -147,7 +151,7 @@ async fn a_hook_that_refuses_leaves_everything_as_it_was_and_says_why_in_the_twi
 async fn a_hook_that_hangs_is_killed_with_its_children_and_refuses() {
     let hooks = Hooks::new();
     hooks.add("before-install", "10-hangs", "sleep 1000 & echo $! >$D/pid; wait");
-    let world = World::new(Traits::default(), &hooks.config()).await;
+    let world = World::new(Traits::default(), &hooks.config_with_limit("2s")).await;
     world.start().await;
     let reported = world.wait_status("failed").await;
     let message = "before-install hook: 10-hangs did not end within 2 s";

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
+use crate::clocks::Clocks;
 use crate::rig::{Choice, DAEMON, LIMIT, Rig, script};
 
 /// systemd's part: does what a unit file says, on the board.
@@ -167,8 +168,11 @@ async fn a_daemon_that_dies_again_and_again_does_not_lengthen_its_trial() {
 async fn a_dying_daemon_is_rolled_back(scheme: Scheme) {
     let checks = tempfile::tempdir().unwrap();
     script(&checks.path().join("10-hangs"), "sleep 1000");
-    let extra_config = format!("[health]\ndeadline = \"4s\"\nscripts = {:?}\n", checks.path());
-    let mut rig = Rig::running(Choice { scheme, extra_config: &extra_config, ..Choice::default() }).await;
+    // Of the board's minute on trial, a third passes with each life of the daemon.
+    let (clocks, extra_config) = (Clocks::new(), format!("[health]\nscripts = {:?}\n", checks.path()));
+    let choice =
+        Choice { scheme, daemon: &clocks.daemon(), extra_config: &extra_config, ..Choice::default() };
+    let mut rig = Rig::running(choice).await;
     rig.install("2.0", Traits::default()).await;
     let is_over = |status: &Value| status["reported"]["firmwareStatus"] == "rolledBack";
     let on_trial = |status: &Value| status["reported"]["firmware"]["slots"]["b"]["state"] == "trial";
@@ -177,6 +181,7 @@ async fn a_dying_daemon_is_rolled_back(scheme: Scheme) {
         while !is_over(&rig.wait(|status| is_over(status) || on_trial(status)).await) {
             let marked = rig.board.dir().join("state/trial/reboot-3").exists();
             assert!(kills > 0 || marked, "systemd could not end it");
+            clocks.pass(Duration::from_secs(20));
             rig.board.kill_daemon().await.unwrap();
             kills += 1;
         }

@@ -188,11 +188,18 @@ impl Connection {
 
     /// The next PUBLISH; pings are answered.
     pub async fn publish(&mut self) -> Publish {
+        match self.said().await {
+            Packet::Publish(publish) => publish,
+            other => panic!("{other:?} instead of PUBLISH"),
+        }
+    }
+
+    /// The next packet that is no ping; pings are answered.
+    pub async fn said(&mut self) -> Packet {
         loop {
             match self.receive().await {
-                Packet::Publish(publish) => return publish,
                 Packet::PingReq => self.pong().await,
-                other => panic!("{other:?} instead of PUBLISH"),
+                packet => return packet,
             }
         }
     }
