@@ -2,13 +2,12 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::rig::{DAEMON, LIMIT, Rig, script};
+use crate::rig::{DAEMON, LIMIT, Rig, interposer, script};
 
 /// Where each is in the file.
 const WALL: u64 = 0;
@@ -22,10 +21,7 @@ pub struct Clocks {
 impl Clocks {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/clocks.c");
-        let mut cc = Command::new("cc");
-        cc.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]).arg(dir.path().join("clocks.so"));
-        assert!(cc.arg(source).status().unwrap().success());
+        interposer("clocks", dir.path());
         let file = File::options().read(true).write(true).create_new(true).open(dir.path().join("put-on"));
         let clocks = Self { dir, file: file.unwrap() };
         clocks.file.write_all_at(&[0; 16], 0).unwrap();

@@ -1,70 +1,93 @@
 //! Killed, or without power, at each durable write of one update.
 //!
-//! `strace` ends the daemon at the n-th sync, rename or slot write of any of its threads: cuts at known
-//! points, without a hook in the daemon.
+//! A library that the daemon is started with ends it at the n-th sync, rename, removal or write in place, of whatever
+//! thread: each is cut once, without a hook in the daemon.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use hub_emulator::board::{Slot, Traits};
 use serde_json::Value;
 
-use crate::rig::{self, Choice, DAEMON, LIMIT, Rig};
-
-/// What makes bytes durable, or takes their place.
-const CALLS: [&str; 5] = ["fsync", "fdatasync", "rename", "pwrite64", "unlink"];
+use crate::rig::{Choice, DAEMON, LIMIT, Rig, interposer, script};
 
 /// A point in the life of a daemon.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
     /// In this process of the board's life: 0 installs, 1 runs the trial.
     process: usize,
-    /// At this system call,
-    call: &'static str,
-    /// when a thread makes it for the n-th time.
+    /// At its n-th durable write.
     n: usize,
 }
 
+/// What must be cut in each process, or the cuts did not happen: the call, and the board's file.
+const INSTALL: [&str; 12] = [
+    "sync state",
+    "sync state/state.new",
+    "rename state/state.new",
+    "write slot_b.img",
+    "sync slot_b.img",
+    "unlink state/checkpoint",
+    "sync state/trial/armed-by.new",
+    "rename state/trial/armed-by.new",
+    "sync state/trial",
+    "sync uboot.env",
+    "write uboot-redund.env",
+    "sync uboot-redund.env",
+];
+const TRIAL: [&str; 9] = [
+    "sync state",
+    "sync state/state.new",
+    "rename state/state.new",
+    "unlink state/trial/reboot-1",
+    "unlink state/trial/reboot-2",
+    "unlink state/trial/reboot-3",
+    "sync state/trial",
+    "write uboot-redund.env",
+    "sync uboot-redund.env",
+];
+
 /// A daemon that dies at `cut`, once. `then` is what the script does after that.
-fn mortal_daemon(rig_dir: &std::path::Path, cut: Cut, then: &str) -> (PathBuf, PathBuf) {
-    let Cut { process, call, n } = cut;
-    let (script, died) = (rig_dir.join("daemon"), rig_dir.join("died"));
+fn mortal_daemon(library: &Path, rig_dir: &Path, cut: Cut, then: &str) -> (PathBuf, PathBuf) {
+    let (daemon, died) = (rig_dir.join("daemon"), rig_dir.join("died"));
     let text = format!(
         "echo >>{starts}\n\
          if [ $(wc -l <{starts}) -ne {number} ]; then exec {DAEMON} \"$@\"; fi\n\
-         strace -f -qq -o /dev/null -e trace={call} \
-         -e inject={call}:signal=SIGKILL:when={n} {DAEMON} \"$@\"\n\
-         if [ $? -eq 137 ]; then touch {died}; {then}; fi\n",
+         LD_PRELOAD={library}/cuts.so CUT={died} CUT_AT={n} {DAEMON} \"$@\"\n\
+         if [ -e {died} ]; then {then}; fi\n",
         starts = rig_dir.join("starts").display(),
-        number = process + 1,
+        number = cut.process + 1,
+        library = library.display(),
         died = died.display(),
+        n = cut.n,
     );
-    rig::script(&script, &text);
-    (script, died)
+    script(&daemon, &text);
+    (daemon, died)
 }
 
-/// One update with a cut. Whether its moment came.
-async fn update_with_cut(cut: Cut, power: bool, traits: Traits) -> bool {
+/// One update with a cut: what was cut, if its moment came.
+async fn update_with_cut(library: &Path, cut: Cut, power: bool, traits: Traits) -> Option<String> {
     let scripts = tempfile::tempdir().unwrap();
-    let (daemon, died) = mortal_daemon(scripts.path(), cut, if power { "exec sleep 1000" } else { "true" });
+    let then = if power { "exec sleep 1000" } else { "true" };
+    let (daemon, died) = mortal_daemon(library, scripts.path(), cut, then);
     let mut rig = Rig::new(Choice { daemon: &daemon, ..Choice::default() });
     rig.board.power_on().await.unwrap();
     let image = rig.image("2.0", traits);
     let start = ["install", image.to_str().unwrap(), "--version", "2.0", "--no-wait"];
     let is_ready = |status: &Value| status["reported"]["firmwareStatus"] == "standBy";
-    within_limit(async || died.exists() || rig.peek().await.is_some_and(|status| is_ready(&status))).await;
-    if !died.exists() {
+    let is_dead = || std::fs::metadata(&died).is_ok_and(|died| died.len() > 0);
+    within_limit(async || is_dead() || rig.peek().await.is_some_and(|status| is_ready(&status))).await;
+    if !is_dead() {
         rig.twinboot(&start).await;
     }
-    if power {
-        // The last durable write notes that the hooks were told of the end.
-        let state = rig.board.dir().join("state/state");
-        let told = || !std::fs::read_to_string(&state).is_ok_and(|state| state.contains("afterword"));
-        let is_over = async || rig.peek().await.is_some_and(|status| is_over(&status)) && told();
-        within_limit(async || died.exists() || is_over().await).await;
-        if died.exists() {
-            rig.board.cut().await;
-            rig.board.power_on().await.unwrap();
-        }
+    // The last durable write notes that the hooks were told of the end.
+    let state = rig.board.dir().join("state/state");
+    let told = || !std::fs::read_to_string(&state).is_ok_and(|state| state.contains("afterword"));
+    let all_is_over = async || rig.peek().await.is_some_and(|status| is_over(&status)) && told();
+    within_limit(async || is_dead() || all_is_over().await).await;
+    if power && is_dead() {
+        rig.board.cut().await;
+        rig.board.power_on().await.unwrap();
     }
     let at_rest = |status: &Value| is_over(status) || is_ready(status);
     if rig.wait(at_rest).await["reported"]["firmwareStatus"] == "standBy" {
@@ -81,7 +104,8 @@ async fn update_with_cut(cut: Cut, power: bool, traits: Traits) -> bool {
     let mark = std::fs::read_dir(rig.board.dir().join("state/trial")).unwrap();
     let names: Vec<_> = mark.map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["armed-by"], "{cut:?}: the mark of the trial was left over");
-    died.exists()
+    let cut = std::fs::read_to_string(died).ok()?;
+    Some(cut.replace(&format!("{}/", rig.board.dir().display()), ""))
 }
 
 /// Until it is so.
@@ -100,18 +124,19 @@ fn is_over(status: &Value) -> bool {
 }
 
 async fn cut_everywhere(power: bool, traits: Traits) {
-    for process in [0, 1] {
-        let mut cuts = 0;
-        for call in CALLS {
-            let mut n = 1;
-            while update_with_cut(Cut { process, call, n }, power, traits).await {
-                n += 1;
-            }
-            cuts += n - 1;
+    let library = tempfile::tempdir().unwrap();
+    interposer("cuts", library.path());
+    for (process, must) in [INSTALL.as_slice(), &TRIAL].into_iter().enumerate() {
+        let mut cuts = Vec::new();
+        while let Some(cut) =
+            update_with_cut(library.path(), Cut { process, n: cuts.len() + 1 }, power, traits).await
+        {
+            cuts.push(cut);
         }
-        eprintln!("{cuts} cuts in process {process}");
-        // State, slot and environment, each at least once: with fewer, the cuts did not happen.
-        assert!(cuts >= 4, "only {cuts} cuts in process {process}");
+        eprintln!("{} cuts in process {process}: {cuts:?}", cuts.len());
+        let missing: BTreeSet<&str> =
+            must.iter().copied().filter(|must| !cuts.iter().any(|cut| cut == must)).collect();
+        assert_eq!(missing, BTreeSet::new(), "never cut in process {process}");
     }
 }
 

@@ -58,6 +58,14 @@ pub fn script(path: &Path, body: &str) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
+/// Compiles `NAME.c`, which stands between a program and the C library, to `NAME.so`.
+pub fn interposer(name: &str, directory: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/e2e/{name}.c"));
+    let mut cc = std::process::Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"]).arg(directory.join(format!("{name}.so")));
+    assert!(cc.arg(source).status().unwrap().success());
+}
+
 impl Rig {
     /// A board that is not switched on yet.
     pub fn new(choice: Choice<'_>) -> Self {
