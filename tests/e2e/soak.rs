@@ -3,18 +3,23 @@
 //! The long form is `cargo test --test e2e soak -- --ignored --nocapture`.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-use hub_emulator::board::{Traits, board_image};
+use hub_emulator::board::{Slot, Traits, board_image};
 use hub_emulator::images::Faults;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::clocks::Clocks;
 use crate::cloud::{DEVICE, IMAGE, World, sha256};
-use crate::rig::script;
+use crate::rig::{DAEMON, script};
 
 /// A short one leaves the time to what happens around it.
 const SMALL_BYTES: usize = 64 << 10;
+
+/// Far more than a daemon has in memory.
+const LARGE_BYTES: usize = 64 << 20;
 
 /// What the allocator keeps of an install's buffers of 1 MiB, after two hundred updates as after a thousand.
 const ALLOWED_KIB: u64 = 8192;
@@ -28,13 +33,8 @@ pub struct Held {
 
 impl Held {
     pub fn by(world: &World) -> Self {
-        let process = format!("/proc/{}", world.rig.board.daemon_pid().unwrap());
-        let status = fs::read_to_string(format!("{process}/status")).unwrap();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        Self {
-            resident_kib: resident.trim().trim_end_matches(" kB").parse().unwrap(),
-            descriptors: fs::read_dir(format!("{process}/fd")).unwrap().count(),
-        }
+        let descriptors = format!("/proc/{}/fd", world.rig.board.daemon_pid().unwrap());
+        Self { resident_kib: memory(world, "VmRSS"), descriptors: fs::read_dir(descriptors).unwrap().count() }
     }
 
     /// The least of several moments: a buffer that was not given back yet is no leak.
@@ -44,6 +44,14 @@ impl Held {
             descriptors: several.iter().map(|held| held.descriptors).min().unwrap(),
         }
     }
+}
+
+/// Of `VmRSS` or `VmHWM`, in KiB.
+fn memory(world: &World, what: &str) -> u64 {
+    let status = format!("/proc/{}/status", world.rig.board.daemon_pid().unwrap());
+    let status = fs::read_to_string(status).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+    line.unwrap().trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 impl World {
@@ -78,14 +86,20 @@ impl World {
     }
 }
 
-/// A quarter of the updates each: installed and then refused by a hook, of another digest, cancelled in mid-download,
-/// and of another digest after a new session.
-async fn updates_in_one_process(updates: usize) {
-    let (clocks, directory) = (Clocks::new(), tempfile::tempdir().unwrap());
+/// A hook that refuses what was installed: the directory, and the configuration.
+fn refusing() -> (TempDir, String) {
+    let directory = tempfile::tempdir().unwrap();
     let hooks = directory.path().join("after-install");
     fs::create_dir(&hooks).unwrap();
     script(&hooks.join("10-never"), "exit 1");
     let config = format!("[hooks]\ndirectory = {:?}\n", directory.path());
+    (directory, config)
+}
+
+/// A quarter of the updates each: installed and then refused by a hook, of another digest, cancelled in mid-download,
+/// and of another digest after a new session.
+async fn updates_in_one_process(updates: usize) {
+    let (clocks, (_hooks, config)) = (Clocks::new(), refusing());
     let mut world = World::switched_off(Traits::default(), &config, &clocks.daemon()).await;
     let image = board_image("2.0", Traits::default(), SMALL_BYTES, 7);
     let (right, wrong) = (sha256(&image), "00".repeat(32));
@@ -113,6 +127,20 @@ async fn updates_in_one_process(updates: usize) {
     flat("one process", updates, &held);
 }
 
+/// The most that a daemon had, in KiB, when an image of so many bytes was fetched, written, synced and read back.
+async fn peak(image_bytes: usize) -> u64 {
+    let (_hooks, config) = refusing();
+    let mut world = World::switched_off(Traits::default(), &config, Path::new(DAEMON)).await;
+    let image = board_image("2.0", Traits::default(), image_bytes, 7);
+    let slot = fs::File::options().write(true).open(world.rig.board.slot_path(Slot::B)).unwrap();
+    slot.set_len(LARGE_BYTES as u64).unwrap();
+    let digest = sha256(&image);
+    world.images.put(IMAGE, image);
+    world.power_on().await;
+    world.fails("refused", &digest, "HookRefused", async || {}).await;
+    memory(&world, "VmHWM")
+}
+
 /// Compares the second tenth, where everything was in use once, with the last one.
 pub fn flat(what: &str, updates: usize, held: &[Held]) {
     let tenth = held.len().div_ceil(10);
@@ -120,6 +148,15 @@ pub fn flat(what: &str, updates: usize, held: &[Held]) {
     eprintln!("{what}: {updates} updates, {begin:?} then {end:?}");
     assert!(end.descriptors <= begin.descriptors, "{begin:?} {end:?}");
     assert!(end.resident_kib <= begin.resident_kib + ALLOWED_KIB, "{begin:?} {end:?}");
+}
+
+/// A small image has a part of a block under way, a large one all that the stages of an install hold at a time: some
+/// blocks of 1 MiB each, which are less than half of it.
+#[tokio::test]
+async fn memory_does_not_grow_with_the_image() {
+    let (small, large) = (peak(SMALL_BYTES).await, peak(LARGE_BYTES).await);
+    eprintln!("{small} KiB, then {large} KiB");
+    assert!(large < small + (LARGE_BYTES as u64 >> 11), "{small} KiB, then {large} KiB");
 }
 
 #[tokio::test]
