@@ -270,16 +270,21 @@ impl Drop for Group {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     const LIMIT: Duration = Duration::from_secs(20);
 
+    /// Written by another process: a file that this one has open, a child that another test starts meanwhile has open
+    /// too, until it has become its program, and the system runs nothing that somebody may write.
     fn script(directory: &Path, name: &str, body: &str, mode: u32) -> PathBuf {
         let path = directory.join(name);
-        crate::store::write_durably(&path, format!("#!/bin/sh\n{body}\n").as_bytes()).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let draft = tempfile::NamedTempFile::new().unwrap();
+        crate::store::write_durably(draft.path(), format!("#!/bin/sh\n{body}\n").as_bytes()).unwrap();
+        let install = std::process::Command::new("install")
+            .args(["-m", &format!("{mode:o}")])
+            .args([draft.path(), &path])
+            .status();
+        assert!(install.unwrap().success());
         path
     }
 

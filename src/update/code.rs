@@ -42,7 +42,7 @@ pub enum Code {
     ServerUnreachable,
     /// An answer that will not get better by asking again.
     ServerRefused,
-    /// The image changed while it was fetched, more often than is tried again.
+    /// The image changed while it was fetched, or may have where nothing would tell, more often than is tried again.
     ImageChanged,
     /// More or fewer bytes than announced.
     SizeMismatch,
