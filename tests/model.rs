@@ -38,9 +38,11 @@ struct World {
     tries_left: u8,
     mark: Mark,
     // Ghosts: has the boot loader spent a try since the last activation? Was that trial judged to be good, by
-    // its health or by an operator? Which hooks let the update go on last? What may still happen?
+    // its health or by an operator? Was it committed, and has nobody asked for a roll back since? Which hooks let
+    // the update go on last? What may still happen?
     tried: bool,
     judged: bool,
+    committed: bool,
     agreed: Option<Hook>,
     requests_left: u8,
     operator_acts_left: u8,
@@ -105,6 +107,7 @@ impl World {
             mark: Mark { armed_by: Slot::A, reboots: 0 },
             tried: false,
             judged: false,
+            committed: false,
             agreed: None,
             requests_left: 2,
             operator_acts_left: 1,
@@ -246,6 +249,7 @@ impl World {
                 let mut world = self.with(event.clone());
                 world.operator_acts_left -= 1;
                 world.judged |= event == Event::CommitRequested;
+                world.committed &= event != Event::RollBackRequested;
                 out.push(world);
             }
             // A late answer of something that was given up long ago.
@@ -300,6 +304,7 @@ impl World {
             if self.faults_left > 0 {
                 let mut world = landed.with(failed.clone());
                 world.faults_left -= 1;
+                world.committed = false; // As far as anybody can know.
                 out.push(world);
             }
             out.push(landed.restart_daemon());
@@ -355,7 +360,7 @@ impl World {
                 let mut marked = world.clone();
                 marked.arm();
                 let mut landed = marked.clone();
-                (landed.tried, landed.judged) = (false, false);
+                (landed.tried, landed.judged, landed.committed) = (false, false, false);
                 landed.bootable[ix(update.target)] = true;
                 landed.write(update.target, true);
                 let failed = Event::Activated(id.clone(), failure(Code::ActivateFailed));
@@ -375,10 +380,13 @@ impl World {
                 unmarked.disarm();
                 let mut landed = unmarked.clone();
                 landed.write(update.target, false);
+                // Not where a roll back was decided on meanwhile, which follows.
+                landed.committed = matches!(landed.disk.state, State::Trial { .. });
                 let failed = Event::Committed(id.clone(), failure(Code::CommitFailed));
                 world.transaction(&[unmarked, landed], &failed, Event::Committed(id, Ok(())), &mut out);
             }
             Effect::RollBack { id, to, .. } => {
+                assert!(!world.committed, "rolled back what was committed: {self:?}");
                 let mut landed = world.clone();
                 landed.write(to, false);
                 landed.bootable[ix(to.other())] = false;
