@@ -194,11 +194,12 @@ async fn a_daemon_that_crashes_leaves_no_memory_behind() {
         }
     };
     tokio::time::timeout(crate::rig::LIMIT, both_run).await.unwrap();
-    assert_eq!(owner(&ours), 0);
+    let ours_belongs_to = owner(&ours);
     other.kill().unwrap();
     other.wait().unwrap();
     let pid = nix::unistd::Pid::from_raw(i32::try_from(ours.id()).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGABRT).unwrap();
     let ended = ours.wait().unwrap();
+    assert_eq!(ours_belongs_to, 0);
     assert!(ended.signal() == Some(6) && !ended.core_dumped(), "{ended:?}");
 }
