@@ -346,8 +346,10 @@ fn refuse_desired(context: &Context, mut record: Record, request: UpdateRequest,
         record.deal_with(&request);
     }
     let update = Update { request, target: context.boot.slot.other(), online_before: context.online };
+    // Its words may be others each time.
     let is_told = |last: &Finished| {
-        last.update.request.id == update.request.id && last.outcome == Outcome::Failed(failure.clone())
+        last.update.request.id == update.request.id
+            && matches!(&last.outcome, Outcome::Failed(told) if told.code == failure.code)
     };
     if matches!(&record.state, State::Idle { last: Some(last) } if is_told(last)) {
         return unchanged(record, []);
