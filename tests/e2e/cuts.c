@@ -1,5 +1,6 @@
 /* Between a program and the C library: ends the process at its CUT_AT-th call that makes bytes durable or takes their
-   place, counted over all threads, before the call does anything. The file CUT is told which call it was. */
+   place, counted over all threads, before the call does anything. The file CUT is told which call it was. Where there is
+   CUT_CALL, "unlink state/checkpoint", only those count. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <limits.h>
@@ -7,10 +8,11 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static const char *cut;
+static const char *cut, *only;
 static long cut_at;
 static atomic_long calls;
 
@@ -18,14 +20,29 @@ __attribute__((constructor)) static void begin(void)
 {
 	cut = getenv("CUT");
 	cut_at = atol(getenv("CUT_AT"));
+	only = getenv("CUT_CALL");
 	/* Not for what the program starts. */
 	unsetenv("LD_PRELOAD");
+}
+
+static int counts(const char *call, const char *path)
+{
+	size_t named = strlen(call), length = strlen(path), wanted;
+
+	if (!only || !*only)
+		return 1;
+	if (strncmp(only, call, named) || only[named] != ' ')
+		return 0;
+	wanted = strlen(only + named + 1);
+	return length > wanted && path[length - wanted - 1] == '/' && !strcmp(path + length - wanted, only + named + 1);
 }
 
 static void count(const char *call, const char *path)
 {
 	int file;
 
+	if (!counts(call, path))
+		return;
 	if (atomic_fetch_add(&calls, 1) + 1 != cut_at)
 		return;
 	file = open(cut, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
