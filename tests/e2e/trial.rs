@@ -167,7 +167,8 @@ async fn a_daemon_that_dies_again_and_again_does_not_lengthen_its_trial() {
 
 async fn a_dying_daemon_is_rolled_back(scheme: Scheme) {
     let checks = tempfile::tempdir().unwrap();
-    script(&checks.path().join("10-hangs"), "sleep 1000");
+    // For as long as the daemon lives that waits for it.
+    script(&checks.path().join("10-hangs"), "exec tail --pid=$PPID -f /dev/null");
     // Of the board's minute on trial, a third passes with each life of the daemon.
     let (clocks, extra_config) = (Clocks::new(), format!("[health]\nscripts = {:?}\n", checks.path()));
     let choice =
