@@ -10,6 +10,7 @@ use rustls::client::{VerifierBuilderError, WebPkiServerVerifier};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::system::EARLIEST_UNIX_SECS;
@@ -84,6 +85,25 @@ pub struct Identity<'a> {
     pub key_file: &'a Path,
 }
 
+impl Identity<'_> {
+    /// Reads both files: not for an async thread.
+    ///
+    /// # Errors
+    /// When one cannot be read, or they do not belong together.
+    pub fn load(&self) -> Result<CertifiedKey, TlsError> {
+        let chain = certificates(self.certificate_file)?;
+        let key = PrivateKeyDer::from_pem_file(self.key_file)
+            .map_err(|source| TlsError::ReadPem { path: self.key_file.to_owned(), source })?;
+        CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|source| {
+            TlsError::UnusableIdentity {
+                certificate_file: self.certificate_file.to_owned(),
+                key_file: self.key_file.to_owned(),
+                source,
+            }
+        })
+    }
+}
+
 /// A configuration for TLS 1.2 and 1.3 on ring. Reads files: not for an async thread. Nothing is
 /// installed for the whole process.
 ///
@@ -99,15 +119,11 @@ pub fn client_config(roots: Roots<'_>, identity: Option<Identity<'_>>) -> Result
         .map_err(TlsError::Versions)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(ByLeastTime(webpki.map_err(TlsError::Verifier)?)));
-    let Some(identity) = identity else { return Ok(builder.with_no_client_auth()) };
-
-    let chain = certificates(identity.certificate_file)?;
-    let key = PrivateKeyDer::from_pem_file(identity.key_file)
-        .map_err(|source| TlsError::ReadPem { path: identity.key_file.to_owned(), source })?;
-    builder.with_client_auth_cert(chain, key).map_err(|source| TlsError::UnusableIdentity {
-        certificate_file: identity.certificate_file.to_owned(),
-        key_file: identity.key_file.to_owned(),
-        source,
+    Ok(match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => {
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.load()?)))
+        }
     })
 }
 

@@ -552,7 +552,7 @@ impl Run<'_> {
         };
         let fed = self.or_cancelled(wanted).await;
         // From now on only the slots are waited for.
-        self.progress.send_if_modified(is_no_longer_waiting);
+        self.progress.send_if_modified(stop_waiting);
         fed
     }
 
@@ -621,8 +621,8 @@ async fn pump(
     chunks.send(Feed::End).await.map_err(|_| InstallError::Interrupted)
 }
 
-/// Whether that is news.
-fn is_no_longer_waiting(progress: &mut Progress) -> bool {
+/// Gives whether that is news.
+fn stop_waiting(progress: &mut Progress) -> bool {
     let waited = progress.phase == Phase::Waiting;
     if waited {
         progress.phase = Phase::Downloading;

@@ -24,7 +24,7 @@ use crate::hub::{self, HubEvent, MethodReply, Reported};
 use crate::install::fetch::{Clients, FetchError, Reach, Source, Wanted};
 use crate::install::{Phase, Progress, one_line};
 use crate::system;
-use crate::tls::{self, Roots, TlsError};
+use crate::tls::TlsError;
 
 /// The agent has one session, and one download of up to a handful of parts at once; while it restarts, the old and
 /// the new.
@@ -103,10 +103,8 @@ impl Network {
     async fn has_old_key(&self) -> bool {
         let (Some(hub), Some(copies)) = (self.hub.clone(), self.copies.clone()) else { return false };
         let look = move || {
-            let identity =
-                hub.credentials.identity().filter(|identity| identity.key_file.starts_with(copies));
-            let fits = tls::client_config(Roots::from(hub.ca_file.as_deref()), identity);
-            matches!(fits, Err(TlsError::UnusableIdentity { .. }))
+            let copied = hub.credentials.identity().filter(|identity| identity.key_file.starts_with(copies));
+            copied.is_some_and(|identity| matches!(identity.load(), Err(TlsError::UnusableIdentity { .. })))
         };
         tokio::task::spawn_blocking(look).await.unwrap_or_default()
     }

@@ -56,21 +56,6 @@ pub struct Versions {
     pub b: Option<String>,
 }
 
-impl Record {
-    /// Whether this desired request is the one that was dealt with.
-    #[must_use]
-    pub fn has_dealt_with(&self, desired: &UpdateRequest) -> bool {
-        self.desired.as_ref() == Some(&desired.id)
-            && self.desired_digest.is_none_or(|digest| digest == desired.digest())
-    }
-
-    /// It is not started again until it changes.
-    pub(super) fn deal_with(&mut self, desired: &UpdateRequest) {
-        self.desired = Some(desired.id.clone());
-        self.desired_digest = Some(desired.digest());
-    }
-}
-
 impl Versions {
     /// What `slot` holds, where known.
     #[must_use]
@@ -280,15 +265,7 @@ impl State {
     /// The update that is under way, or else the last one.
     #[must_use]
     pub fn subject(&self) -> Option<&Update> {
-        match self {
-            Self::Idle { last } => last.as_deref().map(|last| &last.update),
-            Self::Asking { .. }
-            | Self::Installing { .. }
-            | Self::Installed { .. }
-            | Self::Rebooting { .. }
-            | Self::Trial { .. }
-            | Self::RollingBack { .. } => self.update(),
-        }
+        if let Self::Idle { last: Some(last) } = self { Some(&last.update) } else { self.update() }
     }
 
     /// The update that is under way.
@@ -365,6 +342,19 @@ const SCHEMA: u32 = 1;
 pub const SIZE_BYTES_MAX: usize = 1 << 20;
 
 impl Record {
+    /// Whether this desired request is the one that was dealt with.
+    #[must_use]
+    pub fn has_dealt_with(&self, desired: &UpdateRequest) -> bool {
+        self.desired.as_ref() == Some(&desired.id)
+            && self.desired_digest.is_none_or(|digest| digest == desired.digest())
+    }
+
+    /// It is not started again until it changes.
+    pub(super) fn deal_with(&mut self, desired: &UpdateRequest) {
+        self.desired = Some(desired.id.clone());
+        self.desired_digest = Some(desired.digest());
+    }
+
     /// The bytes of the state file.
     ///
     /// # Errors

@@ -218,32 +218,43 @@ pub fn step(context: &Context, mut record: Record, event: Event) -> Step {
     }
 }
 
-/// A process begins: which boot is this, and what was it about?
+/// A process begins.
 fn started(context: &Context, mut record: Record) -> Step {
-    let boot = context.boot;
     if record.min_version.is_none() {
         record.min_version.clone_from(&context.min_version);
     }
+    // A script that counts all boots, as RAUC's does, takes one off before the slot is known to be well: also while the
+    // next update is no further than its install.
+    let is_unarmed = matches!(record.state, State::Asking { .. } | State::Installing { .. });
+    let mut step = resumed(context, record);
+    if is_unarmed {
+        step.effects.push(Effect::ConfirmBoot);
+    }
+    step
+}
+
+/// Which boot is this, and what was it about?
+fn resumed(context: &Context, record: Record) -> Step {
+    let boot = context.boot;
     match record.state.clone() {
         State::Idle { .. } => started_at_rest(context, record),
 
         State::Asking { update, .. } | State::Installing { update, .. } if boot.slot == update.target => {
             let message = format!("slot {} runs, which was not to be booted yet", update.target);
-            confirming(give_up(context, record, update, Failure::new(Code::SlotUnusable, message)))
+            give_up(context, record, update, Failure::new(Code::SlotUnusable, message))
         }
         State::Asking { update, attempt, .. } | State::Installing { update, attempt }
             if attempt >= INSTALL_ATTEMPTS_MAX =>
         {
             let message = format!("interrupted {attempt} times without headway");
-            confirming(give_up(context, record, update, Failure::new(Code::AttemptsExhausted, message)))
+            give_up(context, record, update, Failure::new(Code::AttemptsExhausted, message))
         }
         State::Asking { update, gate, attempt, deferral } => {
-            confirming(ask(record, update, gate, attempt.saturating_add(1), deferral))
+            ask(record, update, gate, attempt.saturating_add(1), deferral)
         }
         State::Installing { update, attempt } => {
             let effects = [Effect::Report, Effect::Install(update.clone())];
-            let state = State::Installing { update, attempt: attempt.saturating_add(1) };
-            confirming(to_state(record, state, effects))
+            to_state(record, State::Installing { update, attempt: attempt.saturating_add(1) }, effects)
         }
 
         // Activated, and power was lost before that was recorded.
@@ -277,13 +288,6 @@ fn started(context: &Context, mut record: Record) -> Step {
             unchanged(record, [Effect::Report, roll_back])
         }
     }
-}
-
-/// A script that counts all boots, as RAUC's does, takes one off before the slot is known to be well: also one that is
-/// committed, while the next update is no further than its install.
-fn confirming(mut step: Step) -> Step {
-    step.effects.push(Effect::ConfirmBoot);
-    step
 }
 
 fn started_at_rest(context: &Context, mut record: Record) -> Step {

@@ -16,7 +16,7 @@ use super::CliError;
 pub(super) struct Package {
     /// Where devices fetch the image: https://, http:// or file:// on the device
     #[arg(long, value_name = "URL")]
-    pub uri: String,
+    uri: String,
     /// SHA-256 of the file at the address; of its manifest, if it is a bundle
     #[arg(long, value_name = "HEX", conflicts_with = "check_file")]
     check_value: Option<Sha256Digest>,
@@ -40,6 +40,8 @@ pub(super) struct Wanted {
     pub id: String,
     /// That it brings, where known.
     pub version: Option<String>,
+    /// For messages: `2.0 from https://host/a.img`.
+    pub name: String,
     /// The direct method's payload, and the desired property.
     pub payload: Value,
 }
@@ -72,7 +74,9 @@ impl Package {
         let id = request.id.to_string();
         // Told, though the device would make the same: its reports are to be known by it.
         fields.insert("updateId".to_owned(), Value::from(id.as_str()));
-        Ok(Wanted { id, version, payload: Value::Object(fields) })
+        let uri = display_url(&self.uri);
+        let name = version.as_ref().map_or_else(|| uri.clone(), |version| format!("{version} from {uri}"));
+        Ok(Wanted { id, version, name, payload: Value::Object(fields) })
     }
 }
 
@@ -83,13 +87,5 @@ fn one_version(given: Option<String>, told: Option<String>) -> Result<Option<Str
             Err(CliError::Usage(format!("the bundle brings version {told}, and --version says {given}")))
         }
         (given, told) => Ok(given.or(told)),
-    }
-}
-
-impl Wanted {
-    /// For messages: `2.0 from https://host/a.img`.
-    pub fn name(&self, package: &Package) -> String {
-        let uri = display_url(&package.uri);
-        self.version.as_ref().map_or_else(|| uri.clone(), |version| format!("{version} from {uri}"))
     }
 }

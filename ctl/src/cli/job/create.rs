@@ -46,7 +46,7 @@ impl Create {
             print_line(&job.to_string())?;
         } else {
             let when = start_time.map_or("now".to_owned(), |at| format!("at {at}"));
-            print_line(&format!("job {}: {}, {when}", self.name, wanted.name(&self.package)))?;
+            print_line(&format!("job {}: {}, {when}", self.name, wanted.name))?;
             let query = format!("properties.reported.firmware.updateId = '{}'", wanted.id);
             print_line(&format!("the devices: twinbootctl devices --query \"{query}\""))?;
         }

@@ -37,12 +37,11 @@ impl Status {
         keep_looking(POLL_INTERVAL, async || {
             let job = ctl.service.job(&self.name).await?;
             let page = ctl.service.page::<Value>(&query, PAGE_ROWS_MAX, None).await?;
+            let partial = page.next.is_some();
             if ctl.json {
-                let partial = page.next.is_some();
                 let event = json!({"job": job, "devices": page.rows, "devicesPartial": partial});
                 print_line(&event.to_string())?;
             } else {
-                let partial = page.next.is_some();
                 live.show(format!("{}{}", summary(&job), answers(&page.rows, partial)))?;
             }
             Ok(if self.watch { end(&job) } else { Some(Exit::Done) })

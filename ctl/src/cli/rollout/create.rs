@@ -39,7 +39,6 @@ pub(super) struct Create {
 impl Create {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         let wanted = self.package.wanted("fwPackageURI").await?;
-        let package = wanted.name(&self.package);
         let Some(version) = wanted.version else {
             let why = "a rollout needs --version: by it devices are known that have it already";
             return Err(CliError::Usage(why.to_owned()));
@@ -69,7 +68,7 @@ impl Create {
             let event = serde_json::json!({"event": "created", "rollout": rollout.name, "updateId": rollout.update_id});
             print_line(&event.to_string())?;
         } else {
-            let name = &rollout.name;
+            let (name, package) = (&rollout.name, wanted.name);
             print_line(&format!("rollout {name}: {package}; ring 1 of {} is open", rollout.rings.len()))?;
             print_line(&format!("devices: {}", counts.join(", ")))?;
         }
@@ -82,7 +81,8 @@ impl Create {
 /// each ring.
 async fn look_first(ctl: &Ctl, rollout: &Rollout) -> Result<Vec<String>, CliError> {
     let all = Rollout { open: rollout.rings.len(), ..rollout.clone() };
-    if let Some(condition) = Some(all.target_condition()).filter(|condition| condition != "*") {
+    let condition = all.target_condition();
+    if condition != "*" {
         ctl.service.test_condition(&condition).await?;
     }
     let mut counts = Vec::new();

@@ -5,10 +5,9 @@ use crate::rollout::sets_firmware;
 
 /// Tells of them.
 pub(super) async fn tell_others(ctl: &Ctl, name: &str) -> Result<(), CliError> {
-    let id = |configuration: &serde_json::Value| Some(configuration.get("id")?.as_str()?.to_owned());
     let configurations = ctl.service.configurations().await?;
-    let others: Vec<String> = configurations.iter().filter(|one| sets_firmware(one)).filter_map(id).collect();
-    for other in others.iter().filter(|other| *other != name) {
+    let setting = configurations.iter().filter(|one| sets_firmware(one));
+    for other in setting.filter_map(|one| one.get("id")?.as_str()).filter(|other| *other != name) {
         notice(&format!(
             "rollout `{other}` sets the firmware too: without `{name}`, the hub gives devices that both target what \
              `{other}` says; delete it when it is done"

@@ -39,11 +39,6 @@ struct State {
     n: u64,
 }
 
-/// How many devices meet a condition.
-async fn count(ctl: &Ctl, condition: &str) -> Result<u64, CliError> {
-    ask_count(ctl, &Rollout::count_query(condition)).await
-}
-
 async fn ask_count(ctl: &Ctl, query: &str) -> Result<u64, CliError> {
     let rows: Vec<Count> = ctl.service.rows(query).await?;
     Ok(rows.first().map_or(0, |row| row.n))
@@ -67,7 +62,7 @@ pub(super) async fn tallies(ctl: &Ctl, rollout: &Rollout) -> Result<Vec<Tally>, 
 
 /// How far the devices of a ring are.
 async fn tally(ctl: &Ctl, rollout: &Rollout, condition: &str) -> Result<Tally, CliError> {
-    let devices = count(ctl, condition).await?;
+    let devices = ask_count(ctl, &Rollout::count_query(condition)).await?;
     let states: Vec<State> = ctl.service.rows(&rollout.states_query(condition)).await?;
     let states: Vec<_> =
         states.into_iter().map(|state| (state.status.unwrap_or_default(), state.n)).collect();
