@@ -33,8 +33,9 @@ def build_all(board, environments):
     say("== Building")
     kind = KINDS[board]
     # Of build-board too, which has no network to install anything from.
-    build("sh", "-c", f". tests/lab/tools; need {kind.qemu_package}:{kind.qemu[0]} libubootenv-tool:fw_printenv "
-          "zstd:zstd e2fsprogs:debugfs iproute2:ip u-boot-tools:mkimage fdisk:sfdisk dosfstools:mkfs.vfat mtools:mcopy minisign:minisign")
+    build("packaging/need", f"{kind.qemu_package}:{kind.qemu[0]}", "libubootenv-tool:fw_printenv", "zstd:zstd",
+          "e2fsprogs:debugfs", "iproute2:ip", "u-boot-tools:mkimage", "fdisk:sfdisk", "dosfstools:mkfs.vfat",
+          "mtools:mcopy", "minisign:minisign")
     build("cargo", "build", "-q", "--locked", "--workspace", "--bin", "hub-emulator")
     package = (build("env", "WITHOUT_TOOL=1", "packaging/build-deb", kind.architecture)
                and newest_package(kind.architecture))
