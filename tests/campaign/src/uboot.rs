@@ -1,5 +1,6 @@
 //! What U-Boot does at a reset, to the byte and to the write: the choice of the environment's copy
-//! (`env_import_redund`), the boot counter (`CONFIG_BOOTCOUNT_ENV`), and the tree's boot script.
+//! (`env_import_redund`), the boot counter (`CONFIG_BOOTCOUNT_ENV`), and a boot script: the tree's, RAUC's
+//! (`contrib/uboot.sh`), or Mender's.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +21,9 @@ const HEADER_BYTES: usize = 5;
 /// Without the variable `bootlimit`.
 const BOOTLIMIT: u32 = 3;
 
+/// What RAUC's script gives a slot where none has an attempt left.
+const RAUC_LEFT: &str = "3";
+
 pub type Variables = BTreeMap<String, String>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -37,6 +41,24 @@ impl Slot {
     pub fn other(self) -> Self {
         if self == Self::A { Self::B } else { Self::A }
     }
+
+    /// Mender's number of its partition.
+    fn part(self) -> &'static str {
+        if self == Self::A { "2" } else { "3" }
+    }
+
+    /// RAUC's name of its attempts.
+    fn left(self) -> &'static str {
+        if self == Self::A { "BOOT_A_LEFT" } else { "BOOT_B_LEFT" }
+    }
+}
+
+/// Whose boot script runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Script {
+    Own,
+    Mender,
+    Rauc,
 }
 
 /// The environment as a whole.
@@ -59,8 +81,12 @@ pub struct Start {
 
 impl fmt::Display for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words =
-            ["boot_slot", "upgrade_available", "bootcount"].map(|name| format!("{name}={}", self.text(name)));
+        let names: &[&str] = match self.script() {
+            Script::Own => &["boot_slot", "upgrade_available", "bootcount"],
+            Script::Mender => &["mender_boot_part", "upgrade_available", "bootcount"],
+            Script::Rauc => &["BOOT_ORDER", "BOOT_A_LEFT", "BOOT_B_LEFT"],
+        };
+        let words: Vec<_> = names.iter().map(|name| format!("{name}={}", self.text(name))).collect();
         f.write_str(&words.join(" "))
     }
 }
@@ -90,13 +116,41 @@ impl Environment {
         text[..end].parse().unwrap_or(0)
     }
 
+    /// Whose variables they are.
+    pub fn script(&self) -> Script {
+        if self.variables.contains_key("BOOT_ORDER") {
+            Script::Rauc
+        } else if self.variables.contains_key("mender_boot_part") {
+            Script::Mender
+        } else {
+            Script::Own
+        }
+    }
+
+    /// Never by RAUC's variables, which do not tell it.
     pub fn is_trial(&self) -> bool {
         self.number("upgrade_available") != 0
     }
 
     /// The one that a boot takes, if it need not count.
     pub fn slot(&self) -> Slot {
-        if self.text("boot_slot") == "b" { Slot::B } else { Slot::A }
+        match self.script() {
+            Script::Own if self.text("boot_slot") == "b" => Slot::B,
+            // By which it finds the kernel.
+            Script::Mender if self.text("mender_boot_part_hex") == Slot::B.part() => Slot::B,
+            Script::Own | Script::Mender => Slot::A,
+            Script::Rauc => self.first_with_attempts().unwrap_or_else(|| self.order()[0]),
+        }
+    }
+
+    /// RAUC's, which names one slot at least.
+    fn order(&self) -> Vec<Slot> {
+        let names = self.text("BOOT_ORDER").split_ascii_whitespace();
+        names.map(|name| if name == "B" { Slot::B } else { Slot::A }).collect()
+    }
+
+    fn first_with_attempts(&self) -> Option<Slot> {
+        self.order().into_iter().find(|slot| self.number(slot.left()) > 0)
     }
 
     fn set(&mut self, name: &str, value: &str) {
@@ -115,7 +169,27 @@ impl Environment {
     }
 
     /// From reset to the choice of the slot.
-    pub fn start(mut self) -> Start {
+    pub fn start(self) -> Start {
+        if self.script() == Script::Rauc { self.start_in_order() } else { self.start_counting() }
+    }
+
+    /// Takes an attempt at each start, of committed slots too.
+    fn start_in_order(mut self) -> Start {
+        let mut saves = Vec::new();
+        if self.first_with_attempts().is_none() {
+            for slot in [Slot::A, Slot::B] {
+                self.set(slot.left(), RAUC_LEFT);
+            }
+            saves.push(self.save());
+        }
+        let slot = self.slot();
+        let left = self.number(slot.left()) - 1;
+        self.set(slot.left(), &left.to_string());
+        saves.push(self.save());
+        Start { slot, fell_back: slot != self.order()[0], saves }
+    }
+
+    fn start_counting(mut self) -> Start {
         let (mut saves, mut fell_back) = (Vec::new(), false);
         if self.is_trial() {
             let bootcount = self.number("bootcount") + 1;
@@ -124,11 +198,16 @@ impl Environment {
             let bootlimit =
                 if self.text("bootlimit").is_empty() { BOOTLIMIT } else { self.number("bootlimit") };
             if bootlimit > 0 && bootcount > bootlimit {
-                // altbootcmd of config/u-boot/twinboot.env
-                let other = if self.text("boot_slot") == "b" { "a" } else { "b" };
-                self.set("boot_slot", other);
+                let other = self.slot().other();
                 self.set("upgrade_available", "0");
-                self.set("bootcount", "0");
+                if self.script() == Script::Mender {
+                    self.set("mender_boot_part", other.part());
+                    self.set("mender_boot_part_hex", other.part());
+                } else {
+                    // altbootcmd of config/u-boot/twinboot.env
+                    self.set("boot_slot", other.letter());
+                    self.set("bootcount", "0");
+                }
                 saves.push(self.save());
                 fell_back = true;
             }
@@ -137,25 +216,40 @@ impl Environment {
     }
 }
 
-/// A medium as the factory leaves it: the tree's own variables, in both copies.
-pub fn factory(slot: Slot) -> Vec<u8> {
-    let text = include_str!("../../../config/u-boot/twinboot.env");
-    let lines = text.lines().filter(|line| !line.starts_with('#'));
-    // As a board has it, but for the sandbox build, which runs in a directory of the script.
-    let bootcmd = ("bootcmd", "load hostfs - 0x1000000 boot.fit; source 0x1000000:script");
-    let console = [("stdin", "serial"), ("stdout", "serial"), ("stderr", "serial")];
-    let variables: Variables = lines
-        .filter_map(|line| line.split_once('='))
-        .chain([bootcmd])
-        .chain(console)
-        .chain([("boot_slot", slot.letter())])
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect();
+/// A medium as the factory leaves it, in both copies.
+pub fn factory(script: Script, slot: Slot) -> Vec<u8> {
+    let variables = match script {
+        Script::Own => own_variables(slot),
+        Script::Mender => vec![
+            ("mender_boot_part", slot.part()),
+            ("mender_boot_part_hex", slot.part()),
+            ("upgrade_available", "0"),
+            ("bootcount", "0"),
+            ("bootlimit", "1"),
+        ],
+        Script::Rauc => vec![
+            ("BOOT_ORDER", if slot == Slot::A { "A B" } else { "B A" }),
+            (Slot::A.left(), RAUC_LEFT),
+            (Slot::B.left(), RAUC_LEFT),
+        ],
+    };
+    let variables: Variables =
+        variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     let mut medium = vec![0; SIZE_BYTES];
     for (offset, serial) in COPIES.into_iter().zip([2, 1]) {
         medium[offset..offset + COPY_BYTES].copy_from_slice(&encode(&variables, serial));
     }
     medium
+}
+
+fn own_variables(slot: Slot) -> Vec<(&'static str, &'static str)> {
+    let text = include_str!("../../../config/u-boot/twinboot.env");
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    // As a board has it, but for the sandbox build, which runs in a directory of the script.
+    let bootcmd = ("bootcmd", "load hostfs - 0x1000000 boot.fit; source 0x1000000:script");
+    let console = [("stdin", "serial"), ("stdout", "serial"), ("stderr", "serial")];
+    let variables = lines.filter_map(|line| line.split_once('='));
+    variables.chain([bootcmd]).chain(console).chain([("boot_slot", slot.letter())]).collect()
 }
 
 /// 0 follows 255, and between equals the first is in force.

@@ -395,8 +395,7 @@ async fn attend(site: Arc<Site>, cloud: Shared) {
         sleep(ASK_AGAIN).await;
         let (act, status, is_acted, is_trial) = {
             let cloud = lock(&cloud);
-            let is_trial = disk::change(|disk| Environment::load(disk.safe(&site.environment())).is_trial());
-            (cloud.story.act, cloud.status().to_owned(), cloud.is_acted, is_trial)
+            (cloud.story.act, cloud.status().to_owned(), cloud.is_acted, judge::is_trial(&site))
         };
         let command = match act {
             Act::Commit if is_trial => json!({ "command": "commit" }),

@@ -12,7 +12,7 @@ use crate::kept::Kept;
 use crate::life::{Fault, Tally};
 use crate::site::Site;
 use crate::story::{Act, Before, Story};
-use crate::uboot::{COPY_BYTES, Environment, Slot};
+use crate::uboot::{COPY_BYTES, Environment, Script, Slot};
 
 /// More than a trial has boots.
 const RESETS: usize = 6;
@@ -42,7 +42,7 @@ pub fn state_before(before: Before) -> Option<Vec<u8>> {
 /// # Errors
 /// What must not be.
 pub fn judge(site: &Site, story: &Story, is_accepted: bool) -> Result<(), Fault> {
-    boots(site, story)?;
+    boots_verified(site, story)?;
     let Some(kept) = read_kept(site)? else { return Ok(()) };
     let environment = environment(site);
     match contradiction(site, story, &kept, is_accepted) {
@@ -55,12 +55,16 @@ fn environment(site: &Site) -> Environment {
     disk::change(|disk| Environment::load(disk.safe(&site.environment())))
 }
 
-/// A verified system boots, at this start and at all that follow where no daemon runs.
-fn boots(site: &Site, story: &Story) -> Result<(), Fault> {
+fn boots_verified(site: &Site, story: &Story) -> Result<(), Fault> {
     let is_verified = [Slot::A, Slot::B].map(|slot| {
         let system = site.system(slot);
         system.is_some_and(|system| story.check.is_right() || system.version != story.image().version)
     });
+    boots(site, is_verified, "holds no verified image")
+}
+
+/// One of these slots boots, at this start and at all that follow where no daemon runs.
+fn boots(site: &Site, may_boot: [bool; 2], else_it: &str) -> Result<(), Fault> {
     disk::change(|disk| {
         let mut medium = disk.safe(&site.environment()).to_vec();
         for reset in 1..=RESETS {
@@ -69,9 +73,9 @@ fn boots(site: &Site, story: &Story) -> Result<(), Fault> {
                 return Err("both copies of the environment are bad".to_owned());
             }
             let start = environment.start();
-            if !is_verified[start.slot as usize] {
+            if !may_boot[start.slot as usize] {
                 let slot = start.slot.letter();
-                return Err(format!("slot {slot} boots at reset {reset}, and holds no verified image"));
+                return Err(format!("slot {slot} boots at reset {reset}, and {else_it}"));
             }
             for (offset, copy) in start.saves {
                 medium[offset..offset + COPY_BYTES].copy_from_slice(&copy);
@@ -97,6 +101,13 @@ pub fn is_idle(site: &Site) -> bool {
 /// Whether the twin's status is how the last update ended, and none goes on.
 pub fn is_told(site: &Site, status: &str) -> bool {
     matches!(read_kept(site), Ok(Some(kept)) if kept.status() == Some(status))
+}
+
+/// What runs is on trial: the environment says so, or, where that is RAUC's, the state.
+pub fn is_trial(site: &Site) -> bool {
+    let is_known =
+        || matches!(read_kept(site), Ok(Some(kept)) if matches!(kept.state(), State::Trial { .. }));
+    environment(site).is_trial() || is_known()
 }
 
 /// Tells the cloud what this daemon need not fetch.
@@ -128,6 +139,9 @@ fn contradiction(site: &Site, story: &Story, kept: &Kept, is_accepted: bool) -> 
     if is_armed && matches!(state, State::Idle { .. } | State::Asking { .. } | State::Installing { .. }) {
         return Some("a trial is armed that the daemon does not know of");
     }
+    if matches!(state, State::Asking { .. } | State::Installing { .. }) && first != story.origin {
+        return Some("the target is the first to boot, and not installed");
+    }
     if !is_over && kept.is_installed() && !holds_image(site, story) {
         return Some("the target does not hold the image");
     }
@@ -157,10 +171,15 @@ pub fn judge_decisions(site: &Site, story: &Story, running: Slot) -> Result<(), 
         disk::change(|disk| disk.history().iter().map(|medium| Environment::load(medium)).collect());
     for (before, after) in history.iter().zip(history.iter().skip(1)) {
         let told = || format!("from {before} to {after}, in slot {}", running.letter());
-        if !after.is_trial() {
+        // By RAUC's variables, to put the target first is to arm it.
+        let is_armed = |environment: &Environment| match environment.script() {
+            Script::Own | Script::Mender => environment.is_trial(),
+            Script::Rauc => running == story.origin && environment.slot() == story.target(),
+        };
+        if !is_armed(after) {
             continue;
         }
-        if before.is_trial() {
+        if is_armed(before) {
             return Err(format!("a trial is armed over another: {}", told()));
         }
         if after.slot() == running {
@@ -196,6 +215,9 @@ pub fn judge_end(
     let runs = if status == "completed" { story.target() } else { story.origin };
     if environment.is_trial() || environment.slot() != runs {
         return Err(format!("the twin says {status}, the environment has {environment}"));
+    }
+    if status != "completed" {
+        boots(site, [Slot::A, Slot::B].map(|slot| slot == runs), "the update is over")?;
     }
     let version = site.system(runs).map(|image| image.version);
     if firmware["slots"]["booted"] != runs.letter() || firmware["currentFwVersion"] != json!(version) {

@@ -20,9 +20,9 @@ use crate::disk::{self, Loss, NEWS};
 use crate::judge;
 use crate::scheduler;
 use crate::seam;
-use crate::site::Site;
+use crate::site::{ATTEMPTS, Site};
 use crate::story::{Act, Before, Liar, Nature, Story};
-use crate::uboot::{self, Environment, Slot};
+use crate::uboot::{self, Environment, Script, Slot};
 
 /// What is wrong, for a person.
 pub type Fault = String;
@@ -137,7 +137,7 @@ impl Life {
             content.resize(story.slot_bytes(), 0);
             content
         };
-        let mut environment = uboot::factory(story.origin);
+        let mut environment = uboot::factory(story.script, story.origin);
         environment.truncate(uboot::COPIES[1] + uboot::COPY_BYTES);
         if story.before == Before::EnvironmentDamaged {
             let copy = uboot::COPIES[usize::from(self.dice.clone().bool())];
@@ -145,7 +145,11 @@ impl Life {
         }
         let mut files: Vec<(PathBuf, Vec<u8>)> = vec![
             (site.slot(story.origin), with_system(Some(story.factory()))),
-            (site.slot(story.target()), with_system(None)),
+            // As RAUC's variables say it: both may boot.
+            (
+                site.slot(story.target()),
+                with_system(Some(story.factory()).filter(|_| story.script == Script::Rauc)),
+            ),
             (site.environment(), environment),
             (site.disk().join("data/lost+found"), Vec::new()),
         ];
@@ -189,8 +193,9 @@ impl Life {
     }
 
     fn run(&mut self) -> Result<(), Fault> {
-        // Once the story is over, what the twin told must hold without power.
-        let mut encores = 1;
+        // Once the story is over, what the twin told must hold without power; RAUC's script takes an attempt at each
+        // boot, and gets it back.
+        let mut encores = if self.plan.story.script == Script::Rauc { ATTEMPTS + 1 } else { 1 };
         loop {
             self.judge()?;
             match self.boot()? {
@@ -242,7 +247,10 @@ impl Life {
         let image = self.site.system(slot);
         let image = image.ok_or_else(|| format!("slot {} boots, and holds no system", slot.letter()))?;
         let boot_id = self.dice.u128(..);
-        self.site.boot(slot, boot_id, image.version).map_err(|error| format!("cannot boot: {error}"))?;
+        let script = self.plan.story.script;
+        self.site
+            .boot(script, slot, boot_id, image.version)
+            .map_err(|error| format!("cannot boot: {error}"))?;
         lock(&self.cloud).online_at = match image.nature {
             Nature::Offline => Duration::MAX,
             Nature::Late => scheduler::now() + TRIAL_LIMIT,
@@ -335,8 +343,10 @@ impl Life {
         disk::change(|disk| disk.watch(&self.site.environment()));
         seam::REBOOT_ASKED.store(false, Ordering::Relaxed);
         let (site, cloud) = (self.site.clone(), self.cloud.clone());
+        let is_on_trial = slot == self.plan.story.target() && judge::is_trial(&site);
+        let trial_ends = is_on_trial.then_some(booted_at + TRIAL_LIMIT);
         // A thread of its own, so that nothing that a thread keeps is left of the run before.
-        let daemon = std::thread::spawn(move || daemon(&site, &cloud, booted_at));
+        let daemon = std::thread::spawn(move || daemon(&site, &cloud, trial_ends));
         let end =
             daemon.join().map_err(|panic| format!("the daemon panics: {}", words(panic.as_ref())))??;
         judge::judge_decisions(&self.site, self.plan.story, slot)?;
@@ -349,7 +359,7 @@ fn words(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a word")
 }
 
-fn daemon(site: &Arc<Site>, cloud: &Shared, booted_at: Duration) -> Result<End, Fault> {
+fn daemon(site: &Arc<Site>, cloud: &Shared, trial_ends: Option<Duration>) -> Result<End, Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
     for socket in [site.network_socket(), site.control_socket()] {
@@ -359,8 +369,8 @@ fn daemon(site: &Arc<Site>, cloud: &Shared, booted_at: Duration) -> Result<End, 
         let listener =
             UnixListener::bind(site.network_socket()).map_err(|error| format!("no network: {error}"))?;
         let (stop, stopped) = oneshot::channel::<()>();
-        let has_kernels = lock(cloud).story.has_kernel();
-        let agent = agent::run(site.config(has_kernels), async { drop(stopped.await) });
+        let story = lock(cloud).story;
+        let agent = agent::run(site.config(story), async { drop(stopped.await) });
         let mut agent = Box::pin(agent);
         let end = tokio::select! {
             ended = &mut agent => return ended_early(ended),
@@ -369,7 +379,7 @@ fn daemon(site: &Arc<Site>, cloud: &Shared, booted_at: Duration) -> Result<End, 
             }
             end = news(site, cloud) => end?,
             () = sleep(BOOT_LIMIT) => return Err("nothing happens any more".to_owned()),
-            () = late_trial(site, booted_at) => return Err("a trial goes on for longer than it may".to_owned()),
+            () = late_trial(site, trial_ends) => return Err("a trial goes on for longer than it may".to_owned()),
         };
         if matches!(end, End::Restart | End::Over) {
             // In an orderly way; the network stays away meanwhile.
@@ -388,14 +398,15 @@ fn daemon(site: &Arc<Site>, cloud: &Shared, booted_at: Duration) -> Result<End, 
     if is_on { end } else { end.map(|_| End::Failed) }
 }
 
-/// Ends where what runs is on trial at the end of the time for that, however often the daemon started.
-async fn late_trial(site: &Site, booted_at: Duration) {
-    let is_trial = || disk::change(|disk| Environment::load(disk.safe(&site.environment()))).is_trial();
-    let was_trial = is_trial();
-    sleep((booted_at + TRIAL_LIMIT).saturating_sub(scheduler::now())).await;
-    if !was_trial || !is_trial() {
-        std::future::pending::<()>().await;
+/// Ends where what runs is still on trial then, however often the daemon started.
+async fn late_trial(site: &Site, ends: Option<Duration>) {
+    if let Some(ends) = ends {
+        sleep(ends.saturating_sub(scheduler::now())).await;
+        if judge::is_trial(site) {
+            return;
+        }
     }
+    std::future::pending().await
 }
 
 fn ended_early(ended: Result<(), agent::AgentError>) -> Result<End, Fault> {

@@ -15,7 +15,6 @@ mod seam;
 mod site;
 mod story;
 #[path = "../../campaign/src/uboot.rs"]
-#[expect(dead_code, reason = "the campaign needs more of it")]
 mod uboot;
 mod workers;
 

@@ -9,6 +9,7 @@ use crate::disk::Loss;
 use crate::life::{self, Failure, Fault, Plan, Tally};
 use crate::site::Site;
 use crate::story::{STORIES, Story};
+use crate::uboot::Script;
 
 /// What has its turn, whatever chance says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +87,12 @@ fn random(seed: u64) -> Plan {
         }
     };
     // Now and then, one after the other, each a little after the start was counted.
-    let (count, after) =
-        if dice.u8(..100) < 3 { (dice.usize(12..20), 6..12) } else { (dice.usize(1..5), 1..80) };
+    let (count, after) = match dice.u8(..100) {
+        // RAUC's script gives up what was not confirmed for three boots, and were it committed.
+        _ if story.script == Script::Rauc => (dice.usize(1..3), 1..80),
+        ..3 => (dice.usize(12..20), 6..12),
+        _ => (dice.usize(1..5), 1..80),
+    };
     let failures =
         (0..count).map(|_| Failure { after: dice.u64(after.clone()), loss: Loss::ALL[dice.usize(..5)] });
     Plan { story, failures: failures.collect(), seed, is_stormy: true }

@@ -11,8 +11,8 @@ use twinboot::install::verify::ImageCheck;
 use twinboot::scripts::Surroundings;
 
 use crate::disk;
-use crate::story::{Image, Images};
-use crate::uboot::{COPIES, COPY_BYTES, Slot};
+use crate::story::{Image, Images, Story};
+use crate::uboot::{COPIES, COPY_BYTES, Script, Slot};
 
 /// Boots that a trial may take.
 pub const ATTEMPTS: u8 = 3;
@@ -95,24 +95,29 @@ impl Site {
     }
 
     /// What the kernel and the root filesystem say of this boot.
-    pub fn boot(&self, slot: Slot, boot_id: u128, version: &str) -> io::Result<()> {
+    pub fn boot(&self, script: Script, slot: Slot, boot_id: u128, version: &str) -> io::Result<()> {
         let boot_id = format!("{boot_id:032x}");
         let groups = [&boot_id[..8], &boot_id[8..12], &boot_id[12..16], &boot_id[16..20], &boot_id[20..]];
-        fs::write(self.command_line(), format!("rootwait ro twinboot.slot={}\n", slot.letter()))?;
+        let name = if script == Script::Rauc { "rauc.slot" } else { "twinboot.slot" };
+        fs::write(self.command_line(), format!("rootwait ro {name}={}\n", slot.letter().to_uppercase()))?;
         fs::write(self.proc().join("sys/kernel/random/boot_id"), groups.join("-"))?;
         fs::write(self.base.join("etc/os-release"), format!("IMAGE_VERSION={version}\n"))
     }
 
-    pub fn config(&self, has_kernels: bool) -> Config {
+    pub fn config(&self, story: &Story) -> Config {
         let kernels = config::Pair { a: self.kernel(Slot::A), b: self.kernel(Slot::B) };
-        let others = has_kernels.then(|| ("boot".to_owned(), kernels)).into_iter().collect();
+        let others = story.has_kernel().then(|| ("boot".to_owned(), kernels)).into_iter().collect();
         Config {
             hub: None,
             network: Some(self.network_socket()),
             state_directory: self.state(),
             slots: config::Slots { a: self.slot(Slot::A), b: self.slot(Slot::B), others },
             boot: config::Boot {
-                scheme: Scheme::Bootcount,
+                scheme: match story.script {
+                    Script::Own => Scheme::Bootcount,
+                    Script::Mender => Scheme::Mender { part_a: 2, part_b: 3 },
+                    Script::Rauc => Scheme::Rauc,
+                },
                 environment: self.base.join("etc/fw_env.config"),
                 attempts: ATTEMPTS,
                 lock_files: ["run/lock-1", "run/lock-2"].map(|name| self.base.join(name)).into(),

@@ -11,7 +11,7 @@ use twinboot::update::step::INSTALL_ATTEMPTS_MAX;
 
 use crate::disk::Lie;
 use crate::life::Tally;
-use crate::uboot::Slot;
+use crate::uboot::{Script, Slot};
 
 /// A slot has a little more room than the image needs.
 const ROOM_BYTES: usize = 1 << 16;
@@ -311,6 +311,7 @@ pub struct Story {
     pub check: Check,
     pub act: Act,
     pub before: Before,
+    pub script: Script,
     /// What does not do what it says.
     pub liar: Option<(Liar, Lie)>,
     /// What the twin says in the end.
@@ -335,9 +336,31 @@ const GOOD: Story = Story {
     check: Check::Digest,
     act: Act::None,
     before: Before::New,
+    script: Script::Own,
     liar: None,
     ends: "completed",
     code: None,
+};
+
+const SICK: Story = Story {
+    name: "sick",
+    image: |images| &images.offline,
+    ends: "rolledBack",
+    code: Some(Code::HealthCheckFailed),
+    ..GOOD
+};
+
+const PANICS: Story =
+    Story { name: "panics", image: |images| &images.panics, code: Some(Code::BootFailed), ..SICK };
+
+const NO_DAEMON: Story = Story { name: "no-daemon", image: |images| &images.no_daemon, ..PANICS };
+
+const ROLL_BACK: Story = Story {
+    name: "roll-back",
+    act: Act::RollBack,
+    ends: "rolledBack",
+    code: Some(Code::OperatorRollBack),
+    ..GOOD
 };
 
 const BUNDLE: Story = Story {
@@ -359,27 +382,9 @@ pub static STORIES: &[Story] = &[
     GOOD,
     Story { name: "large", image: |images| &images.large, ..GOOD },
     Story { name: "desired", origin: Slot::B, is_desired: true, ..GOOD },
-    Story {
-        name: "sick",
-        image: |images| &images.offline,
-        ends: "rolledBack",
-        code: Some(Code::HealthCheckFailed),
-        ..GOOD
-    },
-    Story {
-        name: "panics",
-        image: |images| &images.panics,
-        ends: "rolledBack",
-        code: Some(Code::BootFailed),
-        ..GOOD
-    },
-    Story {
-        name: "no-daemon",
-        image: |images| &images.no_daemon,
-        ends: "rolledBack",
-        code: Some(Code::BootFailed),
-        ..GOOD
-    },
+    SICK,
+    PANICS,
+    NO_DAEMON,
     Story { name: "signed", check: Check::Signature, ..GOOD },
     Story {
         name: "bad-digest",
@@ -405,13 +410,7 @@ pub static STORIES: &[Story] = &[
     },
     Story { name: "resume", image: |images| &images.long, act: Act::Restart, ..GOOD },
     Story { name: "commit", image: |images| &images.late, act: Act::Commit, ..GOOD },
-    Story {
-        name: "roll-back",
-        act: Act::RollBack,
-        ends: "rolledBack",
-        code: Some(Code::OperatorRollBack),
-        ..GOOD
-    },
+    ROLL_BACK,
     Story { name: "environment", before: Before::EnvironmentDamaged, ..GOOD },
     Story { name: "newer-state", before: Before::NewerState, ..GOOD },
     Story { name: "older-state", before: Before::OlderState, ..GOOD },
@@ -436,6 +435,13 @@ pub static STORIES: &[Story] = &[
         code: Some(Code::EnvironmentUnusable),
         ..GOOD
     },
+    Story { name: "rauc", script: Script::Rauc, ..GOOD },
+    Story { name: "rauc-sick", origin: Slot::B, script: Script::Rauc, ..SICK },
+    Story { name: "rauc-panics", script: Script::Rauc, ..PANICS },
+    Story { name: "rauc-no-daemon", script: Script::Rauc, ..NO_DAEMON },
+    Story { name: "rauc-roll-back", script: Script::Rauc, ..ROLL_BACK },
+    Story { name: "mender", origin: Slot::B, script: Script::Mender, ..GOOD },
+    Story { name: "mender-panics", script: Script::Mender, ..PANICS },
     BUNDLE,
     Story { name: "bundle-resume", check: Check::Digest, act: Act::Restart, ..BUNDLE },
     Story {
