@@ -159,11 +159,13 @@ impl Surroundings {
 /// Runs a script as this service, and ends as the script did.
 fn service(unit: &str, script: &Path, environment: &[(&str, String)], limit: Duration) -> Command {
     let mut command = Command::new("systemd-run");
-    // To any other type, death by SIGTERM or SIGHUP is a success (systemd.service(5), `SuccessExitStatus=`).
-    command.args(["--quiet", "--wait", "--pipe", "--collect", "--service-type=oneshot", "--unit", unit]);
+    // Started once it runs: a check may wait for the end of the boot, which waits for all that is being started.
+    command.args(["--quiet", "--wait", "--pipe", "--collect", "--service-type=exec", "--unit", unit]);
+    // To such a service, death by SIGTERM or SIGHUP is a success (systemd.service(5), `SuccessExitStatus=`).
+    command.arg("--property=ExecStopPost=/usr/bin/test ${EXIT_CODE} != killed");
     // It ends with us, however we end, and with its limit; and has no say in that.
     command.args(["--property=BindsTo=twinboot.service", "--property=KillSignal=SIGKILL"]);
-    command.arg(format!("--property=TimeoutStartSec={}ms", limit.as_millis()));
+    command.arg(format!("--property=RuntimeMaxSec={}ms", limit.as_millis()));
     command.args(environment.iter().map(|(name, value)| format!("--setenv={name}={value}")));
     command.arg("--").arg(script);
     command
@@ -331,9 +333,10 @@ mod tests {
         let arguments: Vec<_> =
             command.as_std().get_args().filter_map(|argument| argument.to_str()).collect();
         for expected in [
-            "--service-type=oneshot",
+            "--service-type=exec",
+            "--property=ExecStopPost=/usr/bin/test ${EXIT_CODE} != killed",
             "--property=KillSignal=SIGKILL",
-            "--property=TimeoutStartSec=1500ms",
+            "--property=RuntimeMaxSec=1500ms",
             "--setenv=TWINBOOT_SLOT=b",
         ] {
             assert!(arguments.contains(&expected), "{arguments:?}");

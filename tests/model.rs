@@ -136,6 +136,7 @@ impl World {
             running_version: None,
             min_version: None,
             trial_timeouts: 0,
+            desired: None,
         }
     }
 

@@ -12,7 +12,7 @@ use super::machine::{Found, Known, Machine};
 use crate::boot::booted::{self, Evidence};
 use crate::boot::scheme::Scheme;
 use crate::boot::{BootControl, BootError};
-use crate::config::Config;
+use crate::config::{self, Config, HubCheck};
 use crate::control::Status;
 use crate::diagnostics::{self, Sources};
 use crate::doctor::{self, Patient};
@@ -119,11 +119,9 @@ impl Linux {
         change: impl FnOnce(&Mark) -> Result<(), MarkError> + Send + 'static,
     ) -> Result<(), Failure> {
         let mark = self.mark.clone();
-        let changed = tokio::task::spawn_blocking(move || change(&mark)).await;
-        let result = changed.map_err(|_| "interrupted".to_owned());
-        result
-            .and_then(|changed| changed.map_err(|error| install::one_line(&error)))
-            .map_err(|reason| failed(code, reason))
+        let blocking = move || change(&mark).map_err(|error| install::one_line(&error));
+        let changed = tokio::task::spawn_blocking(blocking).await;
+        changed.unwrap_or_else(|_| Err("interrupted".to_owned())).map_err(|reason| failed(code, reason))
     }
 
     /// No boot of the trial is without the mark: it is there before.
@@ -189,12 +187,20 @@ impl Linux {
     /// Whether systemd would end this boot as one of a trial: RAUC's variables do not tell that, and the state may be
     /// lost.
     async fn is_marked_trial(&self) -> bool {
-        if self.config.boot.scheme != Scheme::Rauc {
-            return false;
-        }
-        let (mark, command_line) = (self.mark.clone(), self.config.system.proc.join("cmdline"));
-        let look = move || mark.is_of_this_boot(&command_line);
-        tokio::task::spawn_blocking(look).await.unwrap_or_default()
+        let command_line = self.config.system.proc.join("cmdline");
+        self.is_marked(move |mark| mark.is_of_this_boot(&command_line)).await
+    }
+
+    /// Whether a trial is armed, here or in the other slot.
+    async fn is_armed_by_rauc(&self) -> bool {
+        self.is_marked(|mark| mark.is_armed().unwrap_or(false)).await
+    }
+
+    /// What the mark says where the variables are RAUC's, which do not say it.
+    async fn is_marked(&self, look: impl FnOnce(&Mark) -> bool + Send + 'static) -> bool {
+        let mark = self.mark.clone();
+        self.config.boot.scheme == Scheme::Rauc
+            && tokio::task::spawn_blocking(move || look(&mark)).await.unwrap_or_default()
     }
 
     /// RAUC's boot script spends an attempt on each boot, the committed slot's too: a healthy one gets them
@@ -204,9 +210,9 @@ impl Linux {
             return;
         }
         let slot = self.booted.slot;
-        match health::check(&self.config.health, self.config.scripts, system::uptime(), false, connected)
-            .await
-        {
+        // A cloud that is away must not take a committed slot's attempts.
+        let health = config::Health { hub: HubCheck::Never, ..self.config.health.clone() };
+        match health::check(&health, self.config.scripts, system::uptime(), false, connected).await {
             Ok(()) => match self.on_environment(move |boot| boot.confirm(slot)).await {
                 Ok(_) => info!("slot {slot} is healthy, and has all its boot attempts again"),
                 Err(reason) => error!("{reason}"),
@@ -276,6 +282,8 @@ impl Machine for Linux {
         match self.on_environment(BootControl::view).await {
             Err(reason) => Environment::Unusable(reason),
             Ok(view) => match booted::agreement(&view, &self.booted) {
+                // By RAUC's variables, an armed slot is just another first one.
+                Err(_) if self.is_armed_by_rauc().await => Environment::Uncommitted,
                 Err(disagreement) => Environment::Unusable(disagreement.to_string()),
                 Ok(()) if view.trial || self.is_marked_trial().await => Environment::Uncommitted,
                 Ok(()) => Environment::Committed,

@@ -15,7 +15,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use crate::boot::booted::BootedError;
@@ -28,8 +28,8 @@ use crate::store::StoreError;
 use crate::system::{self, message_id};
 use crate::update::report::{Facts, Phase, Progress, reported};
 use crate::update::{
-    Boot, Code, Context, Effect, Environment, Event, Failure, Gate, Moment, Outcome, Policy, Record, Slot,
-    State, Update, UpdateId, UpdateRequest, step,
+    Boot, Code, Context, Effect, Environment, Event, Failure, Gate, Moment, Origin, Outcome, Policy, Record,
+    Slot, State, Update, UpdateId, UpdateRequest, step,
 };
 use answer::{Asker, MethodRequest};
 use exporter::Exporter;
@@ -88,6 +88,9 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const CLOCK_INTERVAL: Duration = Duration::from_secs(30);
 const CLOCK_INTERVAL_LATER: Duration = Duration::from_secs(240);
 const CLOCK_SOON: Duration = Duration::from_secs(600);
+
+/// So often a desired update is looked at that was refused for what the device is like: that may have been mended.
+const DESIRED_INTERVAL: Duration = Duration::from_secs(300);
 
 /// For people.
 const NO_HUB: &str = "no hub is configured";
@@ -254,25 +257,26 @@ impl<M: Machine> Agent<M> {
         let Inputs { mut hub_events, mut calls, mut done } = inputs;
         let mut stop = std::pin::pin!(stop);
         let mut watchdog = system::watchdog_interval().map(tokio::time::interval);
-        let began = Instant::now();
-        let mut look_at_clock = began;
+        let mut clock = std::pin::pin!(right_clock(self.config.system.clock_check_command.clone()));
+        let mut look_again = tokio::time::interval(DESIRED_INTERVAL);
+        look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let report_due = self.shown.report_due;
             tokio::select! {
+                // What runs as a service ends with this one: nothing is to be made of how, once it is told to stop. What
+                // is seldom comes before what is frequent.
+                biased;
                 () = &mut stop => return Ok(()),
+                Some(_) = system::tick(&mut watchdog) => self.on_watchdog(),
+                _ = look_again.tick(), if self.open_desired().is_some() => self.follow_desired().await?,
+                () = &mut clock, if !self.clock_is_right => self.on_right_clock().await?,
+                () = tokio::time::sleep_until(report_due.unwrap_or_else(Instant::now)), if report_due.is_some() => {
+                    self.report_progress();
+                }
                 Some(completion) = done.recv() => self.on_completion(completion).await?,
                 Some(event) = hub_events.recv() => self.on_hub(event).await?,
                 Some(call) = calls.recv() => self.on_call(call).await?,
                 Ok(()) = self.progress.changed() => self.on_progress().await?,
-                () = tokio::time::sleep_until(report_due.unwrap_or(began)), if report_due.is_some() => {
-                    self.report_progress();
-                }
-                () = tokio::time::sleep_until(look_at_clock), if !self.clock_is_right => {
-                    self.on_clock().await?;
-                    let soon = began.elapsed() < CLOCK_SOON;
-                    look_at_clock = Instant::now() + if soon { CLOCK_INTERVAL } else { CLOCK_INTERVAL_LATER };
-                }
-                Some(_) = system::tick(&mut watchdog) => self.on_watchdog(),
             }
         }
     }
@@ -428,12 +432,14 @@ impl<M: Machine> Agent<M> {
 
     /// What is desired stands until it changes: it is looked at again whenever nothing is under way.
     async fn follow_desired(&mut self) -> Result<(), AgentError> {
-        match self.desired.clone() {
-            Some(request) if !self.record.has_dealt_with(&request) => {
-                Box::pin(self.apply(Event::Requested(request, crate::update::Origin::Desired), None)).await
-            }
-            _ => Ok(()),
+        match self.open_desired().cloned() {
+            Some(request) => Box::pin(self.apply(Event::Requested(request, Origin::Desired), None)).await,
+            None => Ok(()),
         }
+    }
+
+    fn open_desired(&self) -> Option<&UpdateRequest> {
+        self.desired.as_ref().filter(|request| !self.record.has_dealt_with(request))
     }
 
     async fn on_call(&mut self, call: control::Call) -> Result<(), AgentError> {
@@ -446,10 +452,7 @@ impl<M: Machine> Agent<M> {
         }
     }
 
-    async fn on_clock(&mut self) -> Result<(), AgentError> {
-        if !system::clock_is_right(&self.config.system.clock_check_command).await {
-            return Ok(());
-        }
+    async fn on_right_clock(&mut self) -> Result<(), AgentError> {
         self.clock_is_right = true;
         self.started = self.started.resolved_by(self.now());
         self.apply(Event::ClockSet, None).await
@@ -563,6 +566,7 @@ impl<M: Machine> Agent<M> {
             running_version: self.image_version.clone(),
             min_version: self.min_version.clone(),
             trial_timeouts: self.trial_timeouts,
+            desired: self.desired.clone(),
         }
     }
 
@@ -649,10 +653,7 @@ impl<M: Machine> Agent<M> {
         if self.rebooting.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
-        let (machine, connected) = (self.machine.clone(), self.connected.subscribe());
-        self.rebooting = Some(tokio::spawn(async move {
-            machine.perform(Effect::Reboot, connected).await;
-        }));
+        self.rebooting = Some(self.perform(Effect::Reboot, None));
     }
 
     // ---- what goes out
@@ -769,6 +770,15 @@ impl<M: Machine> Agent<M> {
                 }
             },
         }
+    }
+}
+
+/// Ends when the wall clock is right.
+async fn right_clock(check_command: Vec<String>) {
+    let began = Instant::now();
+    while !system::clock_is_right(&check_command).await {
+        let soon = began.elapsed() < CLOCK_SOON;
+        tokio::time::sleep(if soon { CLOCK_INTERVAL } else { CLOCK_INTERVAL_LATER }).await;
     }
 }
 

@@ -34,6 +34,9 @@ pub struct Record {
     /// Of the whole of that request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub desired_digest: Option<Sha256Digest>,
+    /// The desired request that was refused for what the device is like, and for what: told once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<(Sha256Digest, Code)>,
     /// When what happened.
     pub times: Times,
     /// Hooks that have not heard yet how an update ended.
@@ -134,7 +137,7 @@ pub struct Update {
     pub request: UpdateRequest,
     /// Where it goes.
     pub target: Slot,
-    /// Whether the hub was connected when it began.
+    /// Whether the hub was seen before the reboot: the session was up when it began or was installed, or a method asked.
     pub online_before: bool,
 }
 
@@ -231,9 +234,9 @@ pub enum State {
         /// When its present boot was first seen to be one: its time limit counts from there, however often
         /// the daemon starts.
         since: Moment,
-        /// An operator wants it committed, and was told that it will be: no health check counts any more.
-        #[serde(default)]
-        by_hand: bool,
+        /// It passed its health checks, or an operator was told that it will be committed: it is not judged any more.
+        #[serde(default, rename = "byHand")]
+        judged: bool,
     },
     /// Giving the target up.
     RollingBack {
@@ -353,6 +356,7 @@ impl Record {
     pub(super) fn deal_with(&mut self, desired: &UpdateRequest) {
         self.desired = Some(desired.id.clone());
         self.desired_digest = Some(desired.digest());
+        self.refused = None;
     }
 
     /// The bytes of the state file.
@@ -389,6 +393,7 @@ impl Record {
         Some(Self {
             desired: at_rest.as_ref().and_then(|_| field(&fields, "desired")),
             desired_digest: field(&fields, "desiredDigest"),
+            refused: field(&fields, "refused"),
             state: at_rest.unwrap_or_default(),
             // One by one: an entry of a new kind must not set the others free.
             denied: denied.iter().filter_map(|entry| Denied::deserialize(entry).ok()).collect(),
@@ -468,6 +473,7 @@ mod tests {
             fallback: None,
             desired: Some("fw-2".parse().unwrap()),
             desired_digest: Some(Sha256Digest([9; 32])),
+            refused: Some((Sha256Digest([9; 32]), Code::Unverifiable)),
             times: Times {
                 accepted: Some(Moment { boot: BootId(5), uptime_secs: 17, unix_secs: None }),
                 ..Times::default()

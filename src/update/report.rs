@@ -331,7 +331,7 @@ mod tests {
                 "rebooting",
             ),
             (
-                State::Trial { update: update.clone(), image, since: at(None), by_hand: false },
+                State::Trial { update: update.clone(), image, since: at(None), judged: false },
                 "applying",
                 "applying",
             ),

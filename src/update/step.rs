@@ -28,6 +28,8 @@ pub struct Context {
     pub min_version: Option<String>,
     /// How many boots of the last trial systemd ended, since nobody had committed it in time.
     pub trial_timeouts: usize,
+    /// What the desired property asks for now.
+    pub desired: Option<UpdateRequest>,
 }
 
 impl Context {
@@ -225,7 +227,8 @@ fn started(context: &Context, mut record: Record) -> Step {
     }
     // A script that counts all boots, as RAUC's does, takes one off before the slot is known to be well: also while the
     // next update is no further than its install.
-    let is_unarmed = matches!(record.state, State::Asking { .. } | State::Installing { .. });
+    let is_unarmed =
+        matches!(record.state, State::Idle { .. } | State::Asking { .. } | State::Installing { .. });
     let mut step = resumed(context, record);
     if is_unarmed {
         step.effects.push(Effect::ConfirmBoot);
@@ -266,10 +269,7 @@ fn resumed(context: &Context, record: Record) -> Step {
         State::Rebooting { armed_in, .. } if armed_in == boot.id => {
             unchanged(record, [Effect::Report, Effect::Reboot])
         }
-        // Told so by hand, or found so, before that could be recorded: it is not judged again.
-        State::Trial { update, by_hand, .. }
-            if boot.slot == update.target && (by_hand || context.environment == Environment::Committed) =>
-        {
+        State::Trial { update, judged: true, .. } if boot.slot == update.target => {
             unchanged(record, [Effect::Report, Effect::Commit(update)])
         }
         State::Trial { update, image, since, .. } if boot.slot == update.target && since.boot == boot.id => {
@@ -302,7 +302,7 @@ fn started_at_rest(context: &Context, mut record: Record) -> Step {
         record.times.finished = Some(context.now);
     }
     let keep_version = record.min_version.clone().map(Effect::KeepVersion);
-    let effects = [Effect::Report, Effect::ConfirmBoot].into_iter().chain(keep_version);
+    let effects = [Effect::Report].into_iter().chain(keep_version);
     unchanged(record, effects.collect::<Vec<_>>())
 }
 
@@ -317,7 +317,7 @@ fn fell_back(context: &Context, record: Record, update: Update, image: Image) ->
     begin_roll_back(record, update, Some(image), context.boot.slot, failure)
 }
 
-fn requested(context: &Context, record: Record, request: UpdateRequest, origin: Origin) -> Step {
+fn requested(context: &Context, mut record: Record, request: UpdateRequest, origin: Origin) -> Step {
     if origin == Origin::Desired && record.has_dealt_with(&request) {
         return unchanged(record, []);
     }
@@ -327,13 +327,24 @@ fn requested(context: &Context, record: Record, request: UpdateRequest, origin: 
     let is_it = |update: &Update| update.request.id == request.id && update.target == context.boot.slot;
     if record.committed.as_deref().is_some_and(is_it) && !request.force {
         let response = Response::AlreadyCompleted(request.id.clone());
-        return note_desired(record, &request, origin, [Effect::Respond(response)]);
+        return note_desired(record, &request, origin, Effect::Respond(response));
     }
     let running_version = context.running_version(&record);
-    if origin == Origin::Desired && request.version.is_some() && request.version.as_deref() == running_version
+    if origin == Origin::Desired
+        && request.version.is_some()
+        && request.version.as_deref() == running_version
+        && context.environment != Environment::Uncommitted
     {
-        // Flashed at the factory, or updated by hand: what is desired is what runs.
-        return note_desired(record, &request, origin, [Effect::Report]);
+        // Flashed at the factory, updated or committed by hand: what is desired is what runs. That it was refused
+        // while the slot was not committed is over.
+        let is_over = |last: &Finished| {
+            last.update.request.id == request.id
+                && matches!(&last.outcome, Outcome::Failed(failure) if is_of_the_device(failure.code))
+        };
+        if matches!(&record.state, State::Idle { last: Some(last) } if is_over(last)) {
+            record.state = State::default();
+        }
+        return note_desired(record, &request, origin, Effect::Report);
     }
     match (refusal(context, &record, &request), origin) {
         (None, _) => accept(context, record, request, origin),
@@ -346,20 +357,22 @@ fn requested(context: &Context, record: Record, request: UpdateRequest, origin: 
 }
 
 fn refuse_desired(context: &Context, mut record: Record, request: UpdateRequest, failure: Failure) -> Step {
-    if !is_of_the_device(failure.code) {
+    if is_of_the_device(failure.code) {
+        let refused = Some((request.digest(), failure.code));
+        if record.refused == refused {
+            return unchanged(record, []);
+        }
+        record.refused = refused;
+    } else {
         record.deal_with(&request);
     }
     let update = Update { request, target: context.boot.slot.other(), online_before: context.online };
-    // Its words may be others each time.
-    let is_told = |last: &Finished| {
-        last.update.request.id == update.request.id
-            && matches!(&last.outcome, Outcome::Failed(told) if told.code == failure.code)
-    };
-    if matches!(&record.state, State::Idle { last: Some(last) } if is_told(last)) {
-        return unchanged(record, []);
-    }
     record.times.begin(context.now);
-    finish(context, record, update, Outcome::Failed(failure))
+    // No update ran that would be over.
+    let fault = record.fault.take();
+    let mut step = finish(context, record, update, Outcome::Failed(failure));
+    step.record.fault = fault;
+    step
 }
 
 /// Whether a refusal is for what the device is like now, and not for what was asked for: once that is mended, what is
@@ -372,13 +385,13 @@ fn is_of_the_device(code: Code) -> bool {
 fn requested_while_busy(record: Record, request: UpdateRequest, origin: Origin) -> Step {
     let running = record.state.update_id().cloned();
     if running.as_ref() == Some(&request.id) {
-        let effects = [Effect::Respond(Response::AlreadyRunning(request.id.clone()))];
+        let effect = Effect::Respond(Response::AlreadyRunning(request.id.clone()));
         // What fails with an address that is no longer the desired one is tried with that.
         let is_the_same = record.state.update().is_some_and(|update| update.request == request);
         return if is_the_same {
-            note_desired(record, &request, origin, effects)
+            note_desired(record, &request, origin, effect)
         } else {
-            unchanged(record, effects)
+            unchanged(record, [effect])
         };
     }
     let name = running.as_ref().map_or("", UpdateId::as_str);
@@ -396,8 +409,9 @@ fn accept(context: &Context, mut record: Record, request: UpdateRequest, origin:
     record.versions.set(context.boot.slot, running_version);
     record.times.begin(context.now);
     let response = Response::Started(request.id.clone());
-    // A call comes as soon as the session takes it, which may be before it counts as up.
-    let online_before = context.online || origin != Origin::Local;
+    // A call comes as soon as the session takes it, which may be before it counts as up. What is desired stands, and
+    // may begin without a hub.
+    let online_before = context.online || origin == Origin::Method;
     let update = Update { request, target, online_before };
     let mut step = ask(record, update, Gate::BeforeInstall, 1, None);
     step.effects.insert(0, Effect::Respond(response));
@@ -453,11 +467,16 @@ fn unverifiable(policy: &Policy, record: &Record, request: &UpdateRequest) -> Op
     })
 }
 
-fn cancel_requested(context: &Context, record: Record, id: Option<UpdateId>) -> Step {
+fn cancel_requested(context: &Context, mut record: Record, id: Option<UpdateId>) -> Step {
     match record.state.clone() {
         State::Asking { update, .. } | State::Installing { update, .. }
             if id.is_none() || id.as_ref() == Some(&update.request.id) =>
         {
+            // Also where it was signed anew meanwhile.
+            if let Some(desired) = context.desired.as_ref().filter(|desired| desired.id == update.request.id)
+            {
+                record.deal_with(desired);
+            }
             let response = Response::Cancelled(update.request.id.clone());
             let failure = Failure::new(Code::Cancelled, "cancelled by an operator");
             let mut step = give_up(context, record, update, failure);
@@ -492,7 +511,7 @@ fn commit_requested(context: &Context, record: Record) -> Step {
             Effect::Respond(Response::Committing(update.request.id.clone())),
             Effect::Commit(update.clone()),
         ];
-        return to_state(record, State::Trial { update, image, since, by_hand: true }, effects);
+        return to_state(record, State::Trial { update, image, since, judged: true }, effects);
     }
     if record.state.is_at_rest() && context.environment == Environment::Uncommitted {
         return unchanged(record, [Effect::Respond(Response::Settling), Effect::Settle]);
@@ -620,11 +639,14 @@ fn activated(context: &Context, record: Record, id: &UpdateId, result: Result<()
 }
 
 fn health_checked(record: Record, id: &UpdateId, result: Result<(), Failure>) -> Step {
-    let Some(State::Trial { update, image, by_hand: false, .. }) = awaiting(&record, id) else {
+    let Some(State::Trial { update, image, since, judged: false }) = awaiting(&record, id) else {
         return unchanged(record, []);
     };
     match result {
-        Ok(()) => unchanged(record, [Effect::Commit(update)]),
+        Ok(()) => {
+            let commit = Effect::Commit(update.clone());
+            to_state(record, State::Trial { update, image, since, judged: true }, [commit])
+        }
         Err(failure) => {
             let to = update.target.other();
             begin_roll_back(record, update, Some(image), to, failure)
@@ -707,7 +729,7 @@ fn rolled_back(context: &Context, record: Record, id: &UpdateId, result: Result<
 
 fn begin_trial(record: Record, update: Update, image: Image, since: Moment) -> Step {
     let check = Effect::CheckHealth { update: update.clone(), since_uptime_secs: since.uptime_secs };
-    to_state(record, State::Trial { update, image, since, by_hand: false }, [Effect::Report, check])
+    to_state(record, State::Trial { update, image, since, judged: false }, [Effect::Report, check])
 }
 
 fn begin_roll_back(record: Record, update: Update, image: Option<Image>, to: Slot, failure: Failure) -> Step {
@@ -753,16 +775,11 @@ fn unchanged(record: Record, effects: impl Into<Vec<Effect>>) -> Step {
     Step { record, effects: effects.into() }
 }
 
-fn note_desired<const N: usize>(
-    mut record: Record,
-    request: &UpdateRequest,
-    origin: Origin,
-    effects: [Effect; N],
-) -> Step {
+fn note_desired(mut record: Record, request: &UpdateRequest, origin: Origin, effect: Effect) -> Step {
     if origin == Origin::Desired {
         record.deal_with(request);
     }
-    unchanged(record, effects)
+    unchanged(record, [effect])
 }
 
 #[cfg(test)]
@@ -787,6 +804,7 @@ mod tests {
             running_version: Some("1.0".into()),
             min_version: None,
             trial_timeouts: 0,
+            desired: None,
         }
     }
 
@@ -911,7 +929,7 @@ mod tests {
         let update = Update { request: request("one", Some(version)), target: Slot::B, online_before: true };
         let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None, keys: list };
         let record =
-            Record { state: State::Trial { update, image, since: context.now, by_hand: false }, ..record };
+            Record { state: State::Trial { update, image, since: context.now, judged: false }, ..record };
         let id: UpdateId = "one".parse().unwrap();
         if good {
             step(&context, record, Event::Committed(id, Ok(())))
@@ -1018,9 +1036,25 @@ mod tests {
     }
 
     #[test]
-    fn a_desired_request_that_is_refused_tells_the_twin() {
+    fn a_desired_version_that_runs_on_trial_alone_is_done_once_it_is_committed() {
+        let wanted = || request("one", Some("1.0"));
+        let uncommitted = Context { environment: Environment::Uncommitted, ..context() };
+        let on_trial = ask(&uncommitted, &Record::default(), wanted(), Origin::Desired).record;
+        assert!(!on_trial.has_dealt_with(&wanted()) && on_trial.state != State::default());
+        let fell_back = Context { running_version: Some("0.9".into()), ..context() };
+        assert!(started(&ask(&fell_back, &on_trial, wanted(), Origin::Desired)));
+        let kept = ask(&context(), &on_trial, wanted(), Origin::Desired).record;
+        assert!(kept.has_dealt_with(&wanted()));
+        assert_eq!(kept.state, State::default(), "it is not refused any more");
+    }
+
+    #[test]
+    fn a_desired_request_that_is_refused_tells_the_twin_and_of_a_lost_state_still() {
         let request = UpdateRequest { check_value: None, ..request("one", None) };
-        let step = ask(&context(), &Record::default(), request, Origin::Desired);
+        let fault = Some(Failure::new(Code::StateDamaged, "m"));
+        let lost = Record { fault: fault.clone(), ..Record::default() };
+        let step = ask(&context(), &lost, request, Origin::Desired);
+        assert_eq!(step.record.fault, fault);
         let State::Idle { last: Some(last) } = step.record.state else { panic!("not at rest") };
         assert!(matches!(last.outcome, Outcome::Failed(failure) if failure.code == Code::Unverifiable));
     }
@@ -1101,21 +1135,23 @@ mod tests {
     }
 
     #[test]
-    fn a_trial_that_was_found_good_is_not_judged_again_when_that_could_not_be_saved() {
+    fn a_trial_that_was_found_good_is_not_judged_again_and_no_other_is_committed() {
         let on_b = Boot { id: BootId(2), slot: Slot::B };
         let update = Update { request: request("one", Some("2.0")), target: Slot::B, online_before: true };
         let image = Image { source_digest: Sha256Digest([7; 32]), size_bytes: 1, version: None, keys: None };
         let trial = begin_trial(Record::default(), update.clone(), image, context().now).record;
-        let started = |environment| {
-            let context = Context { boot: on_b, environment, ..context() };
-            step(&context, trial.clone(), Event::Started)
-        };
-        let committed = started(Environment::Committed);
-        assert_eq!(committed.record, trial);
-        assert_eq!(committed.effects, [Effect::Report, Effect::Commit(update)]);
+        let context = Context { boot: on_b, ..context() };
+        let id = update.request.id.clone();
+        let judged = step(&context, trial.clone(), Event::HealthChecked(id, Ok(())));
+        assert_eq!(judged.effects, [Effect::Commit(update.clone())]);
+        let again = step(&context, judged.record.clone(), Event::Started);
+        assert_eq!(
+            (again.record, again.effects),
+            (judged.record, vec![Effect::Report, Effect::Commit(update)])
+        );
+        // RAUC's variables alone make a trial look like what is committed.
         let checks = |effect: &Effect| matches!(effect, Effect::CheckHealth { .. });
-        assert!(started(Environment::Uncommitted).effects.iter().any(checks));
-        assert!(started(Environment::Unusable("why".into())).effects.iter().any(checks));
+        assert!(step(&context, trial, Event::Started).effects.iter().any(checks));
     }
 
     #[test]
@@ -1128,6 +1164,13 @@ mod tests {
         let again = ask(&uncommitted, &refused, wanted(), Origin::Desired);
         assert_eq!((&again.record, again.effects.as_slice()), (&refused, [].as_slice()), "it is told");
         assert!(started(&ask(&context(), &refused, wanted(), Origin::Desired)));
+        // The end of another update stays told.
+        let other = ask(&context(), &refused, request("three", Some("3.0")), Origin::Method).record;
+        let other = step(&context(), other, Event::CancelRequested(None)).record;
+        let again = ask(&uncommitted, &other, wanted(), Origin::Desired);
+        assert_eq!((&again.record, again.effects.as_slice()), (&other, [].as_slice()));
+        let changed = ask(&uncommitted, &other, request("one", Some("2.1")), Origin::Desired).record;
+        assert_ne!(changed.state, other.state, "it is another wish");
         // What is wrong with the request stays wrong.
         let older = ask(&context(), &refused, request("two", Some("0.5")), Origin::Desired).record;
         assert!(older.has_dealt_with(&request("two", Some("0.5"))));
@@ -1148,6 +1191,19 @@ mod tests {
         let over = step(&context(), installing, Event::Installed("one".parse().unwrap(), expired)).record;
         assert!(!started(&ask(&context(), &over, signed("old"), Origin::Desired)));
         assert!(started(&ask(&context(), &over, signed("new"), Origin::Desired)));
+    }
+
+    #[test]
+    fn a_cancel_is_one_of_the_address_that_was_signed_anew_too() {
+        let signed = |signature: &str| {
+            let uri = format!("https://host.example/a.img?sig={signature}");
+            UpdateRequest { uri, ..request("one", Some("2.0")) }
+        };
+        let taken = ask(&context(), &Record::default(), signed("old"), Origin::Desired).record;
+        let context = Context { desired: Some(signed("new")), ..context() };
+        let over = step(&context, taken, Event::CancelRequested(None)).record;
+        assert!(over.has_dealt_with(&signed("new")));
+        assert!(started(&ask(&context, &over, signed("newer"), Origin::Desired)), "it is another wish");
     }
 
     #[test]
@@ -1196,7 +1252,8 @@ mod tests {
         let online = |record: &Record| record.state.update().unwrap().online_before;
         let away = Context { online: false, ..context() };
         let taken = |origin| ask(&away, &Record::default(), request("one", Some("2.0")), origin).record;
-        assert!(online(&taken(Origin::Method)) && online(&taken(Origin::Desired)), "it has just asked");
+        assert!(online(&taken(Origin::Method)), "it has just asked");
+        assert!(!online(&taken(Origin::Desired)), "it was asked for long before");
         let local = taken(Origin::Local);
         assert!(!online(&local));
         let agreed = Event::HooksRan("one".parse().unwrap(), Hook::BeforeInstall, Verdict::GoOn);

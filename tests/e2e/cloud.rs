@@ -10,6 +10,7 @@ use hub_emulator::hub::{Hub, HubOptions};
 use hub_emulator::images::{DropFault, Faults, ImageServer};
 use serde_json::{Value, json};
 
+use crate::clocks::Clocks;
 use crate::rig::{Choice, DAEMON, IMAGE_BYTES, LIMIT, Rig};
 
 pub const DEVICE: &str = "gateway-1";
@@ -177,6 +178,36 @@ async fn a_desired_property_that_came_while_the_device_was_off_is_taken_up() {
     world.rig.board.power_on().await.unwrap();
     world.wait_status("completed").await;
     assert_eq!(world.rig.board.booted(), Some(Slot::B));
+}
+
+/// Nobody says when what was in its way is gone: it is looked at again.
+#[tokio::test]
+async fn a_desired_property_that_the_device_could_not_follow_is_taken_up_once_it_can() {
+    let clocks = Clocks::new();
+    let mut world = World::switched_off(Traits::default(), "", &clocks.daemon()).await;
+    world.power_on().await;
+    world.rig.board.set_environment(&[("boot_slot", "b")]).unwrap();
+    let firmware = world.payload();
+    world.hub.patch_desired(DEVICE, json!({ "firmware": firmware })).unwrap();
+    let reported = world.wait_status("failed").await;
+    assert_eq!(reported["firmware"]["error"]["code"], "EnvironmentUnusable");
+    world.rig.board.set_environment(&[("boot_slot", "a")]).unwrap();
+    let taken_up = || world.hub.reported(DEVICE)["firmwareStatus"] != "failed";
+    clocks.pass_until(&world.rig, Duration::from_secs(60), taken_up).await;
+    world.wait_status("completed").await;
+    assert_eq!(world.hub.connects(DEVICE), 2, "one for each boot");
+}
+
+/// A `timedatectl` that hangs holds nobody up.
+#[tokio::test]
+async fn a_clock_that_does_not_answer_is_waited_for_by_nobody() {
+    let extra_config = "[system]\nclock_check_command = [\"sleep\", \"1000\"]\n";
+    let mut world = World::switched_off(Traits::default(), extra_config, Path::new(DAEMON)).await;
+    world.rig.board.power_on().await.unwrap();
+    world.wait(|reported| reported["firmwareStatus"] == "standBy").await;
+    let soon = Duration::from_secs(8);
+    let answer = world.hub.call_method(DEVICE, "cancelFirmwareUpdate", json!({}), soon).await.unwrap();
+    assert_eq!(answer.status, 409);
 }
 
 impl World {

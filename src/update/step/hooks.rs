@@ -13,13 +13,14 @@ pub(super) fn ask(
     attempt: u8,
     deferral: Option<Deferral>,
 ) -> Step {
-    let run = hook_run(&record, gate.hook(), update.clone(), None);
+    let again = attempt == 1 && deferral.is_some();
+    let run = hook_run(&record, gate.hook(), update.clone(), None, again);
     to_state(record, State::Asking { update, gate, attempt, deferral }, [Effect::Report, run])
 }
 
-fn hook_run(record: &Record, hook: Hook, update: Update, reason: Option<String>) -> Effect {
+fn hook_run(record: &Record, hook: Hook, update: Update, reason: Option<String>, again: bool) -> Effect {
     let from_version = record.versions.get(update.target.other()).map(str::to_owned);
-    Effect::RunHooks(Box::new(HookRun { hook, update, from_version, reason, again: false }))
+    Effect::RunHooks(Box::new(HookRun { hook, update, from_version, reason, again }))
 }
 
 /// They answered, or heard.
@@ -48,13 +49,7 @@ pub(super) fn hooks_ran(
                 return give_up(context, record, update, Failure::new(Code::HookRefused, message));
             }
             let deferral = Deferral { reason, spent_secs, at: context.now };
-            let mut step = ask(record, update, gate, 1, Some(deferral));
-            for effect in &mut step.effects {
-                if let Effect::RunHooks(run) = effect {
-                    run.again = true;
-                }
-            }
-            step
+            ask(record, update, gate, 1, Some(deferral))
         }
     }
 }
@@ -99,7 +94,7 @@ pub(super) fn with_afterword(context: &Context, mut step: Step) -> Step {
     // On the other slot it would be told to the wrong system.
     if after.runs < AFTERWORD_RUNS_MAX && context.boot.slot == slot {
         after.runs = after.runs.saturating_add(1);
-        let run = hook_run(&step.record, after.hook, after.update.clone(), after.reason.clone());
+        let run = hook_run(&step.record, after.hook, after.update.clone(), after.reason.clone(), false);
         step.effects.push(run);
         step.record.afterword = Some(after);
     }
@@ -129,6 +124,7 @@ mod tests {
             running_version: None,
             min_version: None,
             trial_timeouts: 0,
+            desired: None,
         }
     }
 
@@ -207,7 +203,7 @@ mod tests {
     fn hooks_hear_how_an_update_ended_until_they_did_but_not_for_ever() {
         let committed = || {
             let since = context(2, Slot::B, 5).now;
-            let state = State::Trial { update: update(), image: image(), since, by_hand: false };
+            let state = State::Trial { update: update(), image: image(), since, judged: false };
             let record = Record { state, ..asking(Gate::BeforeInstall) };
             let id = update().request.id;
             step(&context(2, Slot::B, 5), record, Event::Committed(id, Ok(())))
