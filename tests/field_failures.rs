@@ -76,6 +76,12 @@ fn each_thread_is_shown_by_a_test_that_is_there() {
     }
 }
 
+#[test]
+fn the_readme_counts_the_stories_of_the_lab() {
+    let count = include_str!("lab/stories.py").lines().filter(|line| line.starts_with("@story")).count();
+    assert!(include_str!("../README.md").contains(&format!("tells it {count} stories:")), "{count}");
+}
+
 /// The judgement above can fail.
 #[test]
 fn what_is_not_in_the_tree_is_not_there() {

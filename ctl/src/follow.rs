@@ -65,6 +65,8 @@ pub struct Follow {
     /// An end that was there with it, and is not ours.
     stale: Option<Mark>,
     seen: bool,
+    /// The device itself says that it is completed: the twin may be about a later one.
+    over: bool,
     /// The last look showed neither ours nor the one from before.
     strange: bool,
     pace: Pace,
@@ -120,14 +122,15 @@ impl Follow {
         Self { id, before, stale, ..Self::any() }
     }
 
-    /// Follows an update that had ended before: its end may be in the twin.
-    pub fn completed(id: Option<String>, before: &Value) -> Self {
-        Self { stale: None, ..Self::started(id, before) }
+    /// An update that the device says it has completed.
+    pub fn completed() -> Self {
+        Self { over: true, ..Self::any() }
     }
 
     /// Follows whichever update the device is at.
     pub fn any() -> Self {
-        Self { id: None, before: None, stale: None, seen: false, strange: false, pace: Pace::default() }
+        let (seen, over, strange) = (false, false, false);
+        Self { id: None, before: None, stale: None, seen, over, strange, pace: Pace::default() }
     }
 
     /// Whether the twin has shown this update yet.
@@ -140,6 +143,9 @@ impl Follow {
         let sentence = report.reported("firmware/fwUpdateSubstatus");
         let waiting =
             Look { word: Word::Waiting, sentence: None, amount: None, bytes_per_sec: None, outcome: None };
+        if self.over {
+            return Look { word: Word::Applied, outcome: Some(Outcome::Completed), ..waiting };
+        }
         if self.id.is_some() && self.id.as_deref() != report.update_id() {
             return Look { outcome: self.gone(report), ..waiting };
         }
@@ -247,9 +253,9 @@ mod tests {
             Follow::started(Some("u".into()), &before),
             &[before.clone(), twin("downloading", "u", "t0"), before.clone()],
         );
-        assert_eq!(seen, [(Word::Waiting, None), (Word::Downloading, None), ended.clone()]);
-        // What was there already has ended.
-        assert_eq!(walk(Follow::completed(Some("u".into()), &before), &[before]), [ended]);
+        assert_eq!(seen, [(Word::Waiting, None), (Word::Downloading, None), ended]);
+        // Whatever the twin tells of a later one.
+        assert_eq!(walk(Follow::completed(), &[before]), [(Word::Applied, Some(Outcome::Completed))]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod gate;
 pub mod why;
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use serde_json::{Map, Value, json};
 
@@ -39,8 +40,9 @@ pub struct Rollout {
     pub paused: bool,
 }
 
-/// The keys of the desired property that not every update has.
-const OPTIONAL_KEYS: [&str; 2] = ["fwPackageCheckValue", "fwSize"];
+/// The keys of the desired property that not every update has; the first is another spelling of the address, and
+/// devices refuse both at once.
+const OPTIONAL_KEYS: [&str; 3] = ["fwPackageUri", "fwPackageCheckValue", "fwSize"];
 
 /// Whether a configuration says what firmware devices are to have, whoever made it.
 pub fn sets_firmware(configuration: &Value) -> bool {
@@ -51,6 +53,15 @@ pub fn sets_firmware(configuration: &Value) -> bool {
             path => path == FIRMWARE || path.strip_prefix(FIRMWARE).is_some_and(|rest| rest.starts_with('.')),
         })
     })
+}
+
+/// Of two that target one device, the hub takes the one with the greater rank. One that is not made yet will be newer
+/// than all.
+pub fn rank(configuration: &Value) -> impl Ord + use<> {
+    let priority = configuration.get("priority").and_then(Value::as_i64);
+    let created = configuration.get("createdTimeUtc").and_then(Value::as_str);
+    let time: Option<SystemTime> = created.and_then(|time| humantime::parse_rfc3339(time).ok());
+    (priority, created.is_none(), time)
 }
 
 /// A configuration that was not made by `rollout create`.
@@ -116,7 +127,13 @@ impl Rollout {
     /// The configuration that was read, with this rollout's state in it.
     pub fn write_to(&self, mut configuration: Value) -> Value {
         if let Some(fields) = configuration.as_object_mut() {
-            fields.insert("labels".into(), Value::Object(self.labels()));
+            let mut labels = match fields.remove("labels") {
+                Some(Value::Object(labels)) => labels,
+                _ => Map::new(),
+            };
+            labels.remove("paused");
+            labels.extend(self.labels());
+            fields.insert("labels".into(), Value::Object(labels));
             fields.insert("targetCondition".into(), json!(self.target_condition()));
         }
         configuration
@@ -149,6 +166,12 @@ impl Rollout {
 
     pub fn open_rings(&self) -> &[String] {
         self.rings.get(..self.open).unwrap_or(&self.rings)
+    }
+
+    /// All that the hub may find wrong: `*` would hide the other rings.
+    pub fn ring_conditions(&self) -> Option<String> {
+        let rings: Vec<String> = self.rings.iter().filter(|ring| *ring != "*").cloned().collect();
+        (!rings.is_empty()).then(|| any_of(&rings))
     }
 
     /// For the hub's own pages; five is as many as it takes.
@@ -259,7 +282,10 @@ fn filter(conditions: &[&str]) -> String {
 
 /// Whether a ring is chosen by what its devices leave, or come to, by the update itself: its counts would say nothing.
 pub fn hangs_on_the_update(condition: &str) -> bool {
-    condition.contains("properties.reported.firmware")
+    let of_the_update =
+        ["firmware", "logTime", "downloadComplete", "startedApplyingImage", "lastFirmwareUpdate"];
+    let mut reported = condition.split("properties.reported.").skip(1);
+    reported.any(|rest| of_the_update.iter().any(|name| rest.starts_with(name)))
 }
 
 /// A string of the query language.
@@ -334,6 +360,17 @@ mod tests {
     }
 
     #[test]
+    fn a_ring_may_not_hang_on_what_the_update_changes() {
+        for name in
+            ["firmwareStatus", "firmware.updateId", "logTime", "downloadComplete", "lastFirmwareUpdate"]
+        {
+            let condition = format!("tags.ring = '1' AND NOT IS_DEFINED(properties.reported.{name})");
+            assert!(hangs_on_the_update(&condition), "{name}");
+        }
+        assert!(!hangs_on_the_update("properties.reported.board = 'x' AND tags.firmware = 'y'"));
+    }
+
+    #[test]
     fn what_sets_the_firmware_is_known_whoever_made_it() {
         let sets =
             |path: &str, value: Value| sets_firmware(&json!({"content": {"deviceContent": {path: value}}}));
@@ -346,13 +383,16 @@ mod tests {
 
     #[test]
     fn a_write_keeps_what_it_does_not_know() {
-        let configuration = json!({"id": "fw-2", "etag": "MQ==", "priority": 7, "content": {"a": 1}, "labels": {"paused": "true"}});
+        let configuration = json!({"id": "fw-2", "etag": "MQ==", "priority": 7, "content": {"a": 1},
+            "labels": {"paused": "true", "owner": "lyon"}});
         let written = rollout().write_to(configuration);
         assert_eq!(
             (&written["etag"], &written["priority"], &written["content"]["a"]),
             (&json!("MQ=="), &json!(7), &json!(1))
         );
-        assert_eq!(written["labels"].get("paused"), None);
+        let labels = &written["labels"];
+        let known = (&labels["owner"], &labels["ringsOpen"], labels.get("paused"));
+        assert_eq!(known, (&json!("lyon"), &json!("1"), None));
     }
 
     #[test]

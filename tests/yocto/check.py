@@ -117,6 +117,8 @@ def daemon(series, work, compiled):
     assert installed == files | {f"usr/lib/systemd/system/{unit}" for unit in units}, installed
     # On a read-only root nobody makes them later.
     lines = [line.split() for line in (TREE / "systemd/twinboot.tmpfiles").read_text().splitlines()]
+    open_to_all = [secret for secret in secrets if ["z", f"/{secret}", "0600", "root", "root", "-"] not in lines]
+    assert not open_to_all, f"secrets that others can read: {open_to_all}"
     missing = [path for kind, path, *_ in lines if kind == "d" and not (image / path[1:]).is_dir()]
     assert not missing, f"directories of twinboot.tmpfiles that the recipe does not make: {missing}"
     mount = image / "usr/lib/systemd/system/var-lib-twinboot.mount"

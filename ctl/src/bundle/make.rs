@@ -258,7 +258,13 @@ pub fn sign(bundle: &BundleFile, signatures: &Signatures, path: &Path) -> Result
 /// Whether the bundle is there already, perhaps signed, and only patches are made for it; they would be for nobody if it
 /// were another one.
 fn is_published(path: &Path, manifest: &[u8], only_patches: bool) -> Result<bool, Failure> {
-    let Some(there) = BundleFile::open(path).ok().filter(|_| only_patches) else { return Ok(false) };
+    if !only_patches {
+        return Ok(false);
+    }
+    let there = match BundleFile::open(path) {
+        Err(Failure::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(false),
+        there => there?,
+    };
     if there.manifest_bytes == manifest {
         return Ok(true);
     }

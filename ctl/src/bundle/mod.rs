@@ -43,7 +43,7 @@ pub enum Failure {
     Length { path: PathBuf, actual: u64, expected: u64 },
     #[error(
         "{} is another bundle, with the check value {actual} and not {expected}: patches are for one that is made of the \
-         same images, times and options",
+         same images, times and options; remove it to make both anew",
         path.display()
     )]
     AnotherBundle { path: PathBuf, actual: Sha256Digest, expected: Sha256Digest },

@@ -286,6 +286,7 @@ async fn keep_looking(
 
 /// Where stderr is gone, nobody is told.
 fn notice(text: &str) {
+    screen::interrupted();
     let _ = writeln!(io::stderr(), "twinbootctl: {}", twinboot::cli::paint::harmless(text));
 }
 

@@ -1,6 +1,7 @@
 //! What the operator sees: lines on stdout, a bar or a live table where there is a terminal.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
@@ -98,6 +99,16 @@ fn pace(amount: Amount, bytes_per_sec: Option<u64>) -> String {
     format!("  {}/s{left}", BinaryBytes(rate))
 }
 
+/// Something was written below what is drawn.
+static IS_INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Before a line on stderr.
+pub(super) fn interrupted() {
+    if io::stderr().is_terminal() {
+        IS_INTERRUPTED.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A text that is drawn again over itself on a terminal; elsewhere it is printed where it has changed.
 pub(super) struct Live {
     is_terminal: bool,
@@ -114,22 +125,24 @@ impl Live {
             return Ok(());
         }
         let mut out = io::stdout().lock();
-        match self.drawn.lines().count() {
-            0 => {}
-            // Up to where the last one began, and away with it.
-            lines if self.is_terminal => write!(out, "\x1b[{lines}A\x1b[J")?,
-            _ => writeln!(out)?,
-        }
+        let lines = self.drawn.lines().count();
         if self.is_terminal {
+            let is_interrupted = IS_INTERRUPTED.swap(false, Ordering::Relaxed);
             // Cut at the edge rather than wrapped: a line stays a line.
-            write!(out, "\x1b[?7l{text}\x1b[?7h")?;
+            write!(out, "{}\x1b[?7l{text}\x1b[?7h", to_begin(lines, is_interrupted))?;
         } else {
-            write!(out, "{text}")?;
+            write!(out, "{}{text}", if lines == 0 { "" } else { "\n" })?;
         }
         out.flush()?;
         self.drawn = text;
         Ok(())
     }
+}
+
+/// Up to where the last text began, and away with it. Behind a notice, of which only the terminal knows how many lines it
+/// took, the next one begins anew.
+fn to_begin(lines: usize, is_interrupted: bool) -> String {
+    if lines == 0 || is_interrupted { String::new() } else { format!("\x1b[{lines}A\x1b[J") }
 }
 
 /// How a row of a table is to be taken.
@@ -200,6 +213,12 @@ pub(super) fn print_text(text: &str) -> Result<(), CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_is_drawn_over_the_last_one_and_never_over_a_notice() {
+        assert_eq!([to_begin(0, false), to_begin(7, true)], ["", ""]);
+        assert_eq!(to_begin(7, false), "\x1b[7A\x1b[J");
+    }
 
     #[test]
     fn json_stays_what_it_was_and_cannot_steer_the_terminal() {

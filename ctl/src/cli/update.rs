@@ -14,7 +14,7 @@ use crate::service::{ANSWER_SECS, MethodAnswer, Patience};
 /// A device that took a call without answering it shows that within seconds.
 const DOUBT_LIMIT: Duration = Duration::from_secs(60);
 
-/// What a device says to a request whose end is in the twin already.
+/// What a device says to a request for what it has committed.
 const COMPLETED: &str = "Firmware update already completed";
 
 const EXAMPLES: &str = "\
@@ -61,11 +61,8 @@ impl Update {
             Ok(answer) => {
                 ctl.print_answer(&self.device, &answer)?;
                 let id = answer.payload.get("updateId").and_then(|id| id.as_str()).map(str::to_owned);
-                let follow = if is_over(&answer) {
-                    Follow::completed(id, &before)
-                } else {
-                    Follow::started(id, &before)
-                };
+                let follow =
+                    if is_over(&answer) { Follow::completed() } else { Follow::started(id, &before) };
                 (follow, None)
             }
             Err(error) if !self.no_wait && error.leaves_doubt() => {

@@ -27,8 +27,9 @@ impl Service {
     pub async fn test_condition(&self, condition: &str) -> Result<(), ServiceError> {
         let path = ["configurations", "testQueries"];
         let body = json!({ "targetCondition": condition, "customMetricQueries": {} });
-        let answer: Value =
-            self.json(Request::write(Method::POST, &path, "the condition").body(body)).await?;
+        let mut request = Request::write(Method::POST, &path, "the condition").body(body);
+        request.repeatable = true;
+        let answer: Value = self.json(request).await?;
         match answer.get("targetConditionError").and_then(Value::as_str) {
             Some(why) if !why.is_empty() => Err(ServiceError::Condition { why: harmless(why) }),
             _ => Ok(()),

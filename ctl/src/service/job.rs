@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::query::CONTINUATION;
-use super::{Request, Service, ServiceError, header};
+use super::{Request, Service, ServiceError};
 
 /// The hub keeps jobs for 30 days; more of them than this are not for a list.
 const JOBS_MAX: usize = 1000;
@@ -71,7 +71,7 @@ impl Service {
             }
             let reply = self.send(request).await?;
             jobs.extend(self.parse::<Vec<Value>>(&reply)?);
-            from = header(&reply.headers, &CONTINUATION).filter(|next| !next.is_empty()).map(str::to_owned);
+            from = reply.next();
             if from.is_none() || jobs.len() >= JOBS_MAX {
                 return Ok(jobs);
             }

@@ -28,7 +28,7 @@ pub use self::error::ServiceError;
 pub use self::job::JobOrder;
 pub use self::method::{ANSWER_SECS, MethodAnswer, Patience};
 pub use self::query::PAGE_ROWS_MAX;
-use self::query::Quota;
+use self::query::{CONTINUATION, Quota};
 use self::retry::{Pace, TROUBLED};
 
 /// The newest generally available version of the interface.
@@ -99,6 +99,13 @@ impl<'a> Request<'a> {
 struct Reply {
     headers: HeaderMap,
     body: Vec<u8>,
+}
+
+impl Reply {
+    /// Where the next page is.
+    fn next(&self) -> Option<String> {
+        header(&self.headers, &CONTINUATION).filter(|next| !next.is_empty()).map(str::to_owned)
+    }
 }
 
 /// One try that did not succeed.

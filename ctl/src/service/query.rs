@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Request, Service, ServiceError, header};
+use super::{Request, Service, ServiceError};
 
 /// The most that the hub gives at once.
 pub const PAGE_ROWS_MAX: usize = 1000;
@@ -76,8 +76,7 @@ impl Service {
             request = request.header(CONTINUATION, from);
         }
         let reply = self.send(request).await?;
-        let next = header(&reply.headers, &CONTINUATION).filter(|next| !next.is_empty()).map(str::to_owned);
-        Ok(Page { rows: self.parse(&reply)?, next })
+        Ok(Page { rows: self.parse(&reply)?, next: reply.next() })
     }
 
     /// All rows of a query that has few.

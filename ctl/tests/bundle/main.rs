@@ -96,6 +96,8 @@ fn a_bundle_may_bring_several_images_and_take_them_compressed() {
     assert!(fs::read(directory.join("root.out")).unwrap() == new);
     let (exit, why) = refused(directory, &format!("{CREATE} --base boot=old.img -o bad.twb"));
     assert_eq!((exit, why.contains("no --image of class `boot`")), (2, true), "{why}");
+    let (exit, why) = refused(directory, "create --version 2.0 --image root=new.img -o bad.twb");
+    assert_eq!((exit, why.contains("no --image of class `rootfs`")), (2, true), "{why}");
 }
 
 #[test]
@@ -201,6 +203,11 @@ fn patches_that_are_made_later_leave_the_signed_bundle_as_it_is() {
     let (exit, why) =
         refused(directory, &format!("{} {later}", CREATE.replace(" --created 2026-01-01T00:00:00Z", "")));
     assert!(exit != 0 && why.contains("another bundle") && bytes() == signed, "{exit} {why}");
+    assert!(why.trim_end().ends_with("remove it to make both anew"), "{why}");
+    write(&directory.join("2.0.twb"), b"no bundle");
+    let (exit, why) =
+        refused(directory, &format!("{CREATE} --base rootfs=old.img --patches-to 1-2.twb -o 2.0.twb"));
+    assert!(exit != 0 && bytes() == b"no bundle", "what is not understood is not replaced: {exit} {why}");
 }
 
 #[test]

@@ -54,8 +54,15 @@ async fn rings_open_one_after_the_other_as_long_as_the_gate_allows() {
     assert_eq!(rig.run(&create(&["--rings", "*", "--rings", RING_2])).await.code, 2);
     let queries_alone = rig.run(&create(&["--rings", RING_1, "--rings", "status = 'enabled'"])).await;
     assert_eq!((queries_alone.code, queries_alone.stderr.contains("target condition")), (2, true));
-    let of_the_update = "properties.reported.firmware.currentFwVersion = '1.0'";
-    assert_eq!(rig.run(&create(&["--target", of_the_update])).await.code, 2);
+    let rings = ["--rings", RING_1, "--rings", "status = 'enabled'", "--rings", "*"];
+    let before_all_others = rig.run(&create(&rings)).await;
+    assert_eq!((before_all_others.code, before_all_others.stderr.contains("target condition")), (2, true));
+    for of_the_update in [
+        "properties.reported.firmware.currentFwVersion = '1.0'",
+        "NOT IS_DEFINED(properties.reported.lastFirmwareUpdate)",
+    ] {
+        assert_eq!(rig.run(&create(&["--target", of_the_update])).await.code, 2);
+    }
     a1.desires("u-2").await;
     a2.desires("u-2").await;
     assert_eq!(desired_id(&rig, "b1"), Value::Null);
@@ -188,6 +195,8 @@ async fn a_rollout_is_paused_resumed_listed_and_deleted() {
 async fn a_rollout_leaves_nothing_of_the_one_before_it_in_a_twin() {
     let rig = Rig::new().await;
     let [a1, _a2, _b1] = three(&rig).await;
+    let by_hand = json!({"fwPackageUri": "https://images.example/0.img"});
+    rig.hub.patch_desired("a1", json!({ "firmware": by_hand })).unwrap();
     let check_value = "ab".repeat(32);
     let older = ["rollout", "create", "fw-1", "--uri", "https://images.example/1.img", "--version", "1.5"];
     let more = ["--update-id", "u-1", "--check-value", &check_value, "--size", "7", "--target", RING_1];
@@ -201,6 +210,8 @@ async fn a_rollout_leaves_nothing_of_the_one_before_it_in_a_twin() {
     let desired = rig.hub.twin("a1")["properties"]["desired"]["firmware"].clone();
     let keys: Vec<&String> = desired.as_object().unwrap().keys().collect();
     assert_eq!(keys, ["fwPackageURI", "fwVersion", "updateId"]);
+    let run = rig.run(&["rollout", "delete", "fw-1"]).await;
+    assert_eq!((run.code, run.stderr.as_str()), (0, ""), "the newer one stays");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -215,7 +226,8 @@ async fn a_pause_gives_those_that_have_begun_no_older_rollout_again() {
     a1.desires("u-2").await;
     a2.desires("u-2").await;
     a1.report(completed()).await;
-    assert_eq!(rig.run(&["rollout", "pause", "fw-2"]).await.code, 0);
+    let run = rig.run(&["rollout", "pause", "fw-2"]).await;
+    assert!(run.code == 0 && run.stderr.contains("what `fw-1` says"), "{run:?}");
     a2.desires("u-1").await;
     assert_eq!(desired_id(&rig, "a1"), "u-2");
     let run = rig.run(&["rollout", "delete", "fw-2"]).await;

@@ -97,18 +97,27 @@ fn event(name: &str, more: Value) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_update_that_is_done_already_ends_at_once_and_one_that_hangs_at_the_timeout() {
+async fn an_update_that_is_done_already_ends_at_once_whatever_the_twin_tells() {
     let rig = Rig::new().await;
     let done = report("completed", "current", "Firmware applied", "u-2", &json!({"currentFwVersion": "2.0"}));
     let completed = |_: &str, _: &Value| {
         (200, json!({"Response": "Firmware update already completed", "updateId": "u-2"}))
     };
-    let device = Device::online(&rig, DEVICE, done, completed).await;
+    let later = json!({"error": {"code": "VersionNotNewer", "message": "m"}});
+    let later = report("failed", "error", "not newer than 2.0", "u-9", &later);
+    let device = Device::online(&rig, DEVICE, later, completed).await;
+    let run = rig.run(&arguments(&[])).await;
+    assert!(run.code == 0 && run.stdout.contains("\nFirmware applied; "), "a later one was refused: {run:?}");
+    device.report(done).await;
     let run = rig.run(&arguments(&[])).await;
     assert_eq!(run.code, 0, "{run:?}");
     assert!(run.stdout.ends_with("Firmware applied; version 2.0 runs from slot a\n"), "{run:?}");
+}
 
-    device.report(downloading(10)).await;
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_that_hangs_is_left_at_the_timeout() {
+    let rig = Rig::new().await;
+    let _device = Device::online(&rig, DEVICE, downloading(10), takes_all).await;
     let run = rig.run(&arguments(&["--timeout", "1s"])).await;
     assert_eq!(run.code, 11, "{run:?}");
     assert!(run.stderr.contains("twinbootctl watch gateway-1"), "{run:?}");

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use twinboot::install::ROOT_CLASS;
 
 use super::super::{CliError, Exit};
 use super::create::Options;
@@ -19,15 +20,12 @@ Examples:
 pub(super) struct Convert {
     /// The image: raw, or in zstd, gzip or xz
     image: PathBuf,
-    /// Class of slots it is for
-    #[arg(long, value_name = "CLASS", default_value = "rootfs")]
-    class: String,
     #[command(flatten)]
     options: Options,
 }
 
 impl Convert {
     pub fn run(self, json: bool) -> Result<Exit, CliError> {
-        self.options.make(vec![(self.class, self.image)], json)
+        self.options.make(vec![(ROOT_CLASS.to_owned(), self.image)], json)
     }
 }

@@ -11,6 +11,7 @@ use clap::Args;
 use minisign_verify::PublicKey;
 use serde_json::json;
 use twinboot::bundle::KEY_SERIAL_MAX;
+use twinboot::install::ROOT_CLASS;
 use twinboot::update::{KeyList, Sha256Digest};
 
 use super::super::{CliError, Exit, screen};
@@ -99,6 +100,11 @@ impl Create {
 
 impl Options {
     pub fn make(self, images: Vec<(String, PathBuf)>, json: bool) -> Result<Exit, CliError> {
+        if !images.iter().any(|(class, _)| class == ROOT_CLASS) {
+            let why =
+                format!("there is no --image of class `{ROOT_CLASS}`: no device takes a bundle without it");
+            return Err(CliError::Usage(why));
+        }
         for (class, _) in &self.bases {
             if !images.iter().any(|(known, _)| known == class) {
                 return Err(CliError::Usage(format!(

@@ -1,19 +1,21 @@
 //! `twinbootctl rollout pause`, `resume` and `delete`: a write each.
 
 use clap::Args;
+use serde_json::Value;
 
 use super::super::screen::print_line;
 use super::super::{CliError, Ctl, Exit};
-use super::others::tell_others;
+use super::others::tell_those_behind;
 use super::picture::read;
 use crate::rollout::Rollout;
 
 /// Keep it from devices that the hub has not told of it
 ///
 /// The hub tells all devices of an open ring within minutes, also those that
-/// are off: these begin when they are back. Only who comes to a ring later is
-/// kept from it, and no further ring opens. The target condition is narrowed to
-/// the devices that have begun; the rings stay in the labels.
+/// are off: these begin when they are back, unless an older rollout targets
+/// them too. Only who comes to a ring later is kept from it, and no further
+/// ring opens. The target condition is narrowed to the devices that have begun;
+/// the rings stay in the labels.
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Pause {
@@ -42,19 +44,23 @@ pub(super) struct Delete {
 
 impl Pause {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
-        set_paused(ctl, &self.name, true).await?;
+        let (configuration, rollout) = read(ctl, &self.name).await?;
+        tell_those_behind(ctl, &configuration).await?;
+        set_paused(ctl, configuration, rollout, true).await?;
         done(
             ctl,
             &self.name,
             "paused",
-            "devices that the hub has told go on, those that are off when they are back",
+            "devices that the hub has told go on, those that are off when they are back, unless an older rollout \
+             targets them too",
         )
     }
 }
 
 impl Resume {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
-        let rollout = set_paused(ctl, &self.name, false).await?;
+        let (configuration, rollout) = read(ctl, &self.name).await?;
+        let rollout = set_paused(ctl, configuration, rollout, false).await?;
         done(
             ctl,
             &self.name,
@@ -67,17 +73,21 @@ impl Resume {
 impl Delete {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         // Another tool's configuration is not ours to delete.
-        read(ctl, &self.name).await?;
-        tell_others(ctl, &self.name).await?;
+        let (configuration, _) = read(ctl, &self.name).await?;
+        tell_those_behind(ctl, &configuration).await?;
         ctl.service.delete_configuration(&self.name).await?;
         done(ctl, &self.name, "deleted", "devices keep what they have")
     }
 }
 
-async fn set_paused(ctl: &Ctl, name: &str, paused: bool) -> Result<Rollout, CliError> {
-    let (configuration, rollout) = read(ctl, name).await?;
+async fn set_paused(
+    ctl: &Ctl,
+    configuration: Value,
+    rollout: Rollout,
+    paused: bool,
+) -> Result<Rollout, CliError> {
     let rollout = Rollout { paused, ..rollout };
-    ctl.service.update_configuration(name, rollout.write_to(configuration)).await?;
+    ctl.service.update_configuration(&rollout.name, rollout.write_to(configuration)).await?;
     Ok(rollout)
 }
 

@@ -63,7 +63,9 @@ impl Create {
             paused: false,
         };
         let counts = look_first(ctl, &rollout).await?;
-        ctl.service.create_configuration(&rollout.name, rollout.configuration(&wanted.payload)).await?;
+        let configuration = rollout.configuration(&wanted.payload);
+        tell_others(ctl, &configuration).await?;
+        ctl.service.create_configuration(&rollout.name, configuration).await?;
         if ctl.json {
             let event = serde_json::json!({"event": "created", "rollout": rollout.name, "updateId": rollout.update_id});
             print_line(&event.to_string())?;
@@ -76,15 +78,13 @@ impl Create {
     }
 }
 
-/// Before it acts: a condition that the hub does not understand is refused, and told is one that nobody meets, devices
-/// that failed this very update, and others who say what firmware devices are to have. Gives the number of devices of
-/// each ring.
+/// Before it acts: a condition that the hub does not understand is refused, and told is one that nobody meets, and
+/// devices that failed this very update. Gives the number of devices of each ring.
 async fn look_first(ctl: &Ctl, rollout: &Rollout) -> Result<Vec<String>, CliError> {
-    let all = Rollout { open: rollout.rings.len(), ..rollout.clone() };
-    let condition = all.target_condition();
-    if condition != "*" {
-        ctl.service.test_condition(&condition).await?;
+    if let Some(conditions) = rollout.ring_conditions() {
+        ctl.service.test_condition(&conditions).await?;
     }
+    let all = Rollout { open: rollout.rings.len(), ..rollout.clone() };
     let mut counts = Vec::new();
     for ((ring, condition), tally) in (1..).zip(&rollout.rings).zip(tallies(ctl, &all).await?) {
         if tally.devices == 0 {
@@ -98,7 +98,6 @@ async fn look_first(ctl: &Ctl, rollout: &Rollout) -> Result<Vec<String>, CliErro
         }
         counts.push(format!("ring {ring} has {}", tally.devices));
     }
-    tell_others(ctl, &rollout.name).await?;
     Ok(counts)
 }
 

@@ -6,6 +6,7 @@ use twinboot::cli::paint::harmless;
 
 use super::super::screen::{Tone, print_line, print_text, seconds, table};
 use super::super::{CliError, Ctl, Exit, notice};
+use super::picture::system_metric;
 use crate::rollout::Rollout;
 
 /// List the rollouts of this hub
@@ -35,18 +36,14 @@ impl List {
 }
 
 fn row(configuration: &Value, rollout: &Rollout) -> ([String; 7], Tone) {
-    let metric = |name: &str| {
-        let result = configuration.pointer(&format!("/systemMetrics/results/{name}"));
-        result.and_then(Value::as_u64).map_or_else(|| "-".to_owned(), |count| count.to_string())
-    };
     let created = configuration.get("createdTimeUtc").and_then(Value::as_str).unwrap_or_default();
     let cells = [
         harmless(&rollout.name),
         harmless(&rollout.version),
         format!("{} of {}", rollout.open, rollout.rings.len()),
         if rollout.paused { "paused" } else { "active" }.to_owned(),
-        metric("targetedCount"),
-        metric("appliedCount"),
+        system_metric(configuration, "targetedCount"),
+        system_metric(configuration, "appliedCount"),
         seconds(created),
     ];
     (cells, if rollout.paused { Tone::Notable } else { Tone::Plain })

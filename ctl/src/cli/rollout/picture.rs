@@ -117,9 +117,6 @@ impl Picture {
 
     fn heading(&self) -> String {
         let Rollout { name, version, rings, open, gate, paused, .. } = &self.rollout;
-        let metric = |name: &str| self.configuration.pointer(&format!("/systemMetrics/results/{name}"));
-        let metric =
-            |name: &str| metric(name).and_then(Value::as_u64).map_or("-".to_owned(), |n| n.to_string());
         format!(
             "{}: version {}{}, {open} of {} rings open, gate at {} % failed and {} % done\n\
              the hub: {} devices targeted, {} applied (it looks every five minutes)\n",
@@ -129,8 +126,8 @@ impl Picture {
             rings.len(),
             gate.failed_percent,
             gate.done_percent,
-            metric("targetedCount"),
-            metric("appliedCount"),
+            system_metric(&self.configuration, "targetedCount"),
+            system_metric(&self.configuration, "appliedCount"),
         )
     }
 
@@ -190,6 +187,12 @@ impl Picture {
         }
         text + "\n"
     }
+}
+
+/// A count of the hub's, once it has one.
+pub(super) fn system_metric(configuration: &Value, name: &str) -> String {
+    let result = configuration.pointer(&format!("/systemMetrics/results/{name}"));
+    result.and_then(Value::as_u64).map_or_else(|| "-".to_owned(), |count| count.to_string())
 }
 
 /// A verdict's word and its reason.
