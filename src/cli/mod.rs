@@ -30,7 +30,6 @@ use crate::agent::AgentError;
 use crate::boot::fw_env::BootEnvError;
 use crate::config::{DEFAULT_CONTROL_SOCKET, Faults};
 use crate::control::{Answer, Client, ClientError, Command};
-use crate::install::fetch::FetchError;
 use crate::update::{Code, Failure, UpdateId};
 
 const EXIT_CODES: &str = "\
@@ -121,8 +120,6 @@ enum CliError {
     Listen(#[source] io::Error),
     #[error("cannot serve the agent")]
     Serve(#[source] io::Error),
-    #[error(transparent)]
-    Network(#[from] FetchError),
     #[error("cannot write {}", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("cannot make the bundle")]
@@ -148,7 +145,6 @@ impl CliError {
             | Self::Environment(_)
             | Self::Listen(_)
             | Self::Serve(_)
-            | Self::Network(_)
             | Self::Output(_) => Exit::Failed,
         }
     }
@@ -158,7 +154,6 @@ impl CliError {
         match self {
             Self::Client(error) => error.advice(),
             Self::Refused { failure, .. } => match failure.code {
-                Code::Unverifiable => "give `--check-value`, or sign the image",
                 Code::VersionNotNewer | Code::VersionBelowMinimum | Code::RolledBackBefore => {
                     "`--force` takes it all the same"
                 }
