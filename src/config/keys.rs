@@ -14,7 +14,7 @@ use super::{
     Slots, System,
 };
 use crate::boot::scheme::Scheme;
-use crate::hub::auth::{ConnectionString, Proof, check_device_id};
+use crate::hub::auth::{ConnectionString, Proof, check_device_id, is_host_name};
 use crate::hub::session::KEEP_ALIVE_MAX;
 use crate::install::verify::ImageCheck;
 use crate::redact::redacted;
@@ -534,8 +534,7 @@ fn slot(
 /// A host alone, as it stands in a certificate.
 fn host_name(value: &Value) -> Result<String, Wrong> {
     let name = text(value)?;
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    if name.len() <= 253 && name.chars().all(legal) {
+    if is_host_name(&name) {
         Ok(name)
     } else {
         let hint = "write the name alone, as in \"myhub.azure-devices.net\": no `https://`, no port";
