@@ -195,9 +195,11 @@ pub fn expired(error: &(dyn Error + 'static)) -> Option<String> {
                 let time = UNIX_EPOCH + Duration::from_secs(time.as_secs());
                 humantime::format_rfc3339_seconds(time).to_string()
             });
+            // By the day: told once, and not at each attempt. The clock may show an earlier one.
+            let day = time.split('T').next().unwrap_or_default();
             Some(format!(
-                "the server's certificate ended at {not_after}, and this device's clock says {time}: one of the two \
-                 must be renewed or set right"
+                "the server's certificate ended at {not_after}, and for this device it is {day} or later: one of the \
+                 two must be renewed or set right"
             ))
         }
         _ => None,
@@ -333,9 +335,18 @@ mod tests {
     /// Shows rauc/rauc#353, #581, #781.
     #[test]
     fn a_certificate_that_is_over_is_told_with_both_times() {
-        let refused = handshake(IN_2040, (2020, 2045), (2026, 2028)).unwrap_err();
-        let told = expired(&std::io::Error::other(refused)).unwrap();
-        assert!(told.contains("2028-01-01T00:00:00Z") && told.contains("2040-01-12"), "{told}");
+        let told = |now, own| {
+            let refused = handshake(now, (2020, 2045), own).unwrap_err();
+            expired(&std::io::Error::other(refused)).unwrap()
+        };
+        let late = told(IN_2040, (2026, 2028));
+        assert!(
+            late.contains("2028-01-01T00:00:00Z") && late.contains("it is 2040-01-12 or later"),
+            "{late}"
+        );
+        assert_eq!(told(IN_2040 + 1, (2026, 2028)), late, "the same is told once");
+        let early = told(IN_1970, (2024, 2026));
+        assert!(early.contains("or later") && !early.contains("1970") && !early.contains("clock"), "{early}");
         assert_eq!(expired(&std::io::Error::other("another")), None);
     }
 

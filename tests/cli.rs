@@ -231,6 +231,16 @@ async fn a_good_configuration_is_shown_with_origins_and_without_secrets() {
 }
 
 #[tokio::test]
+async fn what_the_service_cannot_read_is_told_though_root_can() {
+    let (directory, path) = config(&format!("{CONFIG}[install]\nca_file = \"DIR/ca.pem\"\n"));
+    write(&directory.path().join("ca.pem"), "", 0o600);
+    let ended = call(&["check-config", "--config", &path]).await;
+    assert_eq!(ended.code, 0, "{ended:?}");
+    let note = "config.toml:13: install.ca_file: twinboot-network.service, which is not root, cannot read ";
+    assert!(ended.out.lines().any(|line| line.starts_with("# ") && line.contains(note)), "{}", ended.out);
+}
+
+#[tokio::test]
 async fn what_check_config_shows_is_a_configuration() {
     let (directory, path) = config(CONFIG);
     let shown = call(&["check-config", "--config", &path]).await.out;
@@ -403,11 +413,22 @@ async fn commands_reach_the_daemon_and_refusals_say_what_to_do() {
     assert_eq!(limited(rollback).await.unwrap().code, 0);
 
     let install = daemon.call(&["install", "https://host.example/x.img"]);
-    daemon.answer(refused(Code::Unverifiable, "nothing to verify it by")).await;
+    daemon.answer(refused(Code::VersionNotNewer, "1.4.0 is not newer")).await;
     let ended = limited(install).await.unwrap();
-    let expected =
-        "twinboot: cannot install: nothing to verify it by; give `--check-value`, or sign the image\n";
+    let expected = "twinboot: cannot install: 1.4.0 is not newer; `--force` takes it all the same\n";
     assert_eq!((ended.code, ended.err.as_str()), (1, expected));
+
+    // Its message says what to do: that depends on what this device knows.
+    let install = daemon.call(&["install", "https://host.example/x.img"]);
+    daemon.answer(refused(Code::Unverifiable, "this device knows no key: see `install.keys`")).await;
+    let ended = limited(install).await.unwrap();
+    let expected = "twinboot: cannot install: this device knows no key: see `install.keys`\n";
+    assert_eq!((ended.code, ended.err.as_str()), (1, expected));
+
+    let install = daemon.call(&["install", "https://host.example/x.img"]);
+    daemon.answer(done("this update is already completed")).await;
+    let ended = limited(install).await.unwrap();
+    assert_eq!((ended.code, ended.out.as_str()), (0, "this update is already completed\n"));
 }
 
 #[tokio::test]
@@ -517,6 +538,16 @@ async fn an_install_is_followed_to_its_outcome() {
         install.daemon.status.send_replace(outcome);
         assert_eq!(install.ended().await, (code, format!("firmware update u-1 started\n{sentence}\n")));
     }
+}
+
+#[tokio::test]
+async fn an_install_that_fails_is_4_though_nobody_reads_on() {
+    let mut install = Following::begin().await;
+    let mut lines = BufReader::new(install.child.stdout.take().unwrap()).lines();
+    assert!(limited(lines.next_line()).await.unwrap().is_some());
+    drop(lines);
+    install.daemon.status.send_replace(failed());
+    assert_eq!(install.ended().await, (4, String::new()));
 }
 
 #[tokio::test]

@@ -156,6 +156,7 @@ fn who_speaks_with_the_network_writes_nothing_and_who_writes_knows_no_secret() {
     let has = |text: &str, line: &str| text.lines().any(|l| l == line);
     assert!(has(&agent, "PrivateNetwork=yes") && has(&agent, "RestrictAddressFamilies=AF_UNIX"));
     assert!(!agent.contains("Credential="));
+    assert!(has(&network, "PartOf=twinboot.service"), "a restart brings in another hub and other secrets");
     assert!(has(&network, "PrivateDevices=yes") && has(&network, "ProtectSystem=strict"));
     for line in network.lines() {
         let writable =

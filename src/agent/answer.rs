@@ -190,7 +190,10 @@ fn local_answer(response: &Response) -> Answer {
     match response {
         Response::Started(id) => ok("update started", id),
         Response::AlreadyRunning(id) => ok("this update is already running", id),
-        Response::AlreadyCompleted(id) => ok("this update is already completed", id),
+        // Nothing is there to be followed: the device may have been at another update since.
+        Response::AlreadyCompleted(_) => {
+            Answer::Ok { message: "this update is already completed".to_owned(), update_id: None }
+        }
         Response::Cancelled(id) => ok("update cancelled", id),
         Response::Committing(id) => ok("committing the running slot", id),
         Response::Settling => {
@@ -214,6 +217,16 @@ mod tests {
         let reply = method_reply(&Response::Started(id()));
         assert_eq!(reply.status, 200);
         assert_eq!(reply.payload, json!({"Response": "Firmware update started", "updateId": "fw-1"}));
+    }
+
+    #[test]
+    fn nothing_is_left_to_follow_of_an_update_that_is_completed_already() {
+        let answer = local_answer(&Response::AlreadyCompleted(id()));
+        assert!(matches!(answer, Answer::Ok { update_id: None, .. }), "{answer:?}");
+        assert!(matches!(
+            local_answer(&Response::AlreadyRunning(id())),
+            Answer::Ok { update_id: Some(_), .. }
+        ));
     }
 
     #[test]

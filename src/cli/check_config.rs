@@ -39,6 +39,9 @@ impl CheckConfig {
         }
         writeln!(out, "# {}: ok", self.config.display())?;
         writeln!(out, "# {}", hub_line(loaded.config.hub.as_ref()))?;
+        for note in &loaded.notes {
+            writeln!(out, "# {note}")?;
+        }
         out.write_all(as_toml(&loaded.effective).as_bytes())?;
         Ok(Exit::Done)
     }

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::run::keep_memory_private;
+use super::run::{keep_memory_private, runtime};
 use super::{CliError, Exit, credentials_directory};
 use crate::config::{Config, DEFAULT_CONTROL_SOCKET, DEFAULT_PATH};
 use crate::control::{Client, ClientError};
 use crate::diagnostics::{self, Sources};
+use crate::install::one_line;
 
 /// Collect state, logs and boot environment into one file
 ///
@@ -37,11 +38,9 @@ impl Diagnostics {
         let config = loaded.map(|loaded| loaded.config).map_err(|faults| faults.to_string());
         let socket =
             config.as_ref().map_or(Path::new(DEFAULT_CONTROL_SOCKET), |config| &config.system.control_socket);
-        let status = status(socket).unwrap_or_else(|error| format!("{}\n", super::chain(&error)));
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+        let status = status(socket).unwrap_or_else(|error| format!("{}\n", one_line(&error)));
         let bundle = diagnostics::bundle(Sources::usual(config, status));
-        let bytes = runtime.block_on(bundle).map_err(CliError::Bundle)?;
+        let bytes = runtime()?.block_on(bundle).map_err(CliError::Bundle)?;
         if self.output == Path::new("-") {
             io::stdout().lock().write_all(&bytes)?;
             return Ok(Exit::Done);

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::paint::{Paint, harmless};
-use super::run::keep_memory_private;
+use super::run::{keep_memory_private, runtime};
 use super::{CliError, Exit, credentials_directory};
 use crate::config::DEFAULT_PATH;
 use crate::doctor::{self, Finding, Level, Report};
@@ -44,8 +44,7 @@ pub(super) struct Doctor {
 impl Doctor {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         keep_memory_private()?;
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+        let runtime = runtime()?;
         let credentials = credentials_directory();
         let look = || runtime.block_on(doctor::visit(&self.config, credentials.as_deref()));
         let (mut report, config) = look();

@@ -75,7 +75,8 @@ impl Install {
         let payload = self.payload()?;
         let command = Command::Install { payload, force: self.force };
         let (message, update_id) = self.socket.ask("install", &command)?;
-        writeln!(io::stdout(), "{message}")?;
+        // Whether anybody reads it or not, the update goes on, and its end is the answer.
+        let _ = writeln!(io::stdout(), "{message}");
         match update_id {
             Some(update_id) if !self.no_wait => follow(self.socket.path(), update_id.as_str()),
             _ => Ok(Exit::Done),
@@ -147,7 +148,7 @@ fn follow(socket: &Path, update_id: &str) -> Result<Exit, CliError> {
         match watch_once(socket, update_id, &mut progress) {
             Ok(Seen::End(exit, sentence)) => {
                 progress.finish();
-                writeln!(io::stdout(), "{sentence}")?;
+                let _ = writeln!(io::stdout(), "{sentence}");
                 return Ok(exit);
             }
             Ok(Seen::Closed) | Err(CliError::Client(ClientError::Connect { .. } | ClientError::Closed)) => {

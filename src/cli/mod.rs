@@ -30,7 +30,7 @@ use crate::agent::AgentError;
 use crate::boot::fw_env::BootEnvError;
 use crate::config::{DEFAULT_CONTROL_SOCKET, Faults};
 use crate::control::{Answer, Client, ClientError, Command};
-use crate::install::fetch::FetchError;
+use crate::install::one_line;
 use crate::update::{Code, Failure, UpdateId};
 
 const EXIT_CODES: &str = "\
@@ -121,8 +121,6 @@ enum CliError {
     Listen(#[source] io::Error),
     #[error("cannot serve the agent")]
     Serve(#[source] io::Error),
-    #[error(transparent)]
-    Network(#[from] FetchError),
     #[error("cannot write {}", path.display())]
     Write { path: PathBuf, source: io::Error },
     #[error("cannot make the bundle")]
@@ -148,7 +146,6 @@ impl CliError {
             | Self::Environment(_)
             | Self::Listen(_)
             | Self::Serve(_)
-            | Self::Network(_)
             | Self::Output(_) => Exit::Failed,
         }
     }
@@ -158,7 +155,6 @@ impl CliError {
         match self {
             Self::Client(error) => error.advice(),
             Self::Refused { failure, .. } => match failure.code {
-                Code::Unverifiable => "give `--check-value`, or sign the image",
                 Code::VersionNotNewer | Code::VersionBelowMinimum | Code::RolledBackBefore => {
                     "`--force` takes it all the same"
                 }
@@ -175,8 +171,8 @@ impl CliError {
             return eprintln!("{self}\ntwinboot: the configuration has {count} fault{s}");
         }
         match self.advice() {
-            "" => eprintln!("twinboot: {}", chain(self)),
-            advice => eprintln!("twinboot: {}; {advice}", chain(self)),
+            "" => eprintln!("twinboot: {}", one_line(self)),
+            advice => eprintln!("twinboot: {}; {advice}", one_line(self)),
         }
     }
 }
@@ -241,16 +237,6 @@ pub fn main() -> ExitCode {
         exit
     });
     exit.into()
-}
-
-/// An error and its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| {
-        let cause = cause.to_string();
-        // Libraries' messages may have taken their cause in already.
-        if line.ends_with(&cause) { line } else { format!("{line}: {cause}") }
-    })
 }
 
 /// The few settings that come from the environment by convention: systemd's, and `NO_COLOR`.

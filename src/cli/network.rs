@@ -39,7 +39,7 @@ impl Network {
         let config = Config::load(&self.config, credentials.as_deref()).map_err(CliError::Config)?.config;
         logging::init(if self.verbose { Level::DEBUG } else { Level::INFO }).map_err(CliError::Logging)?;
         info!("the networked part of twinboot {} starts", env!("CARGO_PKG_VERSION"));
-        let network = serve::Network::new(config, credentials)?;
+        let network = serve::Network::new(config, credentials);
         on_one_thread(async {
             let stop = stopped()?;
             let listener = listener(self.socket.as_deref()).map_err(CliError::Listen)?;

@@ -7,6 +7,7 @@ use clap::Args;
 use nix::sys::prctl;
 use nix::sys::statvfs::{FsFlags, statvfs};
 use sd_notify::NotifyState;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{Level, info, warn};
 
@@ -78,10 +79,14 @@ fn warn_of_read_only(state_directory: &Path) {
     }
 }
 
+/// Of one thread.
+pub(super) fn runtime() -> Result<Runtime, CliError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)
+}
+
 /// Runs a daemon to its end.
 pub(super) fn on_one_thread(daemon: impl Future<Output = Result<Exit, CliError>>) -> Result<Exit, CliError> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let runtime = runtime()?;
     let ended = runtime.block_on(daemon);
     runtime.shutdown_timeout(SHUTDOWN_LIMIT);
     ended

@@ -14,9 +14,10 @@ use super::{
     Slots, System,
 };
 use crate::boot::scheme::Scheme;
-use crate::hub::auth::{ConnectionString, Proof, check_device_id};
+use crate::hub::auth::{ConnectionString, Proof, check_device_id, is_host_name};
 use crate::hub::session::KEEP_ALIVE_MAX;
 use crate::install::verify::ImageCheck;
+use crate::redact::redacted;
 use crate::scripts::Surroundings;
 
 /// Below it, a time limit is a typing mistake.
@@ -35,6 +36,14 @@ const ATTEMPTS_MOST: u8 = 15;
 /// are not for the user that the networked part runs as.
 const CONNECTION_STRING: &str = "connection-string";
 const DEVICE_KEY: &str = "device-key";
+
+/// What twinboot-network.service has systemd make them of.
+const CONNECTION_STRING_FILE: &str = "/etc/twinboot/connection-string";
+const DEVICE_KEY_FILE: &str = "/etc/twinboot/device.key";
+
+/// The keys of `[hub]` that say who the device is; without any of them the connection string is at its usual place.
+const IDENTITY: [&str; 5] =
+    ["connection_string_file", "host_name", "device_id", "certificate_file", "key_file"];
 
 /// Reads all files, and judges all that they say.
 pub(super) fn read(
@@ -55,20 +64,25 @@ pub(super) fn read(
             findings.unknown_section(&name, place);
         }
     }
-    let (mut faults, effective) = findings.into_faults();
+    let (mut faults, effective, notes) = findings.into_faults();
     // What is missing may stand in the file, or behind the mistake, that could not be read.
     faults.retain(|fault| !(unparsed && fault.problem == section::MISSING));
     faults.extend(written.faults);
     faults.sort();
     match config {
-        Some(config) if faults.is_empty() => Ok(Loaded { config: Config { network, ..config }, effective }),
+        Some(config) if faults.is_empty() => {
+            Ok(Loaded { config: Config { network, ..config }, effective, notes })
+        }
         _ => Err(Faults(faults)),
     }
 }
 
-/// The files with secrets that are named in the configuration, as far as that can be read.
+/// The files with secrets that are in force, as far as the configuration can be read.
 pub(super) fn secret_files(main: &Path) -> Vec<PathBuf> {
     let Some(hub) = files::read(main).sections.remove("hub") else { return Vec::new() };
+    if !IDENTITY.iter().any(|key| hub.settings.contains_key(*key)) {
+        return vec![CONNECTION_STRING_FILE.into()];
+    }
     let in_force = |key| path(&hub.settings.get(key)?.last()?.value).ok();
     ["connection_string_file", "key_file"].into_iter().filter_map(in_force).collect()
 }
@@ -134,7 +148,7 @@ fn hub(
     hub.refuse("dps", "enrolment by DPS is not there yet", "use `connection_string_file`, or a certificate");
     let identity = identity(&mut hub, credentials.is_some(), string, key);
     let gateway_host_name = hub.optional("gateway_host_name", host_name);
-    let ca_file = hub.file("ca_file", secret_file::check_public);
+    let ca_file = public_file(&mut hub, "ca_file");
     let port = hub.or("port", "8883", number(1..=u16::MAX));
     let https_port = hub.or("https_port", "443", number(1..=u16::MAX));
     let keep_alive = hub.or("keep_alive", "\"230s\"", duration(SECOND..=KEEP_ALIVE_MAX));
@@ -168,38 +182,46 @@ fn identity(
     key_handed_over: Option<PathBuf>,
 ) -> Option<Identity> {
     let credential = |name| has_credentials.then_some(name);
-    let named: Vec<_> = ["host_name", "device_id"].into_iter().filter(|key| hub.has(key)).collect();
-    let by_string = hub.has("connection_string_file");
-    for key in named.iter().filter(|_| by_string) {
+    let is_bare = !IDENTITY.iter().any(|key| hub.has(key));
+    let by_string = is_bare || hub.has("connection_string_file");
+    for key in ["host_name", "device_id"].into_iter().filter(|_| by_string) {
         hub.refuse(key, "stands beside `connection_string_file`, which has it too", "remove one");
     }
     let certified = hub.has("certificate_file") || hub.has("key_file");
-    let string_file = hub.optional("connection_string_file", path);
+    let string_file = match is_bare {
+        true => hub.or("connection_string_file", &format!("{CONNECTION_STRING_FILE:?}"), path),
+        false => hub.optional("connection_string_file", path),
+    };
     let host = hub.optional("host_name", host_name);
     let device_id = hub.optional("device_id", device_id);
-    let certificate_file = hub.file("certificate_file", secret_file::check_public);
+    let certificate_file = public_file(hub, "certificate_file");
     let key_file = match key_handed_over {
         Some(handed_over) => hub.optional("key_file", path).map(|_| handed_over),
         None => hub.file("key_file", |file| secret_file::check(file, credential(DEVICE_KEY))),
     };
+    if !has_credentials {
+        let string = (CONNECTION_STRING, CONNECTION_STRING_FILE);
+        note_another(hub, "connection_string_file", string_file.as_deref(), string);
+        note_another(hub, "key_file", key_file.as_deref(), (DEVICE_KEY, DEVICE_KEY_FILE));
+    }
     let certificate = Option::zip(certificate_file, key_file)
         .map(|(certificate_file, key_file)| Credentials::Certificate { certificate_file, key_file });
 
-    if by_string || (named.is_empty() && !certified && handed_over.is_some()) {
+    if is_bare && hub.has("dps") {
+        return None;
+    }
+    let is_there = |file: &PathBuf| file.exists();
+    if is_bare && handed_over.is_none() && !string_file.as_ref().is_some_and(is_there) {
+        let hint = format!(
+            "write the connection string to {CONNECTION_STRING_FILE}, or to the file that this key names; or write \
+             `host_name`, `device_id`, `certificate_file` and `key_file`; or remove `[hub]` for a device without a cloud"
+        );
+        hub.fault("connection_string_file", section::MISSING, hint);
+        return None;
+    }
+    if by_string {
         let file = handed_over.or(string_file)?;
         return from_connection_string(hub, &file, credential(CONNECTION_STRING), certified, certificate);
-    }
-    if hub.has("dps") {
-        return None;
-    }
-    if named.is_empty() && !certified {
-        hub.fault(
-            "connection_string_file",
-            section::MISSING,
-            "write it, or `host_name`, `device_id`, `certificate_file` and `key_file`; \
-             or remove `[hub]` for a device without a cloud",
-        );
-        return None;
     }
     for key in ["host_name", "device_id", "certificate_file", "key_file"] {
         hub.expect(key, "a device with a certificate needs all four of `host_name`, `device_id`, `certificate_file`, `key_file`");
@@ -210,6 +232,33 @@ fn identity(
         gateway_host_name: None,
         credentials: certificate?,
     })
+}
+
+/// A file that is no secret.
+fn public_file(section: &mut SectionReader<'_>, key: &'static str) -> Option<PathBuf> {
+    let file = section.file(key, secret_file::check_public)?;
+    if let Err(closed) = secret_file::check_open(&file) {
+        section.note(key, closed);
+    }
+    Some(file)
+}
+
+/// What the unit hands over is taken, whatever is named.
+fn note_another(
+    hub: &mut SectionReader<'_>,
+    key: &str,
+    named: Option<&Path>,
+    (credential, usual): (&str, &str),
+) {
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    let (Some(named), Some(handed_over)) = (named, real(Path::new(usual))) else { return };
+    if real(named).is_some_and(|named| named != handed_over) {
+        let problem = format!(
+            "twinboot-network.service is handed {usual} in its place, unless a drop-in says otherwise"
+        );
+        let hint = format!("remove that file; or {}", secret_file::hand_over(credential, named));
+        hub.note(key, section::wrong(problem, hint));
+    }
 }
 
 fn from_connection_string(
@@ -320,7 +369,7 @@ fn install(section: Option<Section>, main: &Path, findings: &mut Findings) -> Op
     let check = install.or("check", "\"required\"", section::one_of(&checks));
     let keys = install.or("keys", "\"/etc/twinboot/keys\"", path);
     let compatible = install.optional("compatible", text);
-    let ca_file = install.file("ca_file", secret_file::check_public);
+    let ca_file = public_file(&mut install, "ca_file");
     let retry_limit = install.or("retry_limit", "\"24h\"", duration(SECOND..=MONTH));
     let allow_downgrade = install.or("allow_downgrade", "false", boolean);
     install.finish();
@@ -485,12 +534,11 @@ fn slot(
 /// A host alone, as it stands in a certificate.
 fn host_name(value: &Value) -> Result<String, Wrong> {
     let name = text(value)?;
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    if name.len() <= 253 && name.chars().all(legal) {
+    if is_host_name(&name) {
         Ok(name)
     } else {
         let hint = "write the name alone, as in \"myhub.azure-devices.net\": no `https://`, no port";
-        Err(section::wrong(format!("{} is no host name", value.to_toml()), hint))
+        Err(section::wrong(format!("{} is no host name", redacted(&value.to_toml())), hint))
     }
 }
 
@@ -499,6 +547,9 @@ fn device_id(value: &Value) -> Result<String, Wrong> {
     let id = text(value)?;
     match check_device_id(&id) {
         Ok(()) => Ok(id),
-        Err(error) => Err(section::wrong(format!("{} is no device id", value.to_toml()), error.to_string())),
+        Err(error) => {
+            let shown = redacted(&value.to_toml());
+            Err(section::wrong(format!("{shown} is no device id"), error.to_string()))
+        }
     }
 }

@@ -36,6 +36,8 @@ pub struct Loaded {
     pub config: Config,
     /// Every key with the value in force and its origin. Holds no secret: those are in files of their own.
     pub effective: Vec<Effective>,
+    /// What is valid, and yet not as twinboot-network.service will see it.
+    pub notes: Vec<Fault>,
 }
 
 impl Config {

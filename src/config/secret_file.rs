@@ -29,7 +29,39 @@ pub(super) fn check(path: &Path, credential: Credential) -> Result<(), Wrong> {
 
 /// Looks whether a public file could be read, and is root's to change.
 pub(super) fn check_public(path: &Path) -> Result<(), Wrong> {
-    ownership::open(path).map(drop).map_err(|error| unreadable(path, &error, None))
+    ownership::open(path).map(drop).map_err(|error| public_fault(path, &error))
+}
+
+fn public_fault(path: &Path, error: &io::Error) -> Wrong {
+    let fault = unreadable(path, error, None);
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => Wrong { hint: open_to_all(path), ..fault },
+        _ => fault,
+    }
+}
+
+/// Looks whether a public file is one for the networked part's user too.
+pub(super) fn check_open(path: &Path) -> Result<(), Wrong> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.mode() & 0o004 == 0 => {
+            let problem =
+                format!("twinboot-network.service, which is not root, cannot read {}", path.display());
+            Err(wrong(problem, open_to_all(path)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn open_to_all(path: &Path) -> String {
+    format!("it is no secret: let everyone read it: `chmod o+r {}`", path.display())
+}
+
+/// How systemd is told to hand a secret over.
+pub(super) fn hand_over(name: &str, path: &Path) -> String {
+    format!(
+        "`systemctl edit twinboot-network.service`, and there, below `[Service]`, `LoadCredential={name}:{}`",
+        path.display()
+    )
 }
 
 fn open(path: &Path, credential: Credential) -> Result<File, Wrong> {
@@ -46,11 +78,9 @@ fn unreadable(path: &Path, error: &io::Error, credential: Credential) -> Wrong {
     let hint = match (error.kind(), credential) {
         (io::ErrorKind::NotFound, _) => "create it, or name the file that is there".to_owned(),
         // The networked part is not root, and is not to be.
-        (io::ErrorKind::PermissionDenied, Some(name)) => format!(
-            "have systemd hand it over: `systemctl edit twinboot-network.service`, and there, below `[Service]`, \
-             `LoadCredential={name}:{}`",
-            path.display()
-        ),
+        (io::ErrorKind::PermissionDenied, Some(name)) => {
+            format!("have systemd hand it over: {}", hand_over(name, path))
+        }
         (io::ErrorKind::PermissionDenied, None) => "run as root".to_owned(),
         _ => String::new(),
     };
@@ -69,5 +99,13 @@ mod tests {
         let hint = hint(Some("connection-string"));
         assert!(hint.contains("systemctl edit twinboot-network.service"), "{hint}");
         assert!(hint.contains("`LoadCredential=connection-string:/data/secret`"), "{hint}");
+    }
+
+    #[test]
+    fn who_cannot_read_what_is_no_secret_is_told_to_open_it() {
+        let hint = check_public(Path::new("/no-such-file")).unwrap_err().hint;
+        assert!(hint.starts_with("create it"), "{hint}");
+        let denied = public_fault(Path::new("/data/ca.pem"), &io::ErrorKind::PermissionDenied.into());
+        assert_eq!(denied.hint, "it is no secret: let everyone read it: `chmod o+r /data/ca.pem`");
     }
 }

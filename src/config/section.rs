@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::fault::{Fault, Place};
 use crate::bundle::is_class;
 use crate::install::ROOT_CLASS;
+use crate::redact::redacted;
 
 use super::files::{SECTIONS, Section, Setting, Value, section_names};
 
@@ -32,6 +33,8 @@ pub(super) const MISSING: &str = "is missing";
 pub(super) struct Findings {
     pub faults: Vec<Fault>,
     pub effective: Vec<Effective>,
+    /// What is valid, and somebody should know of.
+    pub notes: Vec<Fault>,
     /// Keys that exist, with their section.
     known: Vec<(String, &'static str)>,
     /// Keys that were written, but that nobody asked for.
@@ -181,6 +184,12 @@ impl<'a> SectionReader<'a> {
         self.findings.faults.push(Fault { place, key, problem: problem.into(), hint: hint.into() });
     }
 
+    /// Something about the value in force should be known, although it is valid.
+    pub(super) fn note(&mut self, key: &str, Wrong { problem, hint }: Wrong) {
+        let (place, key) = (self.place(key), format!("{}.{key}", self.name));
+        self.findings.notes.push(Fault { place, key, problem, hint });
+    }
+
     /// Whatever was not asked for is no key of this section.
     pub(super) fn finish(self) {
         let Self { name, section, read, findings, .. } = self;
@@ -214,7 +223,7 @@ impl Findings {
 
     /// All faults in reading order. To be called once every section is finished: only then is it known
     /// that a key is at home in another section.
-    pub(super) fn into_faults(mut self) -> (Vec<Fault>, Vec<Effective>) {
+    pub(super) fn into_faults(mut self) -> (Vec<Fault>, Vec<Effective>, Vec<Fault>) {
         for (section, key, place) in std::mem::take(&mut self.unread) {
             let hint = self.unknown_key_hint(&section, &key);
             let key = format!("{section}.{key}");
@@ -222,7 +231,7 @@ impl Findings {
         }
         self.faults.sort();
         self.faults.dedup();
-        (self.faults, self.effective)
+        (self.faults, self.effective, self.notes)
     }
 
     fn unknown_key_hint(&self, section: &str, key: &str) -> String {
@@ -261,7 +270,9 @@ pub(super) fn path(value: &Value) -> Result<PathBuf, Wrong> {
     if path.is_absolute() {
         Ok(path)
     } else {
-        Err(wrong(format!("{} is no absolute path", value.to_toml()), "begin it with `/`"))
+        // It may be the secret in place of its file.
+        let shown = redacted(&value.to_toml());
+        Err(wrong(format!("{shown} is no absolute path"), "begin it with `/`"))
     }
 }
 

@@ -176,7 +176,8 @@ fn each_kind_of_mistake_has_its_message() {
         ),
         (
             "[hub]",
-            "config.toml:1: hub.connection_string_file: is missing; write it, or `host_name`, `device_id`, \
+            "config.toml:1: hub.connection_string_file: is missing; write the connection string to \
+          /etc/twinboot/connection-string, or to the file that this key names; or write `host_name`, `device_id`, \
           `certificate_file` and `key_file`; or remove `[hub]` for a device without a cloud",
         ),
         (
@@ -337,6 +338,31 @@ fn a_damaged_connection_string_is_not_repeated_in_the_message() {
     assert_eq!(faults.len(), 1, "{faults:?}");
     assert!(faults[0].starts_with("config.toml:2: hub.connection_string_file: secret: "), "{faults:?}");
     assert!(!faults[0].contains("c2VjcmV0"), "{faults:?}");
+}
+
+#[test]
+fn a_secret_in_the_place_of_another_value_is_not_repeated_in_the_message() {
+    let string = CONNECTION_STRING.trim();
+    for key in ["connection_string_file", "host_name", "device_id"] {
+        let faults = with_lines(&format!("[hub]\n{key} = {string:?}")).faults();
+        assert!(faults.iter().any(|fault| fault.contains("SharedAccessKey=[secret]")), "{faults:?}");
+        assert!(!faults.iter().any(|fault| fault.contains("c2VjcmV0")), "{faults:?}");
+    }
+}
+
+/// The networked part is not root.
+#[test]
+fn a_certificate_that_root_alone_can_read_is_noted() {
+    let noted = |mode| {
+        let files = with_lines("").with("ca.pem", "").mode("ca.pem", mode);
+        let install = format!("[install]\nca_file = {:?}\n{BOOT}{SLOTS}", files.path("ca.pem"));
+        let loaded = files.with("config.toml", &install).load().unwrap_or_else(|faults| panic!("{faults}"));
+        loaded.notes.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let notes = noted(0o600);
+    assert!(notes.len() == 1 && notes[0].contains("config.toml:2: install.ca_file: "), "{notes:?}");
+    assert!(notes[0].contains("let everyone read it: `chmod o+r /"), "{notes:?}");
+    assert!(noted(0o644).is_empty());
 }
 
 #[test]

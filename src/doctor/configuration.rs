@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{Finding, Repair};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Fault};
 
 /// Where `[hub]` or its secrets are at fault, the rest is still looked at: without a hub.
 pub(super) fn check(main: &Path, credentials: Option<&Path>) -> (Vec<Finding>, Option<Config>) {
@@ -13,17 +13,19 @@ pub(super) fn check(main: &Path, credentials: Option<&Path>) -> (Vec<Finding>, O
     let mut findings: Vec<Finding> =
         config::secret_files(main).iter().filter_map(|path| secret(path)).collect();
     findings.extend(unread(&main.with_file_name("config.d")));
+    let told = |fault: &Fault| {
+        let key = if fault.key.is_empty() { String::new() } else { format!("{}: ", fault.key) };
+        format!("{}: {key}{}", fault.place, fault.problem)
+    };
     match Config::load(main, credentials) {
         Ok(loaded) => {
             findings.insert(0, Finding::ok(CHECK, format!("{} is valid", main.display())));
+            let noted = |note| Finding::warning("configuration.network", told(note), &note.hint);
+            findings.extend(loaded.notes.iter().map(noted));
             (findings, Some(loaded.config))
         }
         Err(faults) => {
-            let one_by_one = faults.0.iter().map(|fault| {
-                let key = if fault.key.is_empty() { String::new() } else { format!("{}: ", fault.key) };
-                Finding::fault(CHECK, format!("{}: {key}{}", fault.place, fault.problem), &fault.hint)
-            });
-            findings.extend(one_by_one);
+            findings.extend(faults.0.iter().map(|fault| Finding::fault(CHECK, told(fault), &fault.hint)));
             // What its hub is, is then as little known as beside a networked part.
             let rest = Config::load_beside(main, PathBuf::new()).ok();
             (findings, rest.map(|loaded| loaded.config))

@@ -19,6 +19,9 @@ const ASK_LIMIT: Duration = Duration::from_secs(10);
 /// It ends a trial also where the daemon does not start.
 const TRIAL_TIMER: &str = "twinboot-trial.timer";
 
+/// `StateDirectory=` of twinboot.service.
+const STATE_DIRECTORY: &str = "/var/lib/twinboot";
+
 /// What it starts.
 const TRIAL_SERVICE: &str = "twinboot-trial.service";
 
@@ -39,7 +42,7 @@ pub(super) async fn ask(patient: &Patient) -> Vec<Finding> {
     let hub = patient.config.hub.as_ref();
     let needs_clock = hub.is_some_and(|hub| matches!(hub.credentials, Credentials::SharedAccessKey(_)));
     let clock = clock(system::clock(check_command).await, check_command, needs_clock);
-    vec![clock, trial_timer(patient).await]
+    vec![clock, sandbox(patient).await, trial_timer(patient).await]
 }
 
 fn daemon(patient: &Patient) -> Finding {
@@ -128,6 +131,30 @@ fn watchdog(sysfs: &Path) -> Finding {
     })
 }
 
+/// Whether the service may write the state: from a shell every directory is writable.
+async fn sandbox(patient: &Patient) -> Finding {
+    const CHECK: &str = "machine.sandbox";
+    const QUESTION: [&str; 3] = ["show", "--property=ProtectSystem,ReadWritePaths", "twinboot.service"];
+    // Where there is no systemd there is no sandbox.
+    let answer = ask_systemd(&patient.systemctl, QUESTION).await.unwrap_or_default();
+    let property = |name| answer.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let state = real(&patient.config.state_directory);
+    let listed =
+        property("ReadWritePaths=").split_whitespace().map(|path| path.trim_start_matches(['-', '+']));
+    let mut writable = [STATE_DIRECTORY].into_iter().chain(listed);
+    if property("ProtectSystem=") == "strict"
+        && !writable.any(|path| state.starts_with(real(Path::new(path))))
+    {
+        return Finding::warning(
+            CHECK,
+            format!("twinboot.service may not write {}", patient.config.state_directory.display()),
+            "no update can begin: `twinboot check-config --unit` prints the drop-in that lets it",
+        );
+    }
+    Finding::ok(CHECK, "nothing keeps the daemon from its state directory")
+}
+
 async fn trial_timer(patient: &Patient) -> Finding {
     const CHECK: &str = "machine.trial-timer";
     let evidence = match ask_systemd(&patient.systemctl, ["is-enabled", TRIAL_TIMER]).await {
@@ -158,7 +185,8 @@ async fn trial_end(check: &'static str, patient: &Patient) -> Finding {
             "give it longer: `systemctl edit twinboot-trial.timer`, with `OnBootSec=` empty first, and then anew",
         );
     }
-    let mark = format!("ConditionPathExistsGlob={}/trial/reboot-*", config.state_directory.display());
+    let mark = config.state_directory.join("trial/reboot-*");
+    let mark = format!("ConditionPathExistsGlob={}", mark.display());
     let unit = ask_systemd(systemctl, ["cat", TRIAL_SERVICE]).await;
     if unit.is_ok_and(|unit| !unit.lines().any(|line| line == mark)) {
         return Finding::warning(

@@ -85,7 +85,8 @@ fn room(seen: &Seen<'_>) -> Finding {
         Ok(room) if room.flags().contains(FsFlags::ST_RDONLY) => Finding::fault(
             CHECK,
             format!("{} is mounted read-only", path.display()),
-            "mount it writable; if it was, the kernel found an error: `dmesg`",
+            "mount it writable; if it was, the kernel found an error: `dmesg`; or the service may not write it: \
+             `twinboot check-config --unit`",
         ),
         Ok(room) => {
             let free = room.blocks_available().saturating_mul(room.fragment_size());

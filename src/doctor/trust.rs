@@ -48,30 +48,29 @@ fn of_list(list: &KeyList, directory: &Path) -> Finding {
 }
 
 fn of_image(seen: &Seen<'_>) -> Finding {
-    const CHECK: &str = KEYS;
     let install = &seen.config.install;
     let directory = install.keys.display();
     match (read_keys(&install.keys), install.check) {
         (Err(error), _) => {
-            Finding::fault(CHECK, one_line(&error), "no update is taken before it is a key, or gone")
+            Finding::fault(KEYS, one_line(&error), "no update is taken before it is a key, or gone")
         }
         (Ok(keys), ImageCheck::Signature) if keys.is_empty() => Finding::fault(
-            CHECK,
+            KEYS,
             format!("only signed images are taken, and {directory} holds no key"),
             "put the public key of `minisign -G` there, as NAME.pub",
         ),
         (Ok(keys), ImageCheck::Optional) if keys.is_empty() => Finding::warning(
-            CHECK,
+            KEYS,
             "any image is taken: `install.check = \"optional\"`, and there is no key",
             "set it to \"required\", or to \"signature\"",
         ),
         (Ok(keys), ImageCheck::Required) if keys.is_empty() => {
-            Finding::ok(CHECK, "no key: an image needs the check value of its request")
+            Finding::ok(KEYS, "no key: an image needs the check value of its request")
         }
         (Ok(keys), _) => {
             let names = keys.iter().filter_map(|(path, _)| path.file_name());
             let names: Vec<_> = names.map(|name| name.to_string_lossy()).collect();
-            Finding::ok(CHECK, format!("{} in {directory}: {}", keys.len(), names.join(", ")))
+            Finding::ok(KEYS, format!("{} in {directory}: {}", keys.len(), names.join(", ")))
         }
     }
 }

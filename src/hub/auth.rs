@@ -198,10 +198,15 @@ fn is_true(flag: Option<&str>) -> Result<bool, AuthError> {
 }
 
 fn valid_host(name: &'static str, host: &str) -> Result<String, AuthError> {
-    let plausible = !host.is_empty()
+    if is_host_name(host) { Ok(host.to_owned()) } else { Err(AuthError::InvalidHost { name }) }
+}
+
+/// Whether it is a host alone, as it stands in a certificate.
+#[must_use]
+pub fn is_host_name(host: &str) -> bool {
+    !host.is_empty()
         && host.len() <= HOST_NAME_MAX_CHARS
-        && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
-    if plausible { Ok(host.to_owned()) } else { Err(AuthError::InvalidHost { name }) }
+        && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte))
 }
 
 /// Whether the hub could know a device of this name.

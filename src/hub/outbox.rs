@@ -32,16 +32,11 @@ impl Outbox {
         self.flush();
     }
 
-    /// Hands an event over if the agent has room now.
-    ///
-    /// # Errors
-    /// The event, back.
-    pub fn offer(&mut self, event: HubEvent) -> Result<(), Box<HubEvent>> {
+    /// Hands an event over if the agent has room now; `false`: it has none, and the event is gone.
+    #[must_use]
+    pub fn offer(&mut self, event: HubEvent) -> bool {
         self.flush();
-        if !self.waiting.is_empty() {
-            return Err(Box::new(event));
-        }
-        self.events.try_send(event).map_err(|refused| Box::new(refused.into_inner()))
+        self.waiting.is_empty() && self.events.try_send(event).is_ok()
     }
 
     /// Hands one waiting event over as soon as the agent has room; without one it waits for ever, as
@@ -104,7 +99,7 @@ mod tests {
         outbox.push(HubEvent::Connected);
         outbox.push(desired(98));
         outbox.push(desired(99));
-        assert!(outbox.offer(method()).is_err(), "a call does not overtake a state");
+        assert!(!outbox.offer(method()), "a call does not overtake a state");
 
         let mut seen = Vec::new();
         while seen.len() < 4 {
@@ -115,7 +110,7 @@ mod tests {
         }
         let expected = [lost("first"), lost("again"), HubEvent::Connected, desired(99)];
         assert_eq!(seen, expected.map(|event| format!("{event:?}")));
-        assert!(outbox.offer(method()).is_ok());
-        assert!(outbox.offer(method()).is_err(), "the agent has no room");
+        assert!(outbox.offer(method()));
+        assert!(!outbox.offer(method()), "the agent has no room");
     }
 }

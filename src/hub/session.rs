@@ -4,7 +4,6 @@
 //! cancelled while the session lasts, since a poll that is dropped halfway can lose a packet. `hold`
 //! decides what to say, and never waits for `drive`.
 
-use std::error::Error as _;
 use std::io;
 use std::pin::pin;
 use std::time::Duration;
@@ -28,6 +27,7 @@ use super::outbox::Outbox;
 use super::twin::Twin;
 use super::{HubEvent, MethodCall, MethodReply, Pace, Reported, auth, topic};
 use crate::config::{self, Credentials};
+use crate::install::one_line;
 use crate::system::EARLIEST_UNIX_SECS;
 use crate::tls;
 
@@ -308,7 +308,7 @@ impl<'a> Session<'a> {
         }
         let (reply, replied) = oneshot::channel();
         let call = HubEvent::Method(MethodCall { name, payload, reply });
-        if self.outbox.offer(call).is_err() {
+        if !self.outbox.offer(call) {
             warn!("a method call was refused: the agent is busy");
             return answer(
                 client,
@@ -389,7 +389,7 @@ pub(super) async fn client_config(config: &config::Hub) -> Result<ClientConfig, 
     let load = move || tls::client_config(tls::Roots::from(ca_file.as_deref()), credentials.identity());
     match tokio::task::spawn_blocking(load).await {
         Ok(Ok(client_config)) => Ok(client_config),
-        Ok(Err(error)) => Err(End::NotReady(with_sources(&error))),
+        Ok(Err(error)) => Err(End::NotReady(one_line(&error))),
         Err(stopped) => Err(End::NotReady(stopped.to_string())),
     }
 }
@@ -488,14 +488,4 @@ fn describe_io(error: &io::Error) -> String {
         }
         _ => tls::expired(error).unwrap_or_else(|| error.to_string()),
     }
-}
-
-fn with_sources(error: &tls::TlsError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

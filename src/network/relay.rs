@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::net::UnixStream;
@@ -117,13 +116,13 @@ async fn hear(
             FromHub::Disconnected { reason } => HubEvent::Disconnected { reason: wire::in_one_line(&reason) },
             FromHub::Desired(desired) => HubEvent::Desired(desired),
             FromHub::Method { call, name } => {
-                let (method, answer) = method_call(name, body);
+                let (reply, answer) = oneshot::channel();
                 // More than the hub's session lets wait: nobody honest is left without an answer.
                 if calls.try_send((call, answer)).is_err() {
                     debug!("a method call is not taken: {CALLS_MAX} wait already");
                     continue;
                 }
-                HubEvent::Method(method)
+                HubEvent::Method(MethodCall { name, payload: body, reply })
             }
         };
         if events.send(event).await.is_err() {
@@ -131,11 +130,6 @@ async fn hear(
             debug!("an event came too late");
         }
     }
-}
-
-fn method_call(name: String, payload: Bytes) -> (MethodCall, oneshot::Receiver<MethodReply>) {
-    let (reply, answer) = oneshot::channel();
-    (MethodCall { name, payload, reply }, answer)
 }
 
 /// What goes: each new report, and each answer.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -47,8 +47,10 @@ const EVENTS_MAX: usize = 32;
 pub struct Network {
     /// The hub, if there is one.
     pub hub: Option<config::Hub>,
-    /// For the image servers.
-    pub clients: Arc<Clients>,
+    /// Whom the image servers are trusted by; `None`: the system's roots.
+    pub image_ca_file: Option<PathBuf>,
+    /// What the downloads under way share: the next update reads the roots anew.
+    clients: Mutex<Weak<Clients>>,
     /// Where systemd put copies of the secrets when this process started: they stay as they are while it runs.
     copies: Option<PathBuf>,
     /// The hub takes a second session of a device as the end of the first.
@@ -56,11 +58,25 @@ pub struct Network {
 }
 
 impl Network {
-    /// # Errors
-    /// When the HTTP clients cannot be set up.
-    pub fn new(config: config::Config, copies: Option<PathBuf>) -> Result<Self, FetchError> {
-        let clients = Arc::new(Clients::new(config.install.ca_file)?);
-        Ok(Self { hub: config.hub, clients, copies, turn: tokio::sync::Mutex::new(()) })
+    /// For a configuration; `copies` is systemd's `$CREDENTIALS_DIRECTORY`.
+    #[must_use]
+    pub fn new(config: config::Config, copies: Option<PathBuf>) -> Self {
+        Self::of(config.hub, config.install.ca_file, copies)
+    }
+
+    fn of(hub: Option<config::Hub>, image_ca_file: Option<PathBuf>, copies: Option<PathBuf>) -> Self {
+        let turn = tokio::sync::Mutex::new(());
+        Self { hub, image_ca_file, clients: Mutex::default(), copies, turn }
+    }
+
+    fn clients(&self) -> Result<Arc<Clients>, FetchError> {
+        let mut shared = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(clients) = shared.upgrade() {
+            return Ok(clients);
+        }
+        let clients = Arc::new(Clients::new(self.image_ca_file.clone())?);
+        *shared = Arc::downgrade(&clients);
+        Ok(clients)
     }
 
     /// Answers whoever connects to `listener`, until `stop` is there.
@@ -196,7 +212,7 @@ impl Network {
         }
         let progress = watch::Sender::new(Progress::default());
         let mut phases = progress.subscribe();
-        let reach = Reach::Direct(self.clients.clone());
+        let reach = Reach::Direct(self.clients()?);
         let wanted = Wanted { offset, end, validator };
         let opening = Source::open(&uri, expected_bytes, wanted, &reach, limits, progress);
         let mut source = telling(writer, &mut phases, opening).await?;
@@ -352,6 +368,16 @@ mod tests {
     use super::*;
     use crate::redact::Secret;
 
+    /// Roots are renewed while this process goes on.
+    #[test]
+    fn downloads_at_the_same_time_share_the_roots_and_the_next_one_reads_them_anew() {
+        let network = Network::of(None, None, None);
+        let (one, other) = (network.clients().unwrap(), network.clients().unwrap());
+        assert!(Arc::ptr_eq(&one, &other));
+        drop((one, other));
+        assert!(network.clients.lock().unwrap().upgrade().is_none());
+    }
+
     #[tokio::test]
     async fn an_agent_that_hears_nothing_is_hung_up_on() {
         let hub = config::Hub {
@@ -365,8 +391,7 @@ mod tests {
             https_port: 443,
             keep_alive: Duration::from_secs(230),
         };
-        let clients = Arc::new(Clients::new(None).unwrap());
-        let network = Network { hub: Some(hub), clients, copies: None, turn: tokio::sync::Mutex::new(()) };
+        let network = Network::of(Some(hub), None, None);
         let (ours, agent) = UnixStream::pair().unwrap();
         let agent = agent.into_std().unwrap();
         agent.shutdown(std::net::Shutdown::Read).unwrap();

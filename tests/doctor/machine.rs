@@ -58,6 +58,24 @@ async fn a_machine_with_everything() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// From a shell, where the doctor runs, everything is writable.
+#[tokio::test]
+async fn a_service_that_may_not_write_the_state() {
+    let board = Board::new();
+    let state = board.path("state").display().to_string();
+    for (protected, writable, level) in [
+        ("strict", String::new(), Level::Warning),
+        ("strict", format!("-/run/lock +{state}-other"), Level::Warning),
+        ("strict", format!("-/run/lock -{state}"), Level::Ok),
+        ("strict", board.dir.path().display().to_string(), Level::Ok),
+        ("no", String::new(), Level::Ok),
+    ] {
+        let answer = format!("printf '%s\\n' ProtectSystem={protected} 'ReadWritePaths={writable}'");
+        let found = machine(&board, &answer).await;
+        assert_eq!(found["machine.sandbox"].0, level, "{protected} {writable}: {found:#?}");
+    }
+}
+
 /// One whose trial timer fits this board.
 fn systemd(board: &Board, time: &str) -> String {
     let state = Config::load(&board.config_file(), None).unwrap().config.state_directory;
@@ -83,6 +101,15 @@ async fn a_trial_timer_that_comes_too_early_or_looks_elsewhere() {
         let (level, told) = &found["machine.trial-timer"];
         assert!(*level == Level::Warning && told.contains(evidence), "{told}");
     }
+}
+
+#[tokio::test]
+async fn a_state_directory_with_a_slash_at_its_end() {
+    let mut board = Board::new();
+    let systemd = systemd(&board, "15min");
+    board.configure("DIR/state", "DIR/state/");
+    let found = machine(&board, &systemd).await;
+    assert_eq!(found["machine.trial-timer"].0, Level::Ok, "{found:#?}");
 }
 
 #[tokio::test]

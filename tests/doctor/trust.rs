@@ -3,7 +3,7 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::board::{Board, put};
+use crate::board::{Board, beside, put};
 
 #[test]
 fn keys_and_programs_that_others_can_change() {
@@ -39,6 +39,48 @@ fn a_configuration_with_faults_and_a_secret_for_everyone() {
     board.configure("scheme = \"bootcount\"", "scheme = \"grub\"");
     let advice = board.finds("configuration.valid", "fault", "boot.scheme");
     assert!(advice.contains("\"rauc\""), "{advice}");
+}
+
+const STRING: &str = "HostName=127.0.0.1;DeviceId=gateway-1;SharedAccessKey=c2VjcmV0c2VjcmV0c2VjcmV0";
+
+/// A board with the secret where the service looks for it, once its `etc` is this machine's.
+fn with_usual_secret(hub: &str) -> Option<Board> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not run: mounts need root");
+        return None;
+    }
+    let mut board = Board::new();
+    board.config.push_str(&format!("[hub]\nport = 1\n{hub}"));
+    for secret in ["etc/twinboot/connection-string", "secret"] {
+        put(&board.path(secret), STRING);
+        fs::set_permissions(board.path(secret), Permissions::from_mode(0o600)).unwrap();
+    }
+    Some(board)
+}
+
+const ETC: &str = "mount --bind $dir/etc /etc";
+
+#[test]
+fn a_bare_hub_is_right_from_a_shell_too() {
+    let Some(board) = with_usual_secret("") else { return };
+    let checks = beside(&board, ETC);
+    assert_eq!(checks["configuration.valid"].0, "ok", "{checks:#?}");
+    let secrets = &checks["configuration.secrets"];
+    assert!(secrets.0 == "ok" && secrets.1.starts_with("/etc/twinboot/connection-string "), "{secrets:?}");
+    assert!(checks["hub.credentials"].1.starts_with("127.0.0.1:1: "), "{checks:#?}");
+}
+
+#[test]
+fn a_secret_that_is_named_while_the_service_is_handed_another_one() {
+    let Some(board) = with_usual_secret("connection_string_file = \"DIR/secret\"\n") else { return };
+    let checks = beside(&board, ETC);
+    let (level, evidence, advice) = &checks["configuration.network"];
+    assert!(level == "warning" && evidence.contains("handed /etc/twinboot/connection-string"), "{checks:#?}");
+    assert!(advice.contains("`LoadCredential=connection-string:/"), "{advice}");
+    // One file by two names, as where the root filesystem is replaced.
+    let one = format!("ln -sf $dir/secret $dir/etc/twinboot/connection-string; {ETC}");
+    let checks = beside(&board, &one);
+    assert!(!checks.contains_key("configuration.network"), "{checks:#?}");
 }
 
 /// Whoever may put a link there chooses which file `--fix` changes.
