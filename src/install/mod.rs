@@ -599,13 +599,10 @@ async fn pump(
         }
         let (offset, total) = (source.offset(), source.total_bytes());
         progress.send_modify(|p| {
-            // What is fetched from the beginning each time is no headway.
-            let beyond = if p.saved_bytes > 0 { offset.saturating_sub(p.saved_bytes) } else { 0 };
             *p = Progress {
                 bytes: offset,
                 total_bytes: total,
                 fetched_bytes: p.fetched_bytes + bytes.len() as u64,
-                fresh_bytes: p.fresh_bytes.max(beyond),
                 ..*p
             };
         });
