@@ -911,7 +911,7 @@ async fn where_only_signatures_count_a_check_value_is_not_enough_and_must_still_
     );
     let (body, text) = (image.clone(), fs::read(&signature).unwrap());
     let server = Server::start(move |_, request| match request.path.as_str() {
-        "/image" => serve_file(&body, "\"1\"", request),
+        "/image" | "/unsigned" => serve_file(&body, "\"1\"", request),
         "/image.minisig" => serve_file(&text, "\"2\"", request),
         _ => Reply::status(404),
     });
@@ -929,9 +929,12 @@ async fn where_only_signatures_count_a_check_value_is_not_enough_and_must_still_
     run(&job(Some("2.0"), &image)).await.0.unwrap();
     bench.assert_holds(&image);
 
-    let unsigned =
-        Job { spec: ImageSpec { uri: server.url("/none"), ..job(None, &image).spec }, ..job(None, &image) };
-    assert_eq!(code_of(&unsigned).await, Code::SignatureInvalid, "its check value is right");
+    let at = |path: &str| Job {
+        spec: ImageSpec { uri: server.url(path), ..job(None, &image).spec },
+        ..job(None, &image)
+    };
+    assert_eq!(code_of(&at("/unsigned")).await, Code::SignatureInvalid, "its check value is right");
+    assert_eq!(code_of(&at("/none")).await, Code::ImageNotFound, "nor is there a signature");
 }
 
 // ------------------------------------------------------------------------------------------------- resuming

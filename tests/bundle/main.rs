@@ -402,7 +402,7 @@ async fn patches_beside_the_bundle_that_go_away_while_they_are_fetched_are_done_
         let there = bench.clone();
         let device = Told::open(&job, move |operation, number| {
             if (operation, number) == (Operation::Write, 0) {
-                let gone = Some(StatusFault { code, retry_after_secs: None, requests: u32::MAX });
+                let gone = Some(StatusFault { code, retry_after_secs: Some(1), requests });
                 there.server.set_faults(BESIDE, Faults { status: gone, ..Faults::default() });
             }
             Ok(())
@@ -556,6 +556,17 @@ async fn a_signed_bundle_by_any_other_name_is_one_whatever_is_said_of_a_signatur
         let code = if answer.is_some() { Code::ImageForbidden } else { Code::SignatureInvalid };
         assert_eq!(code_of(&job).await, code);
     }
+    // Its server may pause.
+    let status = |code, requests| {
+        let status = Some(StatusFault { code, retry_after_secs: Some(1), requests });
+        Faults { status, ..Faults::default() }
+    };
+    beside(status(404, 1000));
+    bench.server.set_faults("release.img", status(503, 2));
+    bench.server.put("release.img", made.bytes.clone());
+    fs::write(bench.path("slot"), vec![0xee; 3 * MIB]).unwrap();
+    run(&job).await.0.unwrap();
+    bench.assert_holds(&image);
 }
 
 #[tokio::test]

@@ -82,17 +82,21 @@ struct Work {
 }
 
 impl Run<'_> {
-    /// Installs the bundle at the job's address, with patches of the file `beside` it, or without. `None`: it is none.
-    pub(super) async fn bundle(&self, reach: &Reach, beside: bool) -> Result<Option<Image>, InstallError> {
+    /// Installs the bundle at the job's address. For the last time: without patches of the file beside it, and whatever
+    /// its server calls the version. `None`: it is none.
+    pub(super) async fn bundle(&self, reach: &Reach, is_last: bool) -> Result<Option<Image>, InstallError> {
         let job = self.job;
         self.progress.send_replace(Progress::default());
         let rule = self.rule().await?;
         let mut front = self.or_cancelled(Front::open(self.remote(reach))).await?;
+        if is_last {
+            front.take_any_version();
+        }
         let mut head = match self.or_cancelled(Head::read(&mut front, &rule, job)).await {
             Err(InstallError::Bundle(BundleError::NotABundle)) => return Ok(None),
             head => head?,
         };
-        head.manifest.patches_file.take_if(|_| !beside);
+        head.manifest.patches_file.take_if(|_| is_last);
         job.device.admits(&head.manifest, head.digest, job.version.as_deref())?;
         let places = self.places(&head).await?;
         let index = Arc::new(self.or_cancelled(head.index(&mut front)).await?);
@@ -106,14 +110,9 @@ impl Run<'_> {
         Ok(Some(image))
     }
 
-    /// Whether a bundle is at the job's address, as far as its server says so at once.
-    pub(super) async fn is_bundle(&self, reach: &Reach) -> bool {
-        let mut remote = self.remote(reach);
-        remote.limits.retry = remote.limits.retry.min(remote.limits.stall);
-        match Front::open(remote).await {
-            Ok(mut front) => front.has_magic().await,
-            Err(_) => false,
-        }
+    /// Whether a bundle is at the job's address.
+    pub(super) async fn is_bundle(&self, reach: &Reach) -> Result<bool, InstallError> {
+        Front::open(self.remote(reach)).await?.has_magic().await
     }
 
     fn remote(&self, reach: &Reach) -> Remote {
