@@ -456,6 +456,7 @@ async fn a_server_without_ranges_is_read_through_once() {
     bench.assert_holds(&new);
     assert_eq!(bench.server.requests(NAME), 1);
     assert!(bench.sent() <= made.bytes.len() as u64 && progress.copied_bytes > 0, "{progress:?}");
+    assert_eq!(progress.saved_bytes, 0, "everything came");
 }
 
 /// What runs is written to although it should not be: it gives less than was found in it.

@@ -29,7 +29,7 @@ use self::assemble::{Assembly, Bench};
 use self::head::{Front, Head};
 use self::patch::{Patch, Search, find_all};
 use self::plan::Plan;
-use self::supply::{Supply, supply};
+use self::supply::{Delivery, Supply, supply};
 use self::survey::{Copies, Kept, Wanted};
 use super::fetch::Reach;
 use super::parts::{Parts, Remote, requests};
@@ -242,17 +242,19 @@ impl Run<'_> {
         let requests = requests(wanted);
         let to_fetch = requests.iter().map(|part| part.end - part.start).sum();
         let saved_bytes = manifest.pieces_bytes.saturating_sub(to_fetch);
-        self.progress.send_modify(|p| p.saved_bytes = saved_bytes);
         let remote = front.remote.clone();
         let is_whole = front.is_whole();
-        let source = match is_whole && !requests.is_empty() {
-            true => supply::Plan::Whole(Box::new(front)),
-            false => supply::Plan::Parts(Box::new(Parts::new(remote.clone(), requests))),
+        let delivery = match is_whole && !requests.is_empty() {
+            true => Delivery::Whole(Box::new(front)),
+            false => Delivery::Parts(Box::new(Parts::new(remote.clone(), requests))),
         };
+        // What comes all the same is not saved.
+        let is_saved = matches!(delivery, Delivery::Parts(_));
+        self.progress.send_modify(|p| p.saved_bytes = if is_saved { saved_bytes } else { 0 });
         let (supplier, supply) = supply(is_whole);
         let failed = work.failed.clone();
         let assembling = tokio::task::spawn_blocking(move || work.install(&plans, supply));
-        let supplied = self.feed(supplier.run(source, &remote), &failed).await;
+        let supplied = self.feed(supplier.run(delivery, &remote), &failed).await;
         // Where one was cut off by the other, the other knows why.
         match (joined(assembling).await, supplied) {
             (Err(InstallError::Interrupted), Err(error)) => Err(error),
