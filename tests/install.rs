@@ -526,6 +526,30 @@ async fn without_an_entity_tag_the_size_and_the_check_value_protect_a_resume() {
     assert_eq!(server.requests()[2].header("range"), None, "started over");
 }
 
+/// HTTP/1.0 (RFC 9112, 6.3): a connection that breaks looks like the end.
+#[tokio::test]
+async fn an_answer_without_a_length_that_is_cut_off_is_not_taken_for_the_end() {
+    let image = image(43, 2 * MIB);
+    for (ranges, asked) in [(true, [0, MIB, MIB + MIB / 2]), (false, [0, MIB, MIB])] {
+        let bench = Bench::new(4 * MIB);
+        let body = image.clone();
+        let server = Server::start(move |number, request| {
+            let mut reply = Reply::file(&body, if ranges { request.start() } else { 0 }, "\"1\"");
+            reply.headers.retain(|(name, _)| *name != "content-length");
+            match number {
+                0 => reply.cut(MIB),
+                1 => reply.cut(MIB / 2),
+                _ => reply,
+            }
+        });
+        let mut job = bench.job(server.url("/image"), &image);
+        job.spec.size_bytes = Some(image.len() as u64);
+        run(&job).await.0.unwrap();
+        bench.assert_holds(&image);
+        assert_eq!(server.requests().iter().map(Request::start).collect::<Vec<_>>(), asked);
+    }
+}
+
 // --------------------------------------------------------------------------------------------- bad servers
 
 #[tokio::test]
