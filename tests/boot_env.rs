@@ -457,13 +457,27 @@ fn a_file_that_was_replaced_on_ext4_is_found_without_the_journal() {
     succeed(Command::new("sync").arg("--file-system").arg(&mounted));
     board.write_config(&format!("{} 0 {SIZE:#x}\n", mounted.join("uboot.env").display()));
 
-    board.env().write(&patch(&[("boot_slot", Some("b"))])).unwrap();
     // What a power cut in this moment leaves; debugfs too reads no journal.
-    fs::copy(&disk, board.dir.path().join("cut")).unwrap();
+    let cut = board.dir.path().join("cut");
     let dump = format!("dump /uboot.env {}", board.copy(1).display());
-    succeed(Command::new("debugfs").args(["-R", &dump]).arg(board.dir.path().join("cut")));
-    board.configure(1);
-    assert_eq!(board.env().read().unwrap()["boot_slot"], "b");
+    let assert_found = |slot: &str| {
+        fs::copy(&disk, &cut).unwrap();
+        succeed(Command::new("debugfs").args(["-R", &dump]).arg(&cut));
+        let found = Board { dir: tempfile::tempdir().unwrap() };
+        fs::copy(board.copy(1), found.copy(1)).unwrap();
+        found.configure(1);
+        assert_eq!(found.env().read().unwrap()["boot_slot"], slot);
+    };
+    let to_slot = |slot| patch(&[("boot_slot", Some(slot))]);
+    board.env().write(&to_slot("b")).unwrap();
+    assert_found("b");
+
+    // Another process wrote it, and was killed before it could sync the directory.
+    mkenvimage(&START.replace("boot_slot=a", "boot_slot=c"), Copies::Single, &mounted.join("new"));
+    fs::rename(mounted.join("new"), mounted.join("uboot.env")).unwrap();
+    assert_found("b");
+    assert_eq!(board.env().write(&to_slot("c")).unwrap(), Written::Unchanged { damaged: false });
+    assert_found("c");
 }
 
 /// Unmounted when dropped.

@@ -8,8 +8,10 @@ mod inspect;
 mod lock;
 mod medium;
 
+use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::slice;
 use std::time::Duration;
 
 pub use self::config::{ConfigError, FwEnvConfig, Location};
@@ -283,12 +285,14 @@ impl UbootEnv {
     #[must_use]
     pub fn paths(&self) -> Vec<PathBuf> {
         let locations = match &self.config {
-            FwEnvConfig::Single(only) => std::slice::from_ref(only),
+            FwEnvConfig::Single(only) => slice::from_ref(only),
             FwEnvConfig::Redundant(both) => both.as_slice(),
         };
         let mut paths = Vec::new();
         for location in locations {
-            for path in [Some(location.path.clone()), medium::block_device_of_flash(&location.path)] {
+            // Flash by its name is a link to `/dev/mtdN`.
+            let node = fs::canonicalize(&location.path).unwrap_or_else(|_| location.path.clone());
+            for path in [Some(location.path.clone()), medium::block_device_of_flash(&node)] {
                 paths.extend(path.filter(|path| !paths.contains(path)));
             }
         }
@@ -334,17 +338,7 @@ impl BootEnv for UbootEnv {
 
     fn write(&mut self, patch: &EnvPatch) -> Result<Written, BootEnvError> {
         let _locks = lock::take(&self.lock_files, self.lock_limit)?;
-        let storage = self.storage()?;
-        let old = storage.load()?;
-        let layout = storage.layout();
-        let new = old.environment.patched(patch, layout.data_bytes())?;
-        if new == old.environment {
-            // A process that was killed before it could sync may have written it.
-            storage.sync(old.taken)?;
-            return Ok(Written::Unchanged { damaged: old.other_is_bad });
-        }
-        storage.put(&new, &old)?;
-        Ok(Written::Changed { repaired: old.other_is_bad })
+        self.storage()?.write(patch)
     }
 }
 
@@ -359,8 +353,10 @@ struct Loaded {
     environment: Environment,
     flags: u8,
     taken: CopyIndex,
-    /// Whether there is a second copy and its checksum is wrong.
+    /// Whether there is a second copy, and its checksum is wrong or it cannot be read.
     other_is_bad: bool,
+    /// Whether it cannot be read: it may have been the newer one.
+    other_is_unreadable: bool,
 }
 
 impl Storage {
@@ -382,6 +378,13 @@ impl Storage {
         }
     }
 
+    fn copies(&self) -> &[Region] {
+        match self {
+            Self::Single(only) => slice::from_ref(only),
+            Self::Redundant(both) => both,
+        }
+    }
+
     fn flag_scheme(&self) -> FlagScheme {
         self.first().flag_scheme()
     }
@@ -394,11 +397,20 @@ impl Storage {
         }
     }
 
+    /// The bytes of each copy. One of two that cannot be read has none, and is bad: the boot loader goes on with the
+    /// other, and a sector that a power cut tore can be read again once it was written.
+    fn read(&self) -> Result<[Vec<u8>; 2], BootEnvError> {
+        match self {
+            Self::Single(only) => Ok([only.read()?, Vec::new()]),
+            Self::Redundant(both) => match both.each_ref().map(Region::read) {
+                [Err(error), Err(_)] => Err(error),
+                either => Ok(either.map(Result::unwrap_or_default)),
+            },
+        }
+    }
+
     fn load(&self) -> Result<Loaded, BootEnvError> {
-        let bytes = match self {
-            Self::Single(only) => [only.read()?, Vec::new()],
-            Self::Redundant([first, second]) => [first.read()?, second.read()?],
-        };
+        let bytes = self.read()?;
         let layout = self.layout();
         let good = bytes.each_ref().map(|bytes| layout.decode(bytes));
         let taken = select(self.flag_scheme(), good.map(|copy| copy.map(|copy| copy.flags)));
@@ -410,12 +422,25 @@ impl Storage {
             flags,
             taken,
             other_is_bad: layout.redundant && taken.other().of(&good).is_none(),
+            other_is_unreadable: layout.redundant && taken.other().of(&bytes).is_empty(),
         })
+    }
+
+    fn write(&self, patch: &EnvPatch) -> Result<Written, BootEnvError> {
+        let old = self.load()?;
+        let new = old.environment.patched(patch, self.layout().data_bytes())?;
+        if new == old.environment && !old.other_is_unreadable {
+            // A process that was killed before it could sync may have written it.
+            self.sync(old.taken)?;
+            return Ok(Written::Unchanged { damaged: old.other_is_bad });
+        }
+        self.put(&new, &old)?;
+        Ok(Written::Changed { repaired: old.other_is_bad })
     }
 
     fn sync(&self, taken: CopyIndex) -> Result<(), BootEnvError> {
         match self {
-            Self::Single(only) => only.sync(),
+            Self::Single(only) => only.sync_replaced(),
             Self::Redundant(copies) => taken.of(copies).sync(),
         }
     }

@@ -32,7 +32,7 @@ pub trait BootEnv: Send {
 
     /// All or nothing: after an error the environment is the old one or the new one. On success it was
     /// synced, read back from the medium and found to be the copy that wins. A patch that changes nothing
-    /// writes nothing.
+    /// writes nothing, unless a copy cannot be read.
     ///
     /// # Errors
     /// When the new environment does not fit, or did not provably reach the medium.
@@ -49,7 +49,7 @@ pub enum Written {
     },
     /// The environment is now as asked.
     Changed {
-        /// Whether the copy that was overwritten had a wrong checksum before.
+        /// Whether the copy that was overwritten had a wrong checksum before, or could not be read.
         repaired: bool,
     },
 }

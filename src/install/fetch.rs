@@ -9,7 +9,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use nix::fcntl::OFlag;
 use nix::time::{ClockId, clock_gettime};
-use reqwest::header::{ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, IF_RANGE, RANGE, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, IF_RANGE, RANGE, RETRY_AFTER, TRANSFER_ENCODING,
+};
 use reqwest::{Client, Response, StatusCode, redirect};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -214,6 +216,9 @@ pub enum Setback {
     /// A range was answered by another one.
     #[error("the server sent another range than it was asked for")]
     WrongRange,
+    /// Without a length, the end of an answer looks like one that was cut off.
+    #[error("the connection was closed before the announced end")]
+    Closed,
     /// There is no networked part, it ended, or it does not speak our language.
     #[error("the networked part of twinboot is away")]
     NetworkPart {
@@ -299,6 +304,10 @@ struct Http {
     skip: u64,
     /// Where it ends, if it is a part.
     part_end: Option<u64>,
+    /// Whether its connection's end is all that ends it.
+    unframed: bool,
+    /// Whether it brought bytes that were not taken before.
+    news: bool,
     /// Cleared by a server that answers ranges wrongly.
     ranges: bool,
 }
@@ -330,6 +339,8 @@ impl Source {
                 body: None,
                 skip: 0,
                 part_end: None,
+                unframed: false,
+                news: false,
                 ranges: true,
             })),
             _ => return Err(FetchError::Address { url: shown }),
@@ -400,6 +411,7 @@ impl Source {
             match step {
                 Ok(Some(bytes)) => return Ok(Some(bytes)),
                 Ok(None) if self.is_more_to_ask_for() => self.hang_up(),
+                Ok(None) if self.may_be_cut_off() => self.pause(Setback::Closed).await?,
                 Ok(None) => return self.end().map(|()| None),
                 Err(Interruption::Stop(error)) => return Err(error),
                 Err(Interruption::Again(setback)) => self.pause(setback).await?,
@@ -417,6 +429,13 @@ impl Source {
     fn is_more_to_ask_for(&self) -> bool {
         let came = matches!(&self.way, Way::Http(http) if http.part_end == Some(self.offset));
         came && self.last().is_some_and(|last| self.offset < last)
+    }
+
+    /// Whether an answer that does not say its length ended before the bytes do. Where two answers have ended, the file
+    /// does.
+    fn may_be_cut_off(&self) -> bool {
+        let may_be = matches!(&self.way, Way::Http(http) if http.unframed && http.news);
+        may_be && self.last().is_some_and(|last| self.offset < last)
     }
 
     /// Where the bytes end, as far as that is known.
@@ -486,6 +505,9 @@ impl Source {
                 match http.chunk(self.limits.stall).await? {
                     Some((_, bytes)) if !bytes.is_empty() => return Ok(bytes),
                     Some((again, _)) => self.progress.send_modify(|p| p.fetched_bytes += again),
+                    None if http.skip > 0 && http.unframed => {
+                        return Err(Interruption::Again(Setback::Closed));
+                    }
                     None if http.skip > 0 => {
                         return Err(FetchError::Changed { url: self.shown.clone() }.into());
                     }
@@ -545,6 +567,7 @@ impl Source {
             Ok(Err(error)) => return Err(self.failed(error)),
             Ok(Ok(answer)) => answer,
         };
+        let unframed = answer.content_length().is_none() && !answer.headers().contains_key(TRANSFER_ENCODING);
         let (total, part_end) = match answer.status() {
             StatusCode::OK => (answer.content_length(), None),
             StatusCode::PARTIAL_CONTENT if wants_range => match content_range(answer.headers()) {
@@ -565,6 +588,8 @@ impl Source {
         if let Way::Http(http) = &mut self.way {
             http.skip = if part_end.is_some() { 0 } else { self.offset };
             http.part_end = part_end;
+            http.unframed = unframed;
+            http.news = false;
             http.body = Some(answer);
         }
         Ok(())
@@ -684,6 +709,7 @@ impl Http {
         };
         let known = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
         self.skip -= known as u64;
+        self.news |= known < bytes.len();
         Ok(Some((known as u64, bytes.split_off(known))))
     }
 }

@@ -364,7 +364,7 @@ impl Run<'_> {
         }
         let check = match self.or_cancelled(self.check(&reach)).await {
             Err(error) if error.is_about_signature_file() => {
-                let is_bundle = self.or_cancelled(async { Ok(self.is_bundle(&reach).await) }).await?;
+                let is_bundle = self.or_cancelled(self.is_bundle(&reach)).await?;
                 let image = if is_bundle { self.whole_bundle(&reach).await? } else { None };
                 return image.ok_or(error);
             }
@@ -388,11 +388,11 @@ impl Run<'_> {
         }
     }
 
-    /// As often as another file comes to its address meanwhile, or to the one beside it; in the end without that.
-    /// `None`: it is no bundle.
+    /// As often as another file comes to its address meanwhile, or to the one beside it; in the end without that, and
+    /// from servers that do not agree which version it is: each chunk is hashed. `None`: it is no bundle.
     async fn whole_bundle(&self, reach: &Reach) -> Result<Option<Image>, InstallError> {
         for _ in 0..CHANGES {
-            match self.bundle(reach, true).await {
+            match self.bundle(reach, false).await {
                 Err(InstallError::Beside(error)) => {
                     tracing::warn!(reason = %one_line(&error), "the file beside the bundle is of no use any more");
                 }
@@ -400,7 +400,7 @@ impl Run<'_> {
                 result => return result,
             }
         }
-        self.bundle(reach, false).await
+        self.bundle(reach, true).await
     }
 
     /// Reads the keys where it needs them.
@@ -599,13 +599,10 @@ async fn pump(
         }
         let (offset, total) = (source.offset(), source.total_bytes());
         progress.send_modify(|p| {
-            // What is fetched from the beginning each time is no headway.
-            let beyond = if p.saved_bytes > 0 { offset.saturating_sub(p.saved_bytes) } else { 0 };
             *p = Progress {
                 bytes: offset,
                 total_bytes: total,
                 fetched_bytes: p.fetched_bytes + bytes.len() as u64,
-                fresh_bytes: p.fresh_bytes.max(beyond),
                 ..*p
             };
         });

@@ -162,9 +162,7 @@ impl VerifyError {
             _ => Code::SignatureInvalid,
         }
     }
-}
 
-impl VerifyError {
     /// In the words of a bundle.
     pub(super) fn of_manifest(self) -> Self {
         match self {

@@ -277,9 +277,17 @@ impl Writer {
             (mark.source_offset, &mark.source_sha256()),
             (image_offset, prefix_crc32(sums, (sum, rest_bytes))),
         );
-        if let Err(error) = checkpoint.save(&memory.path) {
+        match checkpoint.save(&memory.path) {
+            // Headway, also where the slot held those already: no attempt to come passes them again. But those of an
+            // attempt that began at the beginning may have been passed by others, which could not go on either.
+            Ok(()) => self.progress.send_modify(|p| {
+                let beyond = if p.saved_bytes > 0 { image_offset - state.saved_offset } else { 0 };
+                p.fresh_bytes = p.fresh_bytes.max(beyond);
+            }),
             // Without it an interrupted install only has to start over.
-            tracing::warn!(path = %memory.path.display(), %error, "cannot save the install checkpoint");
+            Err(error) => {
+                tracing::warn!(path = %memory.path.display(), %error, "cannot save the install checkpoint");
+            }
         }
         (state.saved_at, state.saved_offset) = (boot_time(), image_offset);
         Ok(())

@@ -58,20 +58,15 @@ impl UbootEnv {
     /// Looks at every copy, with the locks held. Copies that are bad are found, not errors.
     ///
     /// # Errors
-    /// When a lock cannot be taken, or a copy cannot be found or read.
+    /// When a lock cannot be taken, a copy cannot be found, or none can be read.
     pub fn inspect(&self) -> Result<Inspection, BootEnvError> {
         let _locks = lock::take(&self.lock_files, self.lock_limit)?;
         let storage = self.storage()?;
         let layout = storage.layout();
-        let regions = match &storage {
-            Storage::Single(only) => std::slice::from_ref(only),
-            Storage::Redundant(both) => both.as_slice(),
-        };
         let mut flags = [None; 2];
         let mut copies = Vec::new();
-        for (region, flags) in regions.iter().zip(&mut flags) {
-            let bytes = region.read()?;
-            let good = layout.decode(&bytes);
+        for ((region, bytes), flags) in storage.copies().iter().zip(&storage.read()?).zip(&mut flags) {
+            let good = layout.decode(bytes);
             *flags = good.map(|good| good.flags);
             copies.push(CopyFound {
                 path: region.path().to_owned(),

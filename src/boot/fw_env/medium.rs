@@ -253,9 +253,7 @@ impl Region {
     /// # Errors
     /// When this is no such file, or its file system cannot replace it at once.
     pub fn replace(&self, image: &[u8]) -> Result<(), BootEnvError> {
-        let (directory, metadata) = self.check_replaceable()?;
-        let directory_path = self.path.parent().unwrap_or(Path::new("/"));
-
+        let metadata = self.check_replaceable()?;
         let mut new = self.path.clone().into_os_string();
         new.push(".twinboot-new");
         let new = PathBuf::from(new);
@@ -266,15 +264,29 @@ impl Region {
             to: self.path.clone(),
             source,
         })?;
-        sync_to_its_place(&directory)
-            .map_err(|source| BootEnvError::Sync { path: directory_path.to_owned(), source })
+        self.sync_replaced()
     }
 
-    /// Whether [`Self::replace`] could be done; gives the directory, and what the present file is.
+    /// Returns once the copy is on the medium where the boot loader looks for it: the file that is all of it may be a
+    /// new one, or a process was killed before it could say so.
+    ///
+    /// # Errors
+    /// When that is not certain.
+    pub fn sync_replaced(&self) -> Result<(), BootEnvError> {
+        if self.kind != Kind::File {
+            return self.sync();
+        }
+        let path = self.path.parent().unwrap_or(Path::new("/"));
+        let directory =
+            File::open(path).map_err(|source| BootEnvError::Open { path: path.to_owned(), source })?;
+        sync_to_its_place(&directory).map_err(|source| BootEnvError::Sync { path: path.to_owned(), source })
+    }
+
+    /// Whether [`Self::replace`] could be done; gives what the present file is.
     ///
     /// # Errors
     /// As those of [`Self::replace`].
-    pub fn check_replaceable(&self) -> Result<(File, fs::Metadata), BootEnvError> {
+    pub fn check_replaceable(&self) -> Result<fs::Metadata, BootEnvError> {
         let path = || self.path.clone();
         let metadata =
             fs::metadata(&self.path).map_err(|source| BootEnvError::Locate { path: path(), source })?;
@@ -292,7 +304,7 @@ impl Region {
             return Err(BootEnvError::SingleCopyOnFat { path: path() });
         }
         self.check_writable()?;
-        Ok((directory, metadata))
+        Ok(metadata)
     }
 
     /// Whether the kernel lets the copy be written. Its own answer would be `EPERM` or `EROFS`, which sends one looking

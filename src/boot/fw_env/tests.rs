@@ -103,6 +103,43 @@ fn a_damaged_copy_is_reported_and_the_next_change_repairs_it() {
     assert_eq!(env.write(&set("slot", "b")).unwrap(), Written::Unchanged { damaged: false });
 }
 
+#[test]
+fn a_copy_that_cannot_be_read_is_written_again_and_the_other_one_counts() {
+    for text in ["slot=b", "slot=a"] {
+        let (board, env) = Board::redundant([Some(("slot=a", 2)), Some(("slot=b", 1))]);
+        let storage = env.storage().unwrap();
+        // What was found, and gives no bytes any more.
+        fs::File::create(board.path("one")).unwrap();
+        let old = storage.load().unwrap();
+        assert_eq!((old.environment.get("slot"), old.other_is_bad), (Some(b"b".as_slice()), true));
+        // Also where the other one is as it should be: the boot loader may have taken this one.
+        let (name, value) = text.split_once('=').unwrap();
+        assert_eq!(storage.write(&set(name, value)).unwrap(), Written::Changed { repaired: true });
+        assert_eq!(board.bytes("one"), image(true, text, 2));
+        assert_eq!(board.bytes("two"), image(true, "slot=b", 1));
+        assert_eq!(storage.write(&set(name, value)).unwrap(), Written::Unchanged { damaged: false });
+    }
+    let (board, env) = Board::redundant([Some(("slot=a", 2)), Some(("slot=b", 1))]);
+    let storage = env.storage().unwrap();
+    for name in ["one", "two"] {
+        fs::File::create(board.path(name)).unwrap();
+    }
+    assert!(matches!(storage.write(&set("slot", "a")), Err(BootEnvError::Read { .. })));
+}
+
+/// systemd makes such links from version 255 on.
+#[test]
+fn flash_by_its_name_is_written_through_its_block_device_too() {
+    let (board, _) = Board::redundant([None, None]);
+    board.put("mtd3", b"");
+    symlink("mtd3", board.path("by-name-env")).unwrap();
+    let env = board.env(&["by-name-env 0 1000", "mtd4 0 1000"]);
+    let dir = fs::canonicalize(board.dir.path()).unwrap();
+    let blocks: Vec<_> =
+        env.paths().into_iter().filter(|path| path.to_string_lossy().contains("block")).collect();
+    assert_eq!(blocks, [dir.join("mtdblock3"), board.path("mtdblock4")]);
+}
+
 /// Shows rauc/rauc#1140, #1136.
 #[test]
 fn with_no_good_copy_nothing_is_written() {

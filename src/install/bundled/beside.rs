@@ -38,7 +38,7 @@ async fn read(
     let mut remote = bundle.clone();
     remote.uri = uri_beside(&bundle.uri, name).unwrap_or_default();
     (remote.expected_bytes, remote.validator) = (None, None);
-    // It is not worth the wait for a server that is away.
+    // Before it is known to be of use it is not worth the wait for a server that is away.
     remote.limits.retry = remote.limits.retry.min(remote.limits.stall);
     let mut front = Front::open(remote).await?;
     let (header, text, signatures) = front.signed().await?;
@@ -57,6 +57,8 @@ async fn read(
     }
     let (ranges, end) = file.layout(header);
     front.ends("frames", end)?;
+    // Longer than one silent connection: the chunks in their place are many times more.
+    front.remote.limits.retry = bundle.limits.retry.min(16 * bundle.limits.stall);
     let behind = |range: Range<u64>| BESIDE_OFFSET + range.start..BESIDE_OFFSET + range.end;
     let ranges = ranges
         .into_iter()

@@ -5,6 +5,7 @@ use minisign_verify::PublicKey;
 
 use super::super::fetch::Source;
 use super::super::parts::Remote;
+use super::super::validator::Validator;
 use super::super::verify::{self, Check, Rule, Trust, VerifyError};
 use super::super::{InstallError, Job};
 use crate::bundle::{BundleError, HEADER_BYTES, Header, Index, Layout, MAGIC, Manifest, Signatures};
@@ -43,8 +44,17 @@ impl Front {
     }
 
     /// Whether it begins as a bundle does.
-    pub async fn has_magic(&mut self) -> bool {
-        self.take(MAGIC.len()).await.is_ok_and(|bytes| *bytes == MAGIC)
+    ///
+    /// # Errors
+    /// The source.
+    pub async fn has_magic(&mut self) -> Result<bool, InstallError> {
+        Ok(*self.take(MAGIC.len()).await? == MAGIC)
+    }
+
+    /// From now on any version of the same size is taken for the one that is there: replicas of a server need not call
+    /// it the same.
+    pub fn take_any_version(&mut self) {
+        self.remote.validator = self.source.total_bytes().map(Validator::of_size);
     }
 
     /// The next `len` bytes, or less at the end of the file.

@@ -29,7 +29,7 @@ use self::assemble::{Assembly, Bench};
 use self::head::{Front, Head};
 use self::patch::{Patch, Search, find_all};
 use self::plan::Plan;
-use self::supply::{Supply, supply};
+use self::supply::{Delivery, Supply, supply};
 use self::survey::{Copies, Kept, Wanted};
 use super::fetch::Reach;
 use super::parts::{Parts, Remote, requests};
@@ -82,17 +82,21 @@ struct Work {
 }
 
 impl Run<'_> {
-    /// Installs the bundle at the job's address, with patches of the file `beside` it, or without. `None`: it is none.
-    pub(super) async fn bundle(&self, reach: &Reach, beside: bool) -> Result<Option<Image>, InstallError> {
+    /// Installs the bundle at the job's address. For the last time: without patches of the file beside it, and whatever
+    /// its server calls the version. `None`: it is none.
+    pub(super) async fn bundle(&self, reach: &Reach, is_last: bool) -> Result<Option<Image>, InstallError> {
         let job = self.job;
         self.progress.send_replace(Progress::default());
         let rule = self.rule().await?;
         let mut front = self.or_cancelled(Front::open(self.remote(reach))).await?;
+        if is_last {
+            front.take_any_version();
+        }
         let mut head = match self.or_cancelled(Head::read(&mut front, &rule, job)).await {
             Err(InstallError::Bundle(BundleError::NotABundle)) => return Ok(None),
             head => head?,
         };
-        head.manifest.patches_file.take_if(|_| !beside);
+        head.manifest.patches_file.take_if(|_| is_last);
         job.device.admits(&head.manifest, head.digest, job.version.as_deref())?;
         let places = self.places(&head).await?;
         let index = Arc::new(self.or_cancelled(head.index(&mut front)).await?);
@@ -106,14 +110,9 @@ impl Run<'_> {
         Ok(Some(image))
     }
 
-    /// Whether a bundle is at the job's address, as far as its server says so at once.
-    pub(super) async fn is_bundle(&self, reach: &Reach) -> bool {
-        let mut remote = self.remote(reach);
-        remote.limits.retry = remote.limits.retry.min(remote.limits.stall);
-        match Front::open(remote).await {
-            Ok(mut front) => front.has_magic().await,
-            Err(_) => false,
-        }
+    /// Whether a bundle is at the job's address.
+    pub(super) async fn is_bundle(&self, reach: &Reach) -> Result<bool, InstallError> {
+        Front::open(self.remote(reach)).await?.has_magic().await
     }
 
     fn remote(&self, reach: &Reach) -> Remote {
@@ -243,17 +242,19 @@ impl Run<'_> {
         let requests = requests(wanted);
         let to_fetch = requests.iter().map(|part| part.end - part.start).sum();
         let saved_bytes = manifest.pieces_bytes.saturating_sub(to_fetch);
-        self.progress.send_modify(|p| p.saved_bytes = saved_bytes);
         let remote = front.remote.clone();
         let is_whole = front.is_whole();
-        let source = match is_whole && !requests.is_empty() {
-            true => supply::Plan::Whole(Box::new(front)),
-            false => supply::Plan::Parts(Box::new(Parts::new(remote.clone(), requests))),
+        let delivery = match is_whole && !requests.is_empty() {
+            true => Delivery::Whole(Box::new(front)),
+            false => Delivery::Parts(Box::new(Parts::new(remote.clone(), requests))),
         };
+        // What comes all the same is not saved.
+        let is_saved = matches!(delivery, Delivery::Parts(_));
+        self.progress.send_modify(|p| p.saved_bytes = if is_saved { saved_bytes } else { 0 });
         let (supplier, supply) = supply(is_whole);
         let failed = work.failed.clone();
         let assembling = tokio::task::spawn_blocking(move || work.install(&plans, supply));
-        let supplied = self.feed(supplier.run(source, &remote), &failed).await;
+        let supplied = self.feed(supplier.run(delivery, &remote), &failed).await;
         // Where one was cut off by the other, the other knows why.
         match (joined(assembling).await, supplied) {
             (Err(InstallError::Interrupted), Err(error)) => Err(error),

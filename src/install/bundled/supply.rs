@@ -17,17 +17,17 @@ const PIECES: usize = 2;
 
 /// Where the planned parts come from.
 #[derive(Debug)]
-pub enum Plan {
+pub enum Delivery {
     /// Only those, in the order in which they are needed.
     Parts(Box<Parts>),
     /// Everything, in the order of the file.
     Whole(Box<Front>),
 }
 
-impl Plan {
+impl Delivery {
     async fn next(&mut self) -> Result<Option<(u64, Bytes)>, InstallError> {
         match self {
-            Self::Parts(parts) => Ok(parts.next().await?),
+            Self::Parts(parts) => parts.next().await,
             Self::Whole(front) => front.next().await,
         }
     }
@@ -65,7 +65,7 @@ impl Supplier {
     ///
     /// # Errors
     /// The source.
-    pub async fn run(self, mut plan: Plan, remote: &Remote) -> Result<(), InstallError> {
+    pub async fn run(self, mut delivery: Delivery, remote: &Remote) -> Result<(), InstallError> {
         let Self { pieces, mut demands } = self;
         let mut patience = Patience::new(remote.limits);
         loop {
@@ -77,7 +77,7 @@ impl Supplier {
                 room = pieces.reserve() => {
                     let Ok(room) = room else { return Ok(()) };
                     tokio::select! {
-                        piece = plan.next() => match piece? {
+                        piece = delivery.next() => match piece? {
                             Some(piece) => room.send(piece),
                             None => break,
                         },
@@ -173,7 +173,7 @@ mod tests {
         // 33 bytes a second, of 256.
         let remote = tens(Duration::from_millis(300)).await;
         let (supplier, mut supply) = supply(false);
-        let nothing = Plan::Parts(Box::new(Parts::new(remote.clone(), [].into())));
+        let nothing = Delivery::Parts(Box::new(Parts::new(remote.clone(), [].into())));
         let demanding = tokio::task::spawn_blocking(move || {
             (0..100).try_for_each(|number| supply.demand(number * 5000..number * 5000 + 10).map(drop))
         });
