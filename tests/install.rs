@@ -14,7 +14,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
@@ -1011,20 +1011,20 @@ async fn a_cancelled_install_goes_on_where_it_was() {
 async fn what_earlier_attempts_had_is_headway_only_once_a_checkpoint_is_behind_it() {
     let image = image(44, 16 * MIB);
     let bench = Bench::new(16 * MIB);
-    let limit = Arc::new(AtomicU64::new(8 * MIB as u64));
+    let limit = Arc::new(AtomicUsize::new(8 * MIB));
     let (body, held) = (image.clone(), limit.clone());
     let server = Server::start(move |_, request| {
-        let left = held.load(Ordering::SeqCst) as usize - request.start();
+        let left = held.load(Ordering::SeqCst) - request.start();
         serve_file(&body, "\"1\"", request).cut(left).hang()
     });
     let mut job = bench.job(server.url("/image"), &image);
     let outcome = run_until(&job, all_but_the_last_mib(8 * MIB)).await;
     assert_eq!(outcome.unwrap_err().code, Code::Cancelled);
     let earlier = fs::read(bench.path("checkpoint.json")).unwrap();
-    limit.store(16 * MIB as u64, Ordering::SeqCst);
+    limit.store(16 * MIB, Ordering::SeqCst);
     run(&job).await.0.unwrap();
 
-    limit.store(15 * MIB as u64, Ordering::SeqCst);
+    limit.store(15 * MIB, Ordering::SeqCst);
     let seldom = Duration::from_secs(3600);
     for (resumed, checkpoint, is_headway) in
         [(true, seldom, false), (true, Duration::ZERO, true), (false, Duration::ZERO, false)]
