@@ -147,8 +147,10 @@ fn copies(seen: &Seen<'_>, inspection: &Inspection) -> Finding {
     let (current, other) = if taken == 0 { (first, second) } else { (second, first) };
     let (number, other_number) = (taken + 1, 2 - taken);
     let Some(older) = &other.content else {
-        let evidence =
-            format!("copy {other_number} ({}) has a bad checksum; copy {number} is taken", place(other));
+        let evidence = format!(
+            "copy {other_number} ({}) has a bad checksum, or cannot be read; copy {number} is taken",
+            place(other)
+        );
         let finding =
             Finding::warning(CHECK, evidence, "`twinboot doctor --fix` writes the good one over it");
         // Another size or number of copies than U-Boot's is no damage.

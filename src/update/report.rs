@@ -27,8 +27,8 @@ pub struct Progress {
     pub kept_bytes: u64,
     /// Bytes written to the slot.
     pub written_bytes: u64,
-    /// Bytes that no attempt before had come to, which is headway: written, or of a plain image's source taken beyond
-    /// where an earlier attempt ended.
+    /// Bytes that no attempt before had come to, which is headway: written, or, of a plain image that was resumed, behind
+    /// the next checkpoint.
     pub fresh_bytes: u64,
 }
 
