@@ -142,7 +142,6 @@ impl Simulated {
             image_version: Some(kept.slot(running).version.clone()),
             min_version: None,
             trial_timeouts: 0,
-            desired: None,
             clock_is_right: true,
         }
     }
