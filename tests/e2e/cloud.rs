@@ -211,10 +211,12 @@ async fn a_clock_that_does_not_answer_is_waited_for_by_nobody() {
 }
 
 impl World {
+    /// Again and again: what a session took with it when it ended is not answered.
     pub async fn call_when_connected(&self, method: &str, payload: Value) -> (i64, Value) {
+        const LOST: Duration = Duration::from_secs(10);
         let ready = async {
             loop {
-                match self.hub.call_method(DEVICE, method, payload.clone(), LIMIT).await {
+                match self.hub.call_method(DEVICE, method, payload.clone(), LOST).await {
                     Ok(response) => return (response.status, response.payload),
                     Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 }
