@@ -20,7 +20,7 @@ use crate::disk::{self, Loss, NEWS};
 use crate::judge;
 use crate::scheduler;
 use crate::seam;
-use crate::site::{ATTEMPTS, Site};
+use crate::site::Site;
 use crate::story::{Act, Before, Liar, Nature, Story};
 use crate::uboot::{self, Environment, Script, Slot};
 
@@ -193,9 +193,8 @@ impl Life {
     }
 
     fn run(&mut self) -> Result<(), Fault> {
-        // Once the story is over, what the twin told must hold without power; RAUC's script takes an attempt at each
-        // boot, and gets it back.
-        let mut encores = if self.plan.story.script == Script::Rauc { ATTEMPTS + 1 } else { 1 };
+        // Once the story is over, what the twin told must hold without power.
+        let mut encores = self.plan.story.encores;
         loop {
             self.judge()?;
             match self.boot()? {

@@ -11,6 +11,7 @@ use twinboot::update::step::INSTALL_ATTEMPTS_MAX;
 
 use crate::disk::Lie;
 use crate::life::Tally;
+use crate::site::ATTEMPTS;
 use crate::uboot::{Script, Slot};
 
 /// A slot has a little more room than the image needs.
@@ -312,6 +313,8 @@ pub struct Story {
     pub act: Act,
     pub before: Before,
     pub script: Script,
+    /// How often the machine is switched on again when all is over.
+    pub encores: u8,
     /// What does not do what it says.
     pub liar: Option<(Liar, Lie)>,
     /// What the twin says in the end.
@@ -337,6 +340,7 @@ const GOOD: Story = Story {
     act: Act::None,
     before: Before::New,
     script: Script::Own,
+    encores: 1,
     liar: None,
     ends: "completed",
     code: None,
@@ -352,8 +356,6 @@ const SICK: Story = Story {
 
 const PANICS: Story =
     Story { name: "panics", image: |images| &images.panics, code: Some(Code::BootFailed), ..SICK };
-
-const NO_DAEMON: Story = Story { name: "no-daemon", image: |images| &images.no_daemon, ..PANICS };
 
 const ROLL_BACK: Story = Story {
     name: "roll-back",
@@ -384,7 +386,7 @@ pub static STORIES: &[Story] = &[
     Story { name: "desired", origin: Slot::B, is_desired: true, ..GOOD },
     SICK,
     PANICS,
-    NO_DAEMON,
+    Story { name: "no-daemon", image: |images| &images.no_daemon, ..PANICS },
     Story { name: "signed", check: Check::Signature, ..GOOD },
     Story {
         name: "bad-digest",
@@ -435,10 +437,10 @@ pub static STORIES: &[Story] = &[
         code: Some(Code::EnvironmentUnusable),
         ..GOOD
     },
-    Story { name: "rauc", script: Script::Rauc, ..GOOD },
+    // The script takes an attempt at each boot, and gets it back.
+    Story { name: "rauc", script: Script::Rauc, encores: ATTEMPTS, ..GOOD },
     Story { name: "rauc-sick", origin: Slot::B, script: Script::Rauc, ..SICK },
     Story { name: "rauc-panics", script: Script::Rauc, ..PANICS },
-    Story { name: "rauc-no-daemon", script: Script::Rauc, ..NO_DAEMON },
     Story { name: "rauc-roll-back", script: Script::Rauc, ..ROLL_BACK },
     Story { name: "mender", origin: Slot::B, script: Script::Mender, ..GOOD },
     Story { name: "mender-panics", script: Script::Mender, ..PANICS },
