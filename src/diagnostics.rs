@@ -12,9 +12,9 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use crate::boot::{BootControl, booted};
+use crate::causes::one_line;
 use crate::config::{Config, Credentials};
 use crate::doctor::{self, Patient};
-use crate::install::one_line;
 use crate::redact::redacted;
 use crate::system;
 use crate::update::Slot;

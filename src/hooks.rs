@@ -5,8 +5,8 @@ use std::path::Path;
 
 use tracing::{debug, info, warn};
 
+use crate::causes::one_line;
 use crate::config;
-use crate::install::one_line;
 use crate::redact;
 use crate::scripts::{self, Ended, ScriptError, Surroundings};
 use crate::update::{Hook, HookRun, Slot, Verdict};

@@ -29,6 +29,7 @@
 pub mod agent;
 pub mod boot;
 pub mod bundle;
+mod causes;
 pub mod cli;
 pub mod config;
 pub mod control;

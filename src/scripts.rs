@@ -307,7 +307,7 @@ mod tests {
         let open = script(directory.path(), "30-c", "", 0o777);
         let refused = list(directory.path()).await.unwrap_err();
         assert!(matches!(&refused, ScriptError::Untrusted { path, .. } if *path == open), "{refused}");
-        assert!(crate::install::one_line(&refused).contains("chmod go-w"), "{refused}");
+        assert!(crate::causes::one_line(&refused).contains("chmod go-w"), "{refused}");
     }
 
     #[tokio::test]

@@ -12,6 +12,7 @@ use super::machine::{Found, Known, Machine};
 use crate::boot::booted::{self, Evidence};
 use crate::boot::scheme::Scheme;
 use crate::boot::{BootControl, BootError};
+use crate::causes::one_line;
 use crate::config::{self, Config, HubCheck};
 use crate::control::Status;
 use crate::diagnostics::{self, Sources};
@@ -97,8 +98,8 @@ impl Linux {
     ) -> Result<T, String> {
         let config = self.config.boot.clone();
         let blocking = move || {
-            let mut boot = BootControl::open(&config).map_err(|error| install::one_line(&error))?;
-            decision(&mut boot).map_err(|error| install::one_line(&error))
+            let mut boot = BootControl::open(&config).map_err(|error| one_line(&error))?;
+            decision(&mut boot).map_err(|error| one_line(&error))
         };
         tokio::task::spawn_blocking(blocking).await.unwrap_or_else(|_| Err("interrupted".to_owned()))
     }
@@ -119,7 +120,7 @@ impl Linux {
         change: impl FnOnce(&Mark) -> Result<(), MarkError> + Send + 'static,
     ) -> Result<(), Failure> {
         let mark = self.mark.clone();
-        let blocking = move || change(&mark).map_err(|error| install::one_line(&error));
+        let blocking = move || change(&mark).map_err(|error| one_line(&error));
         let changed = tokio::task::spawn_blocking(blocking).await;
         changed.unwrap_or_else(|_| Err("interrupted".to_owned())).map_err(|reason| failed(code, reason))
     }

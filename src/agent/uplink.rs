@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use tokio::sync::{mpsc, watch};
 
+use crate::causes::one_line;
 use crate::config::{self, Config};
 use crate::hub::{self, HubEvent, Reported};
-use crate::{install, network, system};
+use crate::{network, system};
 
 /// One of the two, if the machine has a hub at all.
 pub(super) enum Uplink {
@@ -42,7 +43,7 @@ impl Uplink {
         match self {
             Self::Direct(hub) => {
                 let uploaded = hub::upload::upload(hub, name, bytes, system::unix_now()).await;
-                uploaded.map_err(|error| install::one_line(&error))
+                uploaded.map_err(|error| one_line(&error))
             }
             Self::Relayed(socket) => network::relay::upload(socket, name, &bytes).await,
         }

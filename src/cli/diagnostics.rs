@@ -9,10 +9,10 @@ use clap::Args;
 
 use super::run::{keep_memory_private, runtime};
 use super::{CliError, Exit, credentials_directory};
+use crate::causes::one_line;
 use crate::config::{Config, DEFAULT_CONTROL_SOCKET, DEFAULT_PATH};
 use crate::control::{Client, ClientError};
 use crate::diagnostics::{self, Sources};
-use crate::install::one_line;
 
 /// Collect state, logs and boot environment into one file
 ///

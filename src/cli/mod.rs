@@ -28,9 +28,9 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::agent::AgentError;
 use crate::boot::fw_env::BootEnvError;
+use crate::causes::one_line;
 use crate::config::{DEFAULT_CONTROL_SOCKET, Faults};
 use crate::control::{Answer, Client, ClientError, Command};
-use crate::install::one_line;
 use crate::update::{Code, Failure, UpdateId};
 
 const EXIT_CODES: &str = "\

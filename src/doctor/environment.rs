@@ -8,7 +8,7 @@ use crate::boot::env::Environment;
 use crate::boot::fw_env::{BootEnvError, CopyFound, Inspection};
 use crate::boot::scheme::{BOOT_SLOT, Scheme};
 use crate::boot::{Variables, booted};
-use crate::install::one_line;
+use crate::causes::one_line;
 
 /// The version of `config/u-boot/boot.cmd` that belongs to this program.
 const SCRIPT_VERSION: u32 = 1;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use nix::sys::stat::{major, minor};
 
 use super::{Finding, Patient};
+use crate::causes::one_line;
 use crate::config::Credentials;
 use crate::control::Status;
-use crate::install::one_line;
 use crate::system::{self, Clock, CommandError};
 use crate::update::Slot;
 

@@ -20,9 +20,9 @@ use serde_json::{Value, json};
 
 use crate::boot::booted::{self, BootedError, Evidence, Home};
 use crate::boot::fw_env::{BootEnvError, Inspection, UbootEnv};
+use crate::causes::one_line;
 use crate::config::Config;
 use crate::control::{Client, ClientError, Status};
-use crate::install::one_line;
 use crate::store::{self, StoreError};
 use crate::system;
 use crate::update::Record;

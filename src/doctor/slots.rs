@@ -10,7 +10,8 @@ use nix::sys::stat::{major, minor};
 use super::{Finding, Seen};
 use crate::boot::booted::{BootedError, agreement};
 use crate::boot::fw_env::CopyFound;
-use crate::install::{one_line, slot::check_free};
+use crate::causes::one_line;
+use crate::install::slot::check_free;
 use crate::update::Slot;
 
 /// sysfs counts in these, whatever the device has.

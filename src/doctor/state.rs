@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::{Finding, Repair, Seen};
-use crate::install::one_line;
+use crate::causes::one_line;
 use crate::ownership;
 use crate::trial::Mark;
 use crate::update::record::SIZE_BYTES_MAX;

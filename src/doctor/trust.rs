@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{Finding, Seen};
 use crate::boot::fw_env::UbootEnv;
-use crate::install::one_line;
+use crate::causes::one_line;
 use crate::install::verify::{ImageCheck, listed, read_keys};
 use crate::ownership::{self, OwnershipError};
 use crate::scripts;

@@ -26,8 +26,8 @@ use tracing::{debug, info, warn};
 use super::outbox::Outbox;
 use super::twin::Twin;
 use super::{HubEvent, MethodCall, MethodReply, Pace, Reported, auth, topic};
+use crate::causes::one_line;
 use crate::config::{self, Credentials};
-use crate::install::one_line;
 use crate::system::EARLIEST_UNIX_SECS;
 use crate::tls;
 

@@ -23,6 +23,7 @@ use super::patience::Patience;
 use super::relayed::Relayed;
 use super::validator::Validator;
 use super::{Limits, Phase, Progress};
+use crate::causes::one_line;
 use crate::network::wire::WireError;
 use crate::redact::display_url;
 use crate::tls::{self, Roots, TlsError};
@@ -687,7 +688,7 @@ impl Source {
             _ => Duration::ZERO,
         };
         let wait = jittered.max(asked.min(RETRY_AFTER_LIMIT)).min(left);
-        tracing::info!(url = %self.shown, reason = %super::one_line(&setback), ?wait, "download interrupted");
+        tracing::info!(url = %self.shown, reason = %one_line(&setback), ?wait, "download interrupted");
         self.last_setback = Some(setback);
         self.progress.send_modify(|p| p.phase = Phase::Waiting);
         sleep(wait).await;

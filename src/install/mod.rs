@@ -23,7 +23,6 @@ pub mod validator;
 pub mod verify;
 pub mod write;
 
-use std::error::Error;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc as blocking};
 use std::time::Duration;
@@ -43,6 +42,7 @@ use self::slot::{Block, BlockDevice, SlotDevice, SlotError};
 use self::verify::{Check, ImageCheck, Rule, SIGNATURE_LIMIT_BYTES, Trust, VerifyError};
 use self::write::WriteError;
 use crate::bundle::BundleError;
+use crate::causes::one_line;
 use crate::redact::display_url;
 pub use crate::update::report::{Phase, Progress};
 use crate::update::{Code, Failure, Image, Sha256Digest};
@@ -254,22 +254,6 @@ impl From<InstallError> for Failure {
     fn from(error: InstallError) -> Self {
         Self::new(error.code(), one_line(&error))
     }
-}
-
-/// An error and its causes.
-pub(crate) fn one_line(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        // Some libraries repeat their cause in their own text.
-        if !line.ends_with(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        cause = error.source();
-    }
-    line.replace(['\n', '\r'], " ")
 }
 
 /// Installs an image into `job.target`, and reads it back. Ends early once `cancel` is true.

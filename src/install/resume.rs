@@ -5,13 +5,14 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
+use super::InstallError;
 use super::checkpoint::{Checkpoint, Key, prefix_crc32};
 use super::decode::Format;
 use super::slot::{BLOCK_BYTES, Block, SlotDevice};
 use super::validator::Validator;
 use super::verify::Check;
 use super::write::{SoFar, WriteError};
-use super::{InstallError, one_line};
+use crate::causes::one_line;
 
 /// What an earlier attempt left, proven by the slot's content; by default nothing.
 #[derive(Debug, Default)]

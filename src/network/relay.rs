@@ -14,8 +14,8 @@ use tracing::{debug, warn};
 use super::wire::{
     self, BODY_MAX_BYTES, FromHub, Opening, Reader, ToHub, ToStorage, Uploaded, WireError, Writer,
 };
+use crate::causes::one_line;
 use crate::hub::{HubEvent, MethodCall, MethodReply, Reported};
-use crate::install::one_line;
 
 /// Calls that may wait for the agent at once; the hub's session lets fewer wait.
 const CALLS_MAX: usize = 32;

@@ -19,10 +19,11 @@ use super::wire::{
     self, BODY_MAX_BYTES, FetchRequest, Fetched, FromHub, Opening, Reader, ToHub, ToStorage, Uploaded,
     WireError, Writer,
 };
+use crate::causes::one_line;
 use crate::config;
 use crate::hub::{self, HubEvent, MethodReply, Reported};
 use crate::install::fetch::{Clients, FetchError, Reach, Source, Wanted};
-use crate::install::{Phase, Progress, one_line};
+use crate::install::{Phase, Progress};
 use crate::system;
 use crate::tls::TlsError;
 

@@ -7,9 +7,10 @@ use url::Url;
 
 use super::super::parts::{BESIDE_OFFSET, Remote};
 use super::super::verify::Rule;
-use super::super::{InstallError, Job, one_line};
+use super::super::{InstallError, Job};
 use super::head::{Front, Head, by_any_signature};
 use crate::bundle::{BundleError, PatchFile, PatchPart, PatchRange};
+use crate::causes::one_line;
 use crate::redact::display_url;
 
 /// Its patches, and where they are: as if the bundle went on with that file. None if the bundle names no such file, or

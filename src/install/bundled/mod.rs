@@ -36,8 +36,9 @@ use super::parts::{Parts, Remote, requests};
 use super::slot::{Block, BlockDevice, SlotDevice};
 use super::verify::Rule;
 use super::write::{SoFar, Writer};
-use super::{BLOCKS, InstallError, Phase, Progress, Run, joined, one_line};
+use super::{BLOCKS, InstallError, Phase, Progress, Run, joined};
 use crate::bundle::{BundleError, Chunking, Index};
+use crate::causes::one_line;
 use crate::update::{Image, Sha256Digest};
 
 pub use refusal::{Device, Past, Refusal};
