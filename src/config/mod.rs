@@ -242,7 +242,7 @@ pub struct Health {
 pub enum HubCheck {
     /// A trial without the hub is rolled back.
     Always,
-    /// Only if this device was online when the update began: a cloud outage must not undo a fleet.
+    /// Only if this device was online before the update's reboot: a cloud outage must not undo a fleet.
     IfOnlineBefore,
     /// The hub does not matter.
     Never,
