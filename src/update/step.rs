@@ -368,11 +368,7 @@ fn refuse_desired(context: &Context, mut record: Record, request: UpdateRequest,
     }
     let update = Update { request, target: context.boot.slot.other(), online_before: context.online };
     record.times.begin(context.now);
-    // No update ran that would be over.
-    let fault = record.fault.take();
-    let mut step = finish(context, record, update, Outcome::Failed(failure));
-    step.record.fault = fault;
-    step
+    rest(context, record, update, Outcome::Failed(failure))
 }
 
 /// Whether a refusal is for what the device is like now, and not for what was asked for: once that is mended, what is
@@ -759,10 +755,15 @@ fn finish_roll_back(
 }
 
 fn finish(context: &Context, mut record: Record, update: Update, outcome: Outcome) -> Step {
-    let update = update.without_secrets();
-    record.times.finished = Some(context.now);
     // What was under way, and is not known, is over.
     record.fault = None;
+    rest(context, record, update, outcome)
+}
+
+/// The end of an update, which may have been refused before it began.
+fn rest(context: &Context, mut record: Record, update: Update, outcome: Outcome) -> Step {
+    let update = update.without_secrets();
+    record.times.finished = Some(context.now);
     to_state(record, State::Idle { last: Some(Box::new(Finished { update, outcome })) }, [Effect::Report])
 }
 
@@ -1176,12 +1177,14 @@ mod tests {
         assert!(older.has_dealt_with(&request("two", Some("0.5"))));
     }
 
+    /// The same update, at an address that was signed so.
+    fn signed(signature: &str) -> UpdateRequest {
+        let uri = format!("https://host.example/a.img?sig={signature}");
+        UpdateRequest { uri, ..request("one", Some("2.0")) }
+    }
+
     #[test]
     fn a_desired_address_that_was_signed_anew_is_tried_again() {
-        let signed = |signature: &str| {
-            let uri = format!("https://host.example/a.img?sig={signature}");
-            UpdateRequest { uri, ..request("one", Some("2.0")) }
-        };
         let taken = ask(&context(), &Record::default(), signed("old"), Origin::Desired).record;
         let meanwhile = ask(&context(), &taken, signed("new"), Origin::Desired);
         assert_eq!(meanwhile.effects, [Effect::Respond(Response::AlreadyRunning("one".parse().unwrap()))]);
@@ -1195,10 +1198,6 @@ mod tests {
 
     #[test]
     fn a_cancel_is_one_of_the_address_that_was_signed_anew_too() {
-        let signed = |signature: &str| {
-            let uri = format!("https://host.example/a.img?sig={signature}");
-            UpdateRequest { uri, ..request("one", Some("2.0")) }
-        };
         let taken = ask(&context(), &Record::default(), signed("old"), Origin::Desired).record;
         let context = Context { desired: Some(signed("new")), ..context() };
         let over = step(&context, taken, Event::CancelRequested(None)).record;

@@ -245,13 +245,12 @@ impl Run<'_> {
         let saved_bytes = manifest.pieces_bytes.saturating_sub(to_fetch);
         let remote = front.remote.clone();
         let is_whole = front.is_whole();
-        let delivery = match is_whole && !requests.is_empty() {
-            true => Delivery::Whole(Box::new(front)),
-            false => Delivery::Parts(Box::new(Parts::new(remote.clone(), requests))),
+        let (delivery, saved_bytes) = match is_whole && !requests.is_empty() {
+            // What comes all the same is not saved.
+            true => (Delivery::Whole(Box::new(front)), 0),
+            false => (Delivery::Parts(Box::new(Parts::new(remote.clone(), requests))), saved_bytes),
         };
-        // What comes all the same is not saved.
-        let is_saved = matches!(delivery, Delivery::Parts(_));
-        self.progress.send_modify(|p| p.saved_bytes = if is_saved { saved_bytes } else { 0 });
+        self.progress.send_modify(|p| p.saved_bytes = saved_bytes);
         let (supplier, supply) = supply(is_whole);
         let failed = work.failed.clone();
         let assembling = tokio::task::spawn_blocking(move || work.install(&plans, supply));
