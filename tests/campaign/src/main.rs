@@ -8,6 +8,8 @@
 )]
 
 mod attach;
+#[path = "../../emulator/src/board/boot_script.rs"]
+mod boot_script;
 mod disk;
 mod fuse;
 mod guest;

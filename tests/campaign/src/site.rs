@@ -63,7 +63,7 @@ impl Site {
 
     /// The disk that a story begins with.
     pub fn factory(&self, story: Story) -> Media {
-        let environment = uboot::factory(uboot::Script::Own, story.origin());
+        let environment = uboot::factory(uboot::Scheme::Bootcount, story.origin());
         let mut media = Media([environment, vec![0; SLOT_BYTES], vec![0; SLOT_BYTES], self.data.clone()]);
         media.put(story.origin().medium(), 0, &self.factory_image.content);
         media

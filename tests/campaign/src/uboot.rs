@@ -1,11 +1,10 @@
 //! What U-Boot does at a reset, to the byte and to the write: the choice of the environment's copy
-//! (`env_import_redund`), the boot counter (`CONFIG_BOOTCOUNT_ENV`), and a boot script: the tree's, RAUC's
-//! (`contrib/uboot.sh`), or Mender's.
+//! (`env_import_redund`), and what the boot script saves.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use crate::boot_script::{self, Run, Variables};
+pub use crate::boot_script::{Scheme, Slot};
 
 /// Size of a copy.
 pub const COPY_BYTES: usize = 0x4000;
@@ -17,49 +16,6 @@ pub const COPIES: [usize; 2] = [0, 0x40000];
 pub const SIZE_BYTES: usize = 0x80000;
 
 const HEADER_BYTES: usize = 5;
-
-/// Without the variable `bootlimit`.
-const BOOTLIMIT: u32 = 3;
-
-/// What RAUC's script gives a slot where none has an attempt left.
-const RAUC_LEFT: &str = "3";
-
-pub type Variables = BTreeMap<String, String>;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Slot {
-    A,
-    B,
-}
-
-impl Slot {
-    pub fn letter(self) -> &'static str {
-        if self == Self::A { "a" } else { "b" }
-    }
-
-    pub fn other(self) -> Self {
-        if self == Self::A { Self::B } else { Self::A }
-    }
-
-    /// Mender's number of its partition.
-    fn part(self) -> &'static str {
-        if self == Self::A { "2" } else { "3" }
-    }
-
-    /// RAUC's name of its attempts.
-    fn left(self) -> &'static str {
-        if self == Self::A { "BOOT_A_LEFT" } else { "BOOT_B_LEFT" }
-    }
-}
-
-/// Whose boot script runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Script {
-    Own,
-    Mender,
-    Rauc,
-}
 
 /// The environment as a whole.
 #[derive(Clone, Debug)]
@@ -81,10 +37,10 @@ pub struct Start {
 
 impl fmt::Display for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: &[&str] = match self.script() {
-            Script::Own => &["boot_slot", "upgrade_available", "bootcount"],
-            Script::Mender => &["mender_boot_part", "upgrade_available", "bootcount"],
-            Script::Rauc => &["BOOT_ORDER", "BOOT_A_LEFT", "BOOT_B_LEFT"],
+        let names: &[&str] = match self.scheme() {
+            Scheme::Bootcount => &["boot_slot", "upgrade_available", "bootcount"],
+            Scheme::Mender => &["mender_boot_part", "upgrade_available", "bootcount"],
+            Scheme::Rauc => &["BOOT_ORDER", "BOOT_A_LEFT", "BOOT_B_LEFT"],
         };
         let words: Vec<_> = names.iter().map(|name| format!("{name}={}", self.text(name))).collect();
         f.write_str(&words.join(" "))
@@ -106,55 +62,28 @@ impl Environment {
     }
 
     pub fn text(&self, name: &str) -> &str {
-        self.variables.get(name).map_or("", String::as_str)
-    }
-
-    /// As `simple_strtoul`: leading digits, else 0.
-    fn number(&self, name: &str) -> u32 {
-        let text = self.text(name);
-        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        text[..end].parse().unwrap_or(0)
+        boot_script::text(&self.variables, name)
     }
 
     /// Whose variables they are.
-    pub fn script(&self) -> Script {
+    pub fn scheme(&self) -> Scheme {
         if self.variables.contains_key("BOOT_ORDER") {
-            Script::Rauc
+            Scheme::Rauc
         } else if self.variables.contains_key("mender_boot_part") {
-            Script::Mender
+            Scheme::Mender
         } else {
-            Script::Own
+            Scheme::Bootcount
         }
     }
 
     /// Never by RAUC's variables, which do not tell it.
     pub fn is_trial(&self) -> bool {
-        self.number("upgrade_available") != 0
+        boot_script::is_trial(&self.variables)
     }
 
     /// The one that a boot takes, if it need not count.
     pub fn slot(&self) -> Slot {
-        match self.script() {
-            Script::Own if self.text("boot_slot") == "b" => Slot::B,
-            // By which it finds the kernel.
-            Script::Mender if self.text("mender_boot_part_hex") == Slot::B.part() => Slot::B,
-            Script::Own | Script::Mender => Slot::A,
-            Script::Rauc => self.first_with_attempts().unwrap_or_else(|| self.order()[0]),
-        }
-    }
-
-    /// RAUC's, which names one slot at least.
-    fn order(&self) -> Vec<Slot> {
-        let names = self.text("BOOT_ORDER").split_ascii_whitespace();
-        names.map(|name| if name == "B" { Slot::B } else { Slot::A }).collect()
-    }
-
-    fn first_with_attempts(&self) -> Option<Slot> {
-        self.order().into_iter().find(|slot| self.number(slot.left()) > 0)
-    }
-
-    fn set(&mut self, name: &str, value: &str) {
-        self.variables.insert(name.to_owned(), value.to_owned());
+        boot_script::slot(self.scheme(), &self.variables)
     }
 
     /// `saveenv`: the copy that is not in force becomes so.
@@ -169,69 +98,29 @@ impl Environment {
     }
 
     /// From reset to the choice of the slot.
-    pub fn start(self) -> Start {
-        if self.script() == Script::Rauc { self.start_in_order() } else { self.start_counting() }
-    }
-
-    /// Takes an attempt at each start, of committed slots too.
-    fn start_in_order(mut self) -> Start {
+    pub fn start(mut self) -> Start {
+        let scheme = self.scheme();
+        let first = boot_script::first(scheme, &self.variables);
         let mut saves = Vec::new();
-        if self.first_with_attempts().is_none() {
-            for slot in [Slot::A, Slot::B] {
-                self.set(slot.left(), RAUC_LEFT);
-            }
-            saves.push(self.save());
-        }
-        let slot = self.slot();
-        let left = self.number(slot.left()) - 1;
-        self.set(slot.left(), &left.to_string());
-        saves.push(self.save());
-        Start { slot, fell_back: slot != self.order()[0], saves }
-    }
-
-    fn start_counting(mut self) -> Start {
-        let (mut saves, mut fell_back) = (Vec::new(), false);
-        if self.is_trial() {
-            let bootcount = self.number("bootcount") + 1;
-            self.set("bootcount", &bootcount.to_string());
-            saves.push(self.save());
-            let bootlimit =
-                if self.text("bootlimit").is_empty() { BOOTLIMIT } else { self.number("bootlimit") };
-            if bootlimit > 0 && bootcount > bootlimit {
-                let other = self.slot().other();
-                self.set("upgrade_available", "0");
-                if self.script() == Script::Mender {
-                    self.set("mender_boot_part", other.part());
-                    self.set("mender_boot_part_hex", other.part());
-                } else {
-                    // altbootcmd of config/u-boot/twinboot.env
-                    self.set("boot_slot", other.letter());
-                    self.set("bootcount", "0");
-                }
+        loop {
+            let Run { slot, saves: saved } = boot_script::run(scheme, self.variables.clone());
+            for variables in saved {
+                self.variables = variables;
                 saves.push(self.save());
-                fell_back = true;
+            }
+            // Without one, the script resets.
+            if let Some(slot) = slot {
+                return Start { slot, fell_back: slot != first, saves };
             }
         }
-        Start { slot: self.slot(), fell_back, saves }
     }
 }
 
 /// A medium as the factory leaves it, in both copies.
-pub fn factory(script: Script, slot: Slot) -> Vec<u8> {
-    let variables = match script {
-        Script::Own => own_variables(slot),
-        Script::Mender => vec![
-            ("mender_boot_part", slot.part()),
-            ("mender_boot_part_hex", slot.part()),
-            ("upgrade_available", "0"),
-            ("bootcount", "0"),
-            ("bootlimit", "1"),
-        ],
-        Script::Rauc => vec![
-            ("BOOT_ORDER", if slot == Slot::A { "A B" } else { "B A" }),
-            (Slot::A.left(), RAUC_LEFT),
-            (Slot::B.left(), RAUC_LEFT),
-        ],
+pub fn factory(scheme: Scheme, slot: Slot) -> Vec<u8> {
+    let variables = match scheme {
+        Scheme::Bootcount => own_variables(slot),
+        Scheme::Mender | Scheme::Rauc => boot_script::factory(scheme, slot),
     };
     let variables: Variables =
         variables.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();

@@ -12,7 +12,7 @@ use crate::kept::Kept;
 use crate::life::{Fault, Tally};
 use crate::site::Site;
 use crate::story::{Act, Before, Story};
-use crate::uboot::{COPY_BYTES, Environment, Script, Slot};
+use crate::uboot::{COPY_BYTES, Environment, Scheme, Slot};
 
 /// More than a trial has boots.
 const RESETS: usize = 6;
@@ -172,9 +172,9 @@ pub fn judge_decisions(site: &Site, story: &Story, running: Slot) -> Result<(), 
     for (before, after) in history.iter().zip(history.iter().skip(1)) {
         let told = || format!("from {before} to {after}, in slot {}", running.letter());
         // By RAUC's variables, to put the target first is to arm it.
-        let is_armed = |environment: &Environment| match environment.script() {
-            Script::Own | Script::Mender => environment.is_trial(),
-            Script::Rauc => running == story.origin && environment.slot() == story.target(),
+        let is_armed = |environment: &Environment| match environment.scheme() {
+            Scheme::Bootcount | Scheme::Mender => environment.is_trial(),
+            Scheme::Rauc => running == story.origin && environment.slot() == story.target(),
         };
         if !is_armed(after) {
             continue;

@@ -22,7 +22,7 @@ use crate::scheduler;
 use crate::seam;
 use crate::site::Site;
 use crate::story::{Act, Before, Liar, Nature, Story};
-use crate::uboot::{self, Environment, Script, Slot};
+use crate::uboot::{self, Environment, Scheme, Slot};
 
 /// What is wrong, for a person.
 pub type Fault = String;
@@ -137,7 +137,7 @@ impl Life {
             content.resize(story.slot_bytes(), 0);
             content
         };
-        let mut environment = uboot::factory(story.script, story.origin);
+        let mut environment = uboot::factory(story.scheme, story.origin);
         environment.truncate(uboot::COPIES[1] + uboot::COPY_BYTES);
         if story.before == Before::EnvironmentDamaged {
             let copy = uboot::COPIES[usize::from(self.dice.clone().bool())];
@@ -148,7 +148,7 @@ impl Life {
             // As RAUC's variables say it: both may boot.
             (
                 site.slot(story.target()),
-                with_system(Some(story.factory()).filter(|_| story.script == Script::Rauc)),
+                with_system(Some(story.factory()).filter(|_| story.scheme == Scheme::Rauc)),
             ),
             (site.environment(), environment),
             (site.disk().join("data/lost+found"), Vec::new()),
@@ -246,9 +246,9 @@ impl Life {
         let image = self.site.system(slot);
         let image = image.ok_or_else(|| format!("slot {} boots, and holds no system", slot.letter()))?;
         let boot_id = self.dice.u128(..);
-        let script = self.plan.story.script;
+        let scheme = self.plan.story.scheme;
         self.site
-            .boot(script, slot, boot_id, image.version)
+            .boot(scheme, slot, boot_id, image.version)
             .map_err(|error| format!("cannot boot: {error}"))?;
         lock(&self.cloud).online_at = match image.nature {
             Nature::Offline => Duration::MAX,

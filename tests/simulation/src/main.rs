@@ -2,6 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "what is durable here is for the simulated disk to say")]
 
+#[path = "../../emulator/src/board/boot_script.rs"]
+mod boot_script;
 mod cloud;
 mod disk;
 mod judge;

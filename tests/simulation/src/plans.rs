@@ -9,7 +9,7 @@ use crate::disk::Loss;
 use crate::life::{self, Failure, Fault, Plan, Tally};
 use crate::site::Site;
 use crate::story::{STORIES, Story};
-use crate::uboot::Script;
+use crate::uboot::Scheme;
 
 /// What has its turn, whatever chance says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ fn random(seed: u64) -> Plan {
     // Now and then, one after the other, each a little after the start was counted.
     let (count, after) = match dice.u8(..100) {
         // RAUC's script gives up what was not confirmed for three boots, and were it committed.
-        _ if story.script == Script::Rauc => (dice.usize(1..3), 1..80),
+        _ if story.scheme == Scheme::Rauc => (dice.usize(1..3), 1..80),
         ..3 => (dice.usize(12..20), 6..12),
         _ => (dice.usize(1..5), 1..80),
     };

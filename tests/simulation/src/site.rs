@@ -5,14 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use twinboot::boot::scheme::Scheme;
+use twinboot::boot::scheme;
 use twinboot::config::{self, Config};
 use twinboot::install::verify::ImageCheck;
 use twinboot::scripts::Surroundings;
 
 use crate::disk;
 use crate::story::{Image, Images, Story};
-use crate::uboot::{COPIES, COPY_BYTES, Script, Slot};
+use crate::uboot::{COPIES, COPY_BYTES, Scheme, Slot};
 
 /// Boots that a trial may take.
 pub const ATTEMPTS: u8 = 3;
@@ -95,10 +95,10 @@ impl Site {
     }
 
     /// What the kernel and the root filesystem say of this boot.
-    pub fn boot(&self, script: Script, slot: Slot, boot_id: u128, version: &str) -> io::Result<()> {
+    pub fn boot(&self, scheme: Scheme, slot: Slot, boot_id: u128, version: &str) -> io::Result<()> {
         let boot_id = format!("{boot_id:032x}");
         let groups = [&boot_id[..8], &boot_id[8..12], &boot_id[12..16], &boot_id[16..20], &boot_id[20..]];
-        let name = if script == Script::Rauc { "rauc.slot" } else { "twinboot.slot" };
+        let name = if scheme == Scheme::Rauc { "rauc.slot" } else { "twinboot.slot" };
         fs::write(self.command_line(), format!("rootwait ro {name}={}\n", slot.letter().to_uppercase()))?;
         fs::write(self.proc().join("sys/kernel/random/boot_id"), groups.join("-"))?;
         fs::write(self.base.join("etc/os-release"), format!("IMAGE_VERSION={version}\n"))
@@ -113,10 +113,10 @@ impl Site {
             state_directory: self.state(),
             slots: config::Slots { a: self.slot(Slot::A), b: self.slot(Slot::B), others },
             boot: config::Boot {
-                scheme: match story.script {
-                    Script::Own => Scheme::Bootcount,
-                    Script::Mender => Scheme::Mender { part_a: 2, part_b: 3 },
-                    Script::Rauc => Scheme::Rauc,
+                scheme: match story.scheme {
+                    Scheme::Bootcount => scheme::Scheme::Bootcount,
+                    Scheme::Mender => scheme::Scheme::Mender { part_a: 2, part_b: 3 },
+                    Scheme::Rauc => scheme::Scheme::Rauc,
                 },
                 environment: self.base.join("etc/fw_env.config"),
                 attempts: ATTEMPTS,

@@ -12,7 +12,7 @@ use twinboot::update::step::INSTALL_ATTEMPTS_MAX;
 use crate::disk::Lie;
 use crate::life::Tally;
 use crate::site::ATTEMPTS;
-use crate::uboot::{Script, Slot};
+use crate::uboot::{Scheme, Slot};
 
 /// A slot has a little more room than the image needs.
 const ROOM_BYTES: usize = 1 << 16;
@@ -312,7 +312,7 @@ pub struct Story {
     pub check: Check,
     pub act: Act,
     pub before: Before,
-    pub script: Script,
+    pub scheme: Scheme,
     /// How often the machine is switched on again when all is over.
     pub encores: u8,
     /// What does not do what it says.
@@ -339,7 +339,7 @@ const GOOD: Story = Story {
     check: Check::Digest,
     act: Act::None,
     before: Before::New,
-    script: Script::Own,
+    scheme: Scheme::Bootcount,
     encores: 1,
     liar: None,
     ends: "completed",
@@ -438,12 +438,12 @@ pub static STORIES: &[Story] = &[
         ..GOOD
     },
     // The script takes an attempt at each boot, and gets it back.
-    Story { name: "rauc", script: Script::Rauc, encores: ATTEMPTS, ..GOOD },
-    Story { name: "rauc-sick", origin: Slot::B, script: Script::Rauc, ..SICK },
-    Story { name: "rauc-panics", script: Script::Rauc, ..PANICS },
-    Story { name: "rauc-roll-back", script: Script::Rauc, ..ROLL_BACK },
-    Story { name: "mender", origin: Slot::B, script: Script::Mender, ..GOOD },
-    Story { name: "mender-panics", script: Script::Mender, ..PANICS },
+    Story { name: "rauc", scheme: Scheme::Rauc, encores: ATTEMPTS, ..GOOD },
+    Story { name: "rauc-sick", origin: Slot::B, scheme: Scheme::Rauc, ..SICK },
+    Story { name: "rauc-panics", scheme: Scheme::Rauc, ..PANICS },
+    Story { name: "rauc-roll-back", scheme: Scheme::Rauc, ..ROLL_BACK },
+    Story { name: "mender", origin: Slot::B, scheme: Scheme::Mender, ..GOOD },
+    Story { name: "mender-panics", scheme: Scheme::Mender, ..PANICS },
     BUNDLE,
     Story { name: "bundle-resume", check: Check::Digest, act: Act::Restart, ..BUNDLE },
     Story {

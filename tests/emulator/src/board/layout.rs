@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::boot_loader::{self, MENDER_PART_A, MENDER_PART_B};
+use super::boot_loader;
 use super::slot_content::{Traits, board_image};
 use super::uboot_env::UbootEnv;
 use super::{BoardOptions, Scheme, Slot};
@@ -153,8 +153,7 @@ impl Layout {
 
     fn slot_text(&self, slot: Slot, scheme: Scheme) -> String {
         let partition = match (scheme, slot) {
-            (Scheme::Mender, Slot::A) => format!("partition = {MENDER_PART_A}\n"),
-            (Scheme::Mender, Slot::B) => format!("partition = {MENDER_PART_B}\n"),
+            (Scheme::Mender, slot) => format!("partition = {}\n", slot.mender_part()),
             _ => String::new(),
         };
         let device = toml_text(&self.slot(slot));

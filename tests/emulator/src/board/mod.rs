@@ -1,6 +1,7 @@
 //! A board: a directory that stands for one machine, its boot loader, and its power switch.
 
 mod boot_loader;
+mod boot_script;
 mod daemon;
 mod layout;
 mod power;
@@ -19,6 +20,7 @@ use nix::unistd::Pid;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 
+pub use boot_script::{Scheme, Slot};
 pub use layout::FACTORY_VERSION;
 pub use slot_content::{Traits, board_image};
 
@@ -32,36 +34,9 @@ const POWER_ON_LIMIT: Duration = Duration::from_secs(60);
 /// SIGKILL and a new process take an instant; the pause after several quick exits takes a second.
 const RESTART_LIMIT: Duration = Duration::from_secs(20);
 
-/// One of the two root file systems.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
-    /// The one the board leaves the factory with.
-    A,
-    /// At first empty.
-    B,
-}
-
 impl Slot {
     /// Both, in order.
     pub const BOTH: [Self; 2] = [Self::A, Self::B];
-
-    /// The one that is not this.
-    #[must_use]
-    pub fn other(self) -> Self {
-        match self {
-            Self::A => Self::B,
-            Self::B => Self::A,
-        }
-    }
-
-    /// `a` or `b`.
-    #[must_use]
-    pub fn letter(self) -> &'static str {
-        match self {
-            Self::A => "a",
-            Self::B => "b",
-        }
-    }
 
     fn rauc_name(self) -> &'static str {
         match self {
@@ -69,21 +44,6 @@ impl Slot {
             Self::B => "B",
         }
     }
-
-    fn from_rauc_name(name: &str) -> Option<Self> {
-        Self::BOTH.into_iter().find(|slot| slot.rauc_name() == name)
-    }
-}
-
-/// Which variables the boot script reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
-    /// `boot_slot`, `upgrade_available`, `bootcount`.
-    Bootcount,
-    /// `BOOT_ORDER`, `BOOT_A_LEFT`, `BOOT_B_LEFT`.
-    Rauc,
-    /// `mender_boot_part`, `upgrade_available`, `bootcount`.
-    Mender,
 }
 
 impl Scheme {

@@ -1,7 +1,6 @@
 //! The redundant U-Boot environment in two files, as U-Boot's `env/common.c` and `tools/env/fw_env.c` have it:
 //! CRC-32 (little endian, over the data) | serial number (1 byte) | `name=value\0...\0`, padded to the size.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -11,8 +10,7 @@ pub const ENV_SIZE_BYTES: usize = 0x2000;
 
 const HEADER_BYTES: usize = 5;
 
-/// Names and values.
-pub type Variables = BTreeMap<String, String>;
+pub use super::boot_script::Variables;
 
 /// Both copies on their medium.
 #[derive(Clone, Debug)]
