@@ -2,6 +2,7 @@
 //! who keeps asking until he is answered, and a person at the device.
 
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -61,6 +62,8 @@ pub struct Cloud {
     pub proven_bytes: u64,
     /// The image was known to be in the slot when this daemon began.
     pub is_installed: bool,
+    /// As much of a bundle's patches and chunks may this daemon still fetch, if that is known.
+    pub missing_bytes: Option<u64>,
     /// Bytes of the image that were sent, in all.
     pub sent_bytes: u64,
     /// Offset of the end of what was sent last.
@@ -88,6 +91,7 @@ impl Cloud {
             online_at: Duration::ZERO,
             proven_bytes: 0,
             is_installed: false,
+            missing_bytes: None,
             sent_bytes: 0,
             sent_to: 0,
             fault: None,
@@ -199,6 +203,19 @@ impl Cloud {
         }
         // The next request of this daemon may begin anew: its own bytes it need not prove.
         self.proven_bytes = 0;
+    }
+
+    fn on_sent(&mut self, range: Range<u64>) {
+        self.sent_bytes += range.end - range.start;
+        self.sent_to = range.end;
+        let chunks_bytes = range.end.saturating_sub(range.start.max(self.story.chunks_offset()));
+        // In bad weather, what was sent may never arrive.
+        if let Some(missing) = self.missing_bytes.as_mut().filter(|_| self.weather.is_none()) {
+            match missing.checked_sub(chunks_bytes) {
+                Some(left) => *missing = left,
+                None => self.blame("more of a bundle is fetched than is missing".to_owned()),
+            }
+        }
     }
 
     pub fn blame(&mut self, fault: String) {
@@ -363,8 +380,7 @@ async fn send_image(
         let bytes = &package[offset as usize..next as usize];
         writer.send(&Fetched::Chunk { joined_unproven: false }, bytes).await?;
         let mut cloud = lock(cloud);
-        cloud.sent_bytes += next - offset;
-        cloud.sent_to = next;
+        cloud.on_sent(offset..next);
         if story.act == Act::Restart && !cloud.is_acted && next > size / 3 {
             (cloud.is_acted, cloud.wants_restart) = (true, true);
             NEWS.notify_one();

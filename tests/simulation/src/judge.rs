@@ -116,6 +116,12 @@ pub fn note_kept(site: &Site, cloud: &mut Cloud) -> Result<(), Fault> {
         cloud.proven_bytes = kept.proven_bytes();
         cloud.is_installed = !matches!(kept.state(), State::Idle { .. }) && kept.is_installed();
     }
+    cloud.missing_bytes = None;
+    if cloud.story.is_large_bundle() {
+        let target =
+            fs::read(site.slot(cloud.story.target())).map_err(|error| format!("no target: {error}"))?;
+        cloud.missing_bytes = cloud.story.missing_bytes(&target);
+    }
     Ok(())
 }
 

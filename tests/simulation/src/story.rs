@@ -1,11 +1,12 @@
 //! What happens to a machine: the update that it is told to make, what is wrong with it, and what people do meanwhile.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
-use twinboot::bundle::{HEADER_BYTES, Header, Manifest};
+use twinboot::bundle::{Entry, HEADER_BYTES, Header, Index, Layout, Manifest, PatchTable, Source};
 use twinboot::update::Code;
 use twinboot::update::step::INSTALL_ATTEMPTS_MAX;
 
@@ -35,6 +36,12 @@ const SECTOR_BYTES: usize = 512;
 /// Of the manifests in `data`.
 const YEAR: &[u8] = b"\"created\": \"2025";
 
+/// So many bytes of a bundle are fetched unasked, to make one request of two.
+const GAP_BYTES: u64 = 1024;
+
+/// Where a slot holds less than one of so many chunks in their places, nobody may notice.
+const CHUNKS_PER_PROBE: usize = 8;
+
 /// Of the system that runs before a bundle.
 const OLD_PAGES: u32 = 160;
 
@@ -53,6 +60,17 @@ pub enum Nature {
     NoDaemon,
 }
 
+/// Of a large bundle.
+#[derive(Debug)]
+struct Chunk {
+    /// Where the image has it first.
+    place: Range<usize>,
+    /// Where the bundle has it.
+    stored: Range<u64>,
+    /// Whether what runs before has it too.
+    runs: bool,
+}
+
 /// A root filesystem, as far as it matters.
 #[derive(Debug)]
 pub struct Image {
@@ -64,6 +82,8 @@ pub struct Image {
     pub kernel: Vec<u8>,
     /// The bundle that brings it, if one does.
     pub bundle: Option<&'static [u8]>,
+    /// Of its patches.
+    chunks: Vec<Chunk>,
     /// Of the image, or of the bundle's manifest.
     pub digest: String,
 }
@@ -75,7 +95,8 @@ impl Image {
         let mut noise = Noise(content.iter().map(|byte| u64::from(*byte)).sum());
         content.resize_with(size, || noise.next());
         let digest = digest_of(&content);
-        Self { name, version: "2.0", nature, content, kernel: Vec::new(), bundle: None, digest }
+        let version = "2.0";
+        Self { name, version, nature, content, kernel: Vec::new(), bundle: None, chunks: Vec::new(), digest }
     }
 
     /// As a file system is: of few bytes when it is compressed, with what repeats, and what older ones have.
@@ -91,7 +112,7 @@ impl Image {
     }
 
     fn brought_by(self, bundle: &'static [u8]) -> Self {
-        Self { digest: digest_of(parts(bundle).1), bundle: Some(bundle), ..self }
+        Self { digest: digest_of(parts(bundle).1), bundle: Some(bundle), chunks: chunks_of(bundle), ..self }
     }
 
     fn of_the_factory(self) -> Self {
@@ -105,7 +126,7 @@ impl Image {
 
     /// Of the list of keys that it brings.
     pub fn key_serial(&self) -> Option<u64> {
-        Some(Manifest::parse(parts(self.bundle?).1).expect("a manifest").keys?.serial)
+        Some(manifest_of(self.bundle?).keys?.serial)
     }
 
     /// Whether the devices of a slot hold all of it.
@@ -118,6 +139,41 @@ impl Image {
 fn parts(bundle: &[u8]) -> (Header, &[u8]) {
     let header = Header::parse(bundle).expect("a bundle");
     (header, &bundle[HEADER_BYTES..][..header.manifest_bytes as usize])
+}
+
+fn manifest_of(bundle: &[u8]) -> Manifest {
+    Manifest::parse(parts(bundle).1).expect("a manifest")
+}
+
+fn layout_of(bundle: &[u8]) -> Layout {
+    manifest_of(bundle).layout(parts(bundle).0)
+}
+
+/// None of a bundle without patches.
+fn chunks_of(bundle: &[u8]) -> Vec<Chunk> {
+    let (manifest, layout) = (manifest_of(bundle), layout_of(bundle));
+    let part = |range: &Range<u64>| &bundle[range.start as usize..range.end as usize];
+    let index = Index::parse(part(&layout.index), &manifest).expect("an index");
+    let image = &index.images[0];
+    let Some((patch, at)) = manifest.patches.first().zip(layout.patches.first()) else { return Vec::new() };
+    let table = PatchTable::parse(part(&at.table), patch, &index, image).expect("a table");
+    let (mut chunks, mut place) = (Vec::new(), 0);
+    for entry in &index.entries[image.entries.clone()] {
+        let size_bytes = index.size_bytes(*entry) as usize;
+        if let Entry::Piece(number) = *entry
+            && number as usize == chunks.len()
+        {
+            let piece = &index.pieces[chunks.len()];
+            let start = piece.stored_offset;
+            chunks.push(Chunk {
+                place: place..place + size_bytes,
+                stored: start..start + u64::from(piece.stored_bytes),
+                runs: matches!(table.sources[chunks.len()], Source::Base(_)),
+            });
+        }
+        place += size_bytes;
+    }
+    chunks
 }
 
 fn digest_of(content: &[u8]) -> String {
@@ -522,8 +578,7 @@ impl Story {
                 vec![year + YEAR.len() - 1]
             }
             Check::DamagedPatches | Check::DamagedChunks => {
-                let (header, manifest) = parts(bundle);
-                let layout = Manifest::parse(manifest).expect("a manifest").layout(header);
+                let layout = layout_of(bundle);
                 // Where the large bundles have noise, which decompresses to something else; or else within the kernel.
                 let from_end = if self.has_kernel() { 20 } else { PAGE_BYTES / 2 };
                 let chunks = (self.check == Check::DamagedChunks).then_some(layout.pieces);
@@ -543,6 +598,36 @@ impl Story {
             // Its beginning comes more than once.
             Some(_) => 2 * package_bytes,
         }
+    }
+
+    /// Where the patches of a bundle begin in it, and the chunks.
+    pub fn chunks_offset(&self) -> u64 {
+        let Some(bundle) = self.image().bundle else { return 0 };
+        let layout = layout_of(bundle);
+        layout.patches.first().map_or(layout.pieces.start, |patch| patch.frames.start)
+    }
+
+    /// The most of them that a daemon may fetch which finds this in the target slot: a patch is worth it only in the
+    /// place of more. `None`: what is there may escape its notice, or the server sends what has to be asked for again.
+    pub fn missing_bytes(&self, target: &[u8]) -> Option<u64> {
+        let chunks = &self.image().chunks;
+        let is_there = |chunk: &Chunk| {
+            let Range { start, end } = chunk.place;
+            target.get(start..end) == self.image().content.get(start..end)
+        };
+        let there: Vec<_> = chunks.iter().map(is_there).collect();
+        let is_noticed = there.iter().filter(|there| **there).count() * CHUNKS_PER_PROBE > chunks.len();
+        if !matches!(self.check, Check::Digest | Check::Signature) || !is_noticed {
+            return None;
+        }
+        let missing = chunks.iter().zip(there).filter(|(chunk, there)| !there && !chunk.runs);
+        let (mut bytes, mut end) = (0, None);
+        for (Chunk { stored, .. }, _) in missing {
+            let gap = end.map_or(u64::MAX, |end| stored.start - end);
+            bytes += stored.end - stored.start + if gap <= GAP_BYTES { gap } else { 0 };
+            end = Some(stored.end);
+        }
+        Some(bytes)
     }
 
     /// Those for slots of two devices are small.
