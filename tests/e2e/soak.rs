@@ -1,6 +1,6 @@
 //! Many updates: nothing grows, neither in one process nor on the device.
 //!
-//! The long form is `cargo test --test e2e soak -- --ignored --nocapture`.
+//! The long form is `cargo test --release --test e2e soak -- --ignored --nocapture`.
 
 use std::fs;
 use std::path::Path;
