@@ -299,6 +299,19 @@ impl UbootEnv {
         paths
     }
 
+    /// What of the file system or of devices is written: the only copy, in a file, is replaced by another one beside it.
+    #[must_use]
+    pub fn written_paths(&self) -> Vec<PathBuf> {
+        let paths = self.paths();
+        match paths.as_slice() {
+            [only] if !only.starts_with("/dev") => {
+                let file = fs::canonicalize(only).unwrap_or_else(|_| only.clone());
+                file.parent().map(Path::to_owned).into_iter().collect()
+            }
+            _ => paths,
+        }
+    }
+
     /// Writes what the boot loader takes over the other copy too, which may be damaged or out of date.
     ///
     /// # Errors

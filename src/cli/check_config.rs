@@ -1,6 +1,5 @@
 //! `twinboot check-config`: what the daemon would start with, or why it would not.
 
-use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -51,7 +50,7 @@ impl CheckConfig {
 fn drop_in(config: &Config) -> Result<String, CliError> {
     let environment = UbootEnv::new(&config.boot.environment, &[])?;
     let slots: Vec<&Path> = config.slots.devices().map(PathBuf::as_path).collect();
-    let environment = written_by(&environment);
+    let environment = environment.written_paths();
     let others = environment.iter().map(PathBuf::as_path).chain([config.state_directory.as_path()]);
     let locks = config.boot.lock_files.iter().map(PathBuf::as_path);
     let mut reachable: Vec<&Path> = slots.iter().copied().chain(others).chain(locks).collect();
@@ -70,18 +69,6 @@ fn drop_in(config: &Config) -> Result<String, CliError> {
         text.push_str(&format!("{key}{}{rights}\n", path.display()));
     }
     Ok(text)
-}
-
-/// Where the environment is written. The only copy, in a file, is replaced by another one beside it.
-fn written_by(environment: &UbootEnv) -> Vec<PathBuf> {
-    let paths = environment.paths();
-    match paths.as_slice() {
-        [only] if !only.starts_with("/dev") => {
-            let file = fs::canonicalize(only).unwrap_or_else(|_| only.clone());
-            file.parent().map(Path::to_owned).into_iter().collect()
-        }
-        _ => paths,
-    }
 }
 
 /// As `systemd-escape --path --suffix=device` has it.

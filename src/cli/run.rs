@@ -13,6 +13,7 @@ use tracing::{Level, info, warn};
 
 use super::{CliError, Exit, credentials_directory, logging};
 use crate::agent;
+use crate::boot::fw_env::UbootEnv;
 use crate::config::{Config, DEFAULT_PATH};
 use crate::scripts::Surroundings;
 
@@ -60,7 +61,7 @@ impl Run {
         }
         logging::init(if self.verbose { Level::DEBUG } else { Level::INFO }).map_err(CliError::Logging)?;
         info!("twinboot {} starts with {}", env!("CARGO_PKG_VERSION"), self.config.display());
-        warn_of_read_only(&config.state_directory);
+        warn_of_read_only(&config);
         on_one_thread(async {
             let stop = stopped()?;
             agent::run(config, stop).await.map(|()| Exit::Done).map_err(CliError::Agent)
@@ -69,13 +70,20 @@ impl Run {
 }
 
 /// The service's sandbox makes it so where the drop-in is missing, and nobody else sees that before the first update.
-fn warn_of_read_only(state_directory: &Path) {
-    if statvfs(state_directory).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY)) {
-        warn!(
-            "the state directory {} is read-only, and no update can begin: mount it writable; if it is, let the service \
-             write it, by the drop-in of `twinboot check-config --unit`",
-            state_directory.display()
-        );
+fn warn_of_read_only(config: &Config) {
+    let is_read_only =
+        |path: &Path| statvfs(path).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY));
+    let environment = UbootEnv::new(&config.boot.environment, &[]);
+    let files = environment.map(|environment| environment.written_paths()).unwrap_or_default();
+    let files = files.into_iter().filter(|path| !path.starts_with("/dev"));
+    for path in [config.state_directory.clone()].into_iter().chain(files) {
+        if is_read_only(&path) {
+            warn!(
+                "{} is read-only, and no update can succeed: mount it writable; if it is, let the service write it, by \
+                 the drop-in of `twinboot check-config --unit`",
+                path.display()
+            );
+        }
     }
 }
 

@@ -262,10 +262,10 @@ fn trial(seen: &Seen<'_>, variables: &Variables) -> Option<Finding> {
         let count =
             variables.get("bootcount").filter(|count| !is_rauc && !matches!(count.as_str(), "" | "0"));
         return Some(match (count, &seen.booted) {
-            (Some(count), Ok(booted)) if seen.is_at_rest() && booted.slot == view.primary => settle(
-                seen,
-                Finding::warning(CHECK, format!("no trial is on, but `bootcount={count}` is left over"), ""),
-            ),
+            (Some(count), Ok(booted)) if seen.is_at_rest() && booted.slot == view.primary => {
+                let evidence = format!("no trial is on, but `bootcount={count}` is left over");
+                settle(seen, Finding::warning(CHECK, evidence, ""), "`fw_setenv bootcount 0`")
+            }
             _ => Finding::ok(CHECK, "no trial is on"),
         });
     }
@@ -279,7 +279,7 @@ fn trial(seen: &Seen<'_>, variables: &Variables) -> Option<Finding> {
     };
     Some(match &seen.booted {
         Ok(booted) if booted.slot == view.primary || is_rauc => {
-            settle(seen, Finding::warning(CHECK, evidence, ""))
+            settle(seen, Finding::warning(CHECK, evidence, ""), "`twinboot commit` keeps what runs")
         }
         _ => Finding::warning(
             CHECK,
@@ -289,10 +289,10 @@ fn trial(seen: &Seen<'_>, variables: &Variables) -> Option<Finding> {
     })
 }
 
-/// The running daemon does it itself, when told; without one it is repaired here.
-fn settle(seen: &Seen<'_>, finding: Finding) -> Finding {
+/// Beside a daemon it is done `by_hand`; without one it is repaired here.
+fn settle(seen: &Seen<'_>, finding: Finding, by_hand: &str) -> Finding {
     if !seen.is_alone {
-        return Finding { advice: "`twinboot commit` keeps what runs".to_owned(), ..finding };
+        return Finding { advice: by_hand.to_owned(), ..finding };
     }
     let advice = "`twinboot doctor --fix` keeps what runs".to_owned();
     Finding { advice, ..finding }.repaired_by(Repair::TrialVariables)

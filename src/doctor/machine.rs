@@ -1,14 +1,15 @@
 //! The machine: its daemon, clock, watchdog and storage, and what ends a trial without the daemon.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::stat::{major, minor};
 
 use super::{Finding, Patient};
+use crate::boot::fw_env::UbootEnv;
 use crate::causes::one_line;
-use crate::config::Credentials;
+use crate::config::{Config, Credentials};
 use crate::control::Status;
 use crate::system::{self, Clock, CommandError};
 use crate::update::Slot;
@@ -131,7 +132,7 @@ fn watchdog(sysfs: &Path) -> Finding {
     })
 }
 
-/// Whether the service may write the state: from a shell every directory is writable.
+/// Whether the service may write the state, and an environment in files: from a shell all of that is writable.
 async fn sandbox(patient: &Patient) -> Finding {
     const CHECK: &str = "machine.sandbox";
     const QUESTION: [&str; 3] = ["show", "--property=ProtectSystem,ReadWritePaths", "twinboot.service"];
@@ -139,20 +140,24 @@ async fn sandbox(patient: &Patient) -> Finding {
     let answer = ask_systemd(&patient.systemctl, QUESTION).await.unwrap_or_default();
     let property = |name| answer.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let state = real(&patient.config.state_directory);
     let listed =
         property("ReadWritePaths=").split_whitespace().map(|path| path.trim_start_matches(['-', '+']));
-    let mut writable = [STATE_DIRECTORY].into_iter().chain(listed);
-    if property("ProtectSystem=") == "strict"
-        && !writable.any(|path| state.starts_with(real(Path::new(path))))
-    {
-        return Finding::warning(
+    let writable: Vec<PathBuf> =
+        [STATE_DIRECTORY].into_iter().chain(listed).map(|path| real(Path::new(path))).collect();
+    let Config { state_directory, boot, .. } = &patient.config;
+    let environment = UbootEnv::new(&boot.environment, &[]).map(|environment| environment.written_paths());
+    // What is a device has a check of its own.
+    let files = environment.unwrap_or_default().into_iter().filter(|path| !path.starts_with("/dev"));
+    let is_closed = |path: &PathBuf| !writable.iter().any(|open| real(path).starts_with(open));
+    let closed = [state_directory.clone()].into_iter().chain(files).find(is_closed);
+    match closed.filter(|_| property("ProtectSystem=") == "strict") {
+        Some(path) => Finding::warning(
             CHECK,
-            format!("twinboot.service may not write {}", patient.config.state_directory.display()),
-            "no update can begin: `twinboot check-config --unit` prints the drop-in that lets it",
-        );
+            format!("twinboot.service may not write {}", path.display()),
+            "no update can succeed: `twinboot check-config --unit` prints the drop-in that lets it",
+        ),
+        None => Finding::ok(CHECK, "nothing keeps the daemon from its state, nor from the environment"),
     }
-    Finding::ok(CHECK, "nothing keeps the daemon from its state directory")
 }
 
 async fn trial_timer(patient: &Patient) -> Finding {

@@ -1,6 +1,7 @@
 //! The boot loader's environment.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use crate::board::{Board, Disk, ENV_BYTES, PARTITIONS, beside, put, succeed};
@@ -195,4 +196,22 @@ fn a_boot_script_of_another_version() {
     board.finds("environment.script", "warning", "version 9, 1 is known");
     put(&board.path("proc/cmdline"), "twinboot.slot=a twinboot.script=0\n");
     board.finds("environment.script", "warning", "version 0, 1 is current");
+}
+
+/// As the packaged service, by its filter of system calls and its group.
+#[test]
+fn the_only_copy_is_replaced_by_who_may_give_no_file_away() {
+    let board = Board::new();
+    board.copy(1, "bootcount=2\n", ENV_BYTES, false);
+    let only = board.path("env-1");
+    put(&board.path("fw_env.config"), format!("{} 0 {ENV_BYTES:#x}\n", only.display()));
+    fs::set_permissions(&only, fs::Permissions::from_mode(0o664)).unwrap();
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=fchown:error=EPERM"]);
+    let doctor = command.args([env!("CARGO_BIN_EXE_twinboot"), "doctor", "--fix", "--config"]);
+    let told = doctor.arg(board.config_file()).output().unwrap();
+    let variables = fs::read(&only).unwrap();
+    let is_there = |text: &[u8]| variables.windows(text.len()).any(|found| found == text);
+    assert!(is_there(b"\0bootcount=0\0"), "{}", String::from_utf8_lossy(&told.stdout));
+    assert_eq!(fs::metadata(&only).unwrap().permissions().mode() & 0o777, 0o644, "its group is another");
 }

@@ -60,13 +60,16 @@ async fn a_machine_with_everything() {
 
 /// From a shell, where the doctor runs, everything is writable.
 #[tokio::test]
-async fn a_service_that_may_not_write_the_state() {
+async fn a_service_that_may_not_write_the_state_or_the_environment() {
     let board = Board::new();
-    let state = board.path("state").display().to_string();
+    let [state, first, second] =
+        ["state", "env-1", "env-2"].map(|name| board.path(name).display().to_string());
     for (protected, writable, level) in [
         ("strict", String::new(), Level::Warning),
         ("strict", format!("-/run/lock +{state}-other"), Level::Warning),
-        ("strict", format!("-/run/lock -{state}"), Level::Ok),
+        ("strict", format!("-/run/lock -{state}"), Level::Warning),
+        ("strict", format!("-{first} -{second}"), Level::Warning),
+        ("strict", format!("-/run/lock -{first} -{second} -{state}"), Level::Ok),
         ("strict", board.dir.path().display().to_string(), Level::Ok),
         ("no", String::new(), Level::Ok),
     ] {

@@ -453,7 +453,7 @@ fn sync_to_its_place(directory: &File) -> io::Result<()> {
     directory.sync_all()
 }
 
-/// The new file under its own name, with the owner and mode of the old one, synced.
+/// The new file under its own name, with the mode of the old one and, where that may be, its owner, synced.
 fn write_replacement(path: &Path, image: &[u8], old: &fs::Metadata) -> io::Result<()> {
     // What a power cut left; the locks are held, so nobody else writes it now.
     match fs::remove_file(path) {
@@ -462,8 +462,13 @@ fn write_replacement(path: &Path, image: &[u8], old: &fs::Metadata) -> io::Resul
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(image)?;
-    std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()))?;
-    file.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
+    let mut mode = old.mode() & 0o7777;
+    match std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid())) {
+        // The packaged service may give nothing away; what the old group might do, the new one is not to.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => mode &= 0o7707 | (mode & 0o7) << 3,
+        changed => changed?,
+    }
+    file.set_permissions(Permissions::from_mode(mode))?;
     file.sync_all()
 }
 
