@@ -13,6 +13,7 @@ use super::{
     BundleError, CHUNKS_MAX, CONTEXT_BYTES_MAX, FRAME_BYTES_MAX, IMAGES_MAX, INDEX_BYTES_MAX, PATCHES_MAX,
     PREFIX_BYTES_MAX, TABLE_BYTES_MAX,
 };
+use crate::update::request::INTEGER_MAX;
 use crate::update::{KeyList, Sha256Digest};
 
 /// Larger than any slot, and small enough that sums of all parts cannot overflow.
@@ -29,8 +30,8 @@ const SAMPLES_MAX: usize = 64;
 /// One that signs, one in the safe, and what is left of their predecessors.
 const KEYS_MAX: usize = 16;
 
-/// The highest number of a key list: IoT Hub refuses a report with a higher integer, and with it all that a device says.
-pub const KEY_SERIAL_MAX: u64 = (1 << 52) - 1;
+/// The highest number of a key list, which a device reports.
+pub const KEY_SERIAL_MAX: u64 = INTEGER_MAX;
 
 /// Length of a sample.
 pub const SAMPLE_BYTES: u64 = 4096;

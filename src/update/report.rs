@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::hook::{Deferral, Gate};
 use super::record::{Finished, Outcome, Record, State};
+use super::request::INTEGER_MAX;
 use super::step::Environment;
 use super::{Boot, Failure, Moment, Slot};
 
@@ -114,7 +115,8 @@ pub fn reported(facts: &Facts<'_>) -> Map<String, Value> {
             "updateId": facts.record.state.subject().map(|update| update.request.id.as_str()),
             "progress": facts.progress.map(|progress| json!({
                 "bytes": progress.bytes,
-                "totalBytes": progress.total_bytes,
+                // Any number, as far as a server is concerned.
+                "totalBytes": progress.total_bytes.filter(|bytes| *bytes <= INTEGER_MAX),
                 "percent": progress.percent(),
                 "fetchedBytes": progress.fetched_bytes,
                 "savedBytes": progress.saved_bytes,

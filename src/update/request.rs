@@ -8,6 +8,9 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use url::Url;
 
+/// The largest integer that a hub takes in a twin; it refuses the whole patch for a larger one.
+pub const INTEGER_MAX: u64 = (1 << 52) - 1;
+
 /// SHA-256, printed and read as 64 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -206,13 +209,14 @@ impl UpdateRequest {
                 ));
             }
         };
-        let size_bytes =
-            match fields.get("fwSize") {
-                None | Some(Value::Null) => None,
-                Some(size) => Some(size.as_u64().filter(|size| *size > 0).ok_or_else(|| {
-                    wrong("fwSize", "`fwSize` must be a positive number of bytes".to_owned())
-                })?),
-            };
+        let size_bytes = match fields.get("fwSize") {
+            None | Some(Value::Null) => None,
+            Some(size) => {
+                let size = size.as_u64().filter(|size| (1..=INTEGER_MAX).contains(size));
+                let must = "`fwSize` must be a positive number of bytes, below 2^52";
+                Some(size.ok_or_else(|| wrong("fwSize", must.to_owned()))?)
+            }
+        };
         let check_value = text(fields, "fwPackageCheckValue")?;
         Self::new(uri, check_value, text(fields, "fwVersion")?, size_bytes, text(fields, "updateId")?)
     }
@@ -369,6 +373,7 @@ mod tests {
         assert_eq!(field_of(json!({"fwPackageUri": uri, "fwSize": -1})).as_deref(), Some("fwSize"));
         assert_eq!(field_of(json!({"fwPackageUri": uri, "fwSize": 0})).as_deref(), Some("fwSize"));
         assert_eq!(field_of(json!({"fwPackageUri": uri, "fwSize": 1.5})).as_deref(), Some("fwSize"));
+        assert_eq!(field_of(json!({"fwPackageUri": uri, "fwSize": 1_u64 << 52})).as_deref(), Some("fwSize"));
         assert_eq!(field_of(json!({"fwPackageUri": uri, "fwVersion": "a\nb"})).as_deref(), Some("fwVersion"));
         assert_eq!(field_of(json!({"fwPackageUri": uri, "updateId": "a b"})).as_deref(), Some("updateId"));
         assert_eq!(
