@@ -52,6 +52,8 @@ pub enum StoreError {
     Save {
         /// Which file.
         path: PathBuf,
+        /// Whether the file is the one before, for certain.
+        is_unchanged: bool,
         /// Why.
         source: io::Error,
     },
@@ -88,7 +90,11 @@ impl StateStore {
     /// When that is not certain, or others could put another state there: it holds the keys that count.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(directory)
-            .and_then(|()| sync_directory(directory.parent().unwrap_or(directory)))
+            .and_then(|()| match sync_directory(directory.parent().unwrap_or(directory)) {
+                // What cannot be written has lost nothing; squashfs and erofs have no sync at all.
+                Err(error) if is_never_written(&error) => Ok(()),
+                synced => synced,
+            })
             .and_then(|()| sync_directory(directory))
             .map_err(|source| StoreError::MakeDirectory { path: directory.to_owned(), source })?;
         ownership::check(directory)
@@ -141,7 +147,10 @@ impl StateStore {
     pub fn save(&self, record: &Record) -> Result<(), StoreError> {
         let bytes = record.encode().map_err(StoreError::Encode)?;
         let path = self.file();
-        write_durably(&path, &bytes).map_err(|source| StoreError::Save { path, source })
+        write_durably(&path, &bytes).map_err(|source| {
+            let is_unchanged = read(&path).is_ok_and(|found| found.as_ref() != Some(&bytes));
+            StoreError::Save { path, is_unchanged, source }
+        })
     }
 }
 
@@ -195,6 +204,10 @@ fn sync(file: &File) -> io::Result<()> {
     if cfg!(twinboot_no_sync = "state") { Ok(()) } else { file.sync_all() }
 }
 
+fn is_never_written(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::ReadOnlyFilesystem)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
@@ -226,6 +239,13 @@ mod tests {
         store.save(&record()).unwrap();
         assert_eq!(store.load().unwrap().record, record());
         assert_eq!(fs::metadata(store.file()).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    /// As squashfs and erofs, procfs has no sync.
+    #[test]
+    fn a_parent_that_is_never_written_need_not_be_synced() {
+        assert!(is_never_written(&sync_directory(Path::new("/proc")).unwrap_err()));
+        assert!(!is_never_written(&sync_directory(Path::new("/no-such-directory")).unwrap_err()));
     }
 
     #[test]

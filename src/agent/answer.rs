@@ -126,12 +126,15 @@ fn method_reply(response: &Response) -> MethodReply {
         }
         Response::RollingBack(id) => done("Firmware update is being rolled back", id),
         Response::Refused(failure, running) => {
-            let status = match failure.code {
-                Code::Busy | Code::NothingToCancel => 409,
-                _ => 412,
-            };
-            failure_reply(status, failure, running.as_ref())
+            failure_reply(refusal_status(failure.code), failure, running.as_ref())
         }
+    }
+}
+
+fn refusal_status(code: Code) -> u16 {
+    match code {
+        Code::Busy | Code::NothingToCancel => 409,
+        _ => 412,
     }
 }
 
@@ -150,10 +153,10 @@ fn invalid_payload(invalid: &InvalidPayload) -> MethodReply {
 
 /// The answer to `rebootDevice`.
 #[must_use]
-pub fn reboot_reply(refusal: Option<&str>) -> MethodReply {
+pub fn reboot_reply(refusal: Option<&Failure>) -> MethodReply {
     match refusal {
         None => MethodReply { status: 200, payload: json!({ "Response": "Rebooting" }) },
-        Some(why) => failure_reply(409, &Failure::new(Code::Busy, why), None),
+        Some(failure) => failure_reply(refusal_status(failure.code), failure, None),
     }
 }
 

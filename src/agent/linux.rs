@@ -34,6 +34,13 @@ const REBOOT_AGAIN: Duration = Duration::from_secs(60);
 /// Then the watchdog is no longer fed, and bites.
 const REBOOTS_ASKED_MAX: usize = 5;
 
+/// A system that was found good is not given up for a lock that somebody holds: three tries take less than a minute of
+/// the trial, those for the lock included.
+const COMMITS_MAX: usize = 3;
+
+/// Between them.
+const COMMIT_AGAIN: Duration = Duration::from_secs(5);
+
 /// An environment that could not be written on the good slot is left alone for a while.
 const ROLL_BACK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -135,7 +142,21 @@ impl Linux {
 
     /// No boot of the committed slot has the mark: it is gone before.
     async fn commit(&self, target: Slot) -> Result<(), Failure> {
+        // Also between two tries: who goes back meanwhile does so afterwards.
         let _alone = self.deciding.lock().await;
+        let mut tries = 1;
+        loop {
+            let committed = self.commit_once(target).await;
+            match committed {
+                Err(why) if tries < COMMITS_MAX => warn!("not committed yet, and tried again: {why}"),
+                done => return done,
+            }
+            tries += 1;
+            tokio::time::sleep(COMMIT_AGAIN).await;
+        }
+    }
+
+    async fn commit_once(&self, target: Slot) -> Result<(), Failure> {
         self.mark(Code::CommitFailed, Mark::disarm).await?;
         self.decide(Code::CommitFailed, move |boot| boot.commit(target)).await
     }

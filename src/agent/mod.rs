@@ -19,6 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, info, warn};
 
 use crate::boot::booted::BootedError;
+use crate::causes::one_line;
 use crate::config::Config;
 use crate::control::{self, Status};
 use crate::hub::{self, HubEvent, MethodCall, MethodReply};
@@ -29,7 +30,7 @@ use crate::system::{self, message_id};
 use crate::update::report::{Facts, Phase, Progress, reported};
 use crate::update::{
     Boot, Code, Context, Effect, Environment, Event, Failure, Gate, Moment, Origin, Outcome, Policy, Record,
-    Slot, State, Update, UpdateId, UpdateRequest, step,
+    Response, Slot, State, Update, UpdateId, UpdateRequest, step,
 };
 use answer::{Asker, MethodRequest};
 use exporter::Exporter;
@@ -39,7 +40,7 @@ pub use linux::Linux;
 pub use machine::{Found, Known, Machine};
 
 /// Why the agent cannot go on. It ends then, and systemd starts it again: acting on a decision that was not
-/// saved is the one thing that it must not do.
+/// saved is the one thing that it must not do. At rest it refuses instead.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// The state cannot be kept.
@@ -205,7 +206,8 @@ struct Installing {
 #[derive(Debug, Default)]
 struct Shown {
     phase: Option<Phase>,
-    reported: Option<(Instant, u64)>,
+    /// When, of how many percent, and in which phase.
+    reported: Option<(Instant, u64, Phase)>,
     status: Option<(Instant, u64)>,
     bytes_per_sec: Option<u64>,
     /// When a change is reported that came too soon after a report.
@@ -271,7 +273,7 @@ impl<M: Machine> Agent<M> {
                 _ = look_again.tick(), if self.open_desired().is_some() => self.follow_desired().await?,
                 () = &mut clock, if !self.clock_is_right => self.on_right_clock().await?,
                 () = tokio::time::sleep_until(report_due.unwrap_or_else(Instant::now)), if report_due.is_some() => {
-                    self.report_progress();
+                    self.report_when_due();
                 }
                 Some(completion) = done.recv() => self.on_completion(completion).await?,
                 Some(event) = hub_events.recv() => self.on_hub(event).await?,
@@ -351,7 +353,7 @@ impl<M: Machine> Agent<M> {
             Ok(MethodRequest::Reboot) => {
                 self.read_environment().await;
                 let refusal = self.reboot_refusal();
-                drop(call.reply.send(answer::reboot_reply(refusal)));
+                drop(call.reply.send(answer::reboot_reply(refusal.as_ref())));
                 if refusal.is_none() {
                     self.reboot();
                 }
@@ -409,9 +411,12 @@ impl<M: Machine> Agent<M> {
     }
 
     /// A reboot in a trial spends an attempt, and one in an install wastes it.
-    fn reboot_refusal(&self) -> Option<&'static str> {
-        (!self.record.state.is_at_rest() || self.environment == Environment::Uncommitted)
-            .then_some("an update is under way: wait for it, or cancel it")
+    fn reboot_refusal(&self) -> Option<Failure> {
+        if !self.record.state.is_at_rest() {
+            let message = "an update is under way: wait for it, or cancel it";
+            return Some(Failure::new(Code::Busy, message));
+        }
+        (self.environment == Environment::Uncommitted).then(|| step::uncommitted(self.boot.slot))
     }
 
     async fn on_desired(&mut self, firmware: Option<&Value>) -> Result<(), AgentError> {
@@ -433,7 +438,11 @@ impl<M: Machine> Agent<M> {
     /// What is desired stands until it changes: it is looked at again whenever nothing is under way.
     async fn follow_desired(&mut self) -> Result<(), AgentError> {
         match self.open_desired().cloned() {
-            Some(request) => Box::pin(self.apply(Event::Requested(request, Origin::Desired), None)).await,
+            Some(request) => {
+                // One that is understood has no other fault than that it could not be saved.
+                self.desired_fault = None;
+                Box::pin(self.apply(Event::Requested(request, Origin::Desired), None)).await
+            }
             None => Ok(()),
         }
     }
@@ -496,29 +505,39 @@ impl<M: Machine> Agent<M> {
             self.shown.bytes_per_sec = gained.checked_mul(1000).map(|scaled| scaled / millis);
         }
         self.shown.status = Some((now, progress.bytes));
+        self.shown.phase = Some(progress.phase);
+        self.report_when_due();
+    }
+
+    /// A server that comes and goes changes the phase many times a minute, the end of a download once. What came and
+    /// went since the last report is no news.
+    fn report_when_due(&mut self) {
+        let (now, progress) = (Instant::now(), *self.progress.borrow());
         let is_due = |since: Instant, shown_percent: u64| match progress.percent() {
             // It also falls, where a download begins anew.
             Some(percent) => percent.abs_diff(shown_percent) >= REPORT_PERCENT,
             None => now.duration_since(since) >= REPORT_INTERVAL_UNKNOWN,
         };
-        let changed = self.shown.phase.replace(progress.phase) != Some(progress.phase);
-        let is_whole = progress.phase == Phase::Verifying;
-        match self.shown.reported {
-            // A server that comes and goes changes the phase many times a minute, the end of a download once.
-            Some((since, _)) if now.duration_since(since) < REPORT_INTERVAL && !(changed && is_whole) => {
-                self.shown.report_due = self.shown.report_due.or(changed.then_some(since + REPORT_INTERVAL));
-                self.show_status();
+        let next = match self.shown.reported {
+            Some((since, shown_percent, phase)) => {
+                let is_news = progress.phase != phase;
+                let is_early = now.duration_since(since) < REPORT_INTERVAL;
+                match is_early && !(is_news && progress.phase == Phase::Verifying) {
+                    true => is_news.then_some(since + REPORT_INTERVAL),
+                    false => (is_news || is_due(since, shown_percent)).then_some(now),
+                }
             }
-            Some((since, shown_percent)) if !changed && !is_due(since, shown_percent) => {
-                self.show_status();
-            }
-            _ => self.report_progress(),
+            None => Some(now),
+        };
+        self.shown.report_due = next.filter(|due| *due > now);
+        match next {
+            Some(due) if due <= now => self.report_progress(&progress),
+            _ => self.show_status(),
         }
     }
 
-    fn report_progress(&mut self) {
-        let percent = self.progress.borrow().percent().unwrap_or_default();
-        (self.shown.reported, self.shown.report_due) = (Some((Instant::now(), percent)), None);
+    fn report_progress(&mut self, progress: &Progress) {
+        self.shown.reported = Some((Instant::now(), progress.percent().unwrap_or_default(), progress.phase));
         self.report();
     }
 
@@ -535,9 +554,23 @@ impl<M: Machine> Agent<M> {
         let next = step(&context, self.record.clone(), event);
         let mut came_to_rest = false;
         if next.record != self.record {
-            self.machine.save(next.record.clone()).await?;
+            match self.machine.save(next.record.clone()).await {
+                // Nothing is under way: whoever asked can be told, and the device stays there to be mended.
+                Err(error @ StoreError::Save { is_unchanged: true, .. })
+                    if asks && self.record.state.is_at_rest() =>
+                {
+                    self.refuse_unsaved(&error, asker);
+                    return Ok(());
+                }
+                saved => saved?,
+            }
             let before = std::mem::replace(&mut self.record, next.record);
             if before.state != self.record.state {
+                let installs = |state: &State| matches!(state, State::Installing { .. });
+                if installs(&self.record.state) && !installs(&before.state) {
+                    // Nothing of it has come; what one before it told is not this one's.
+                    (self.progress, self.shown) = (watch::channel(Progress::default()).1, Shown::default());
+                }
                 self.tell_milestone(&before.state);
                 came_to_rest = self.record.state.is_at_rest();
             }
@@ -548,6 +581,18 @@ impl<M: Machine> Agent<M> {
             self.run_effect(effect, &mut asker);
         }
         if came_to_rest { self.follow_desired().await } else { Ok(()) }
+    }
+
+    /// What is desired, and asked for by nobody, the twin answers.
+    fn refuse_unsaved(&mut self, error: &StoreError, asker: Option<Asker>) {
+        let message = format!("{}: make room there, or let it be written", one_line(error));
+        error!("{message}");
+        let failure = Failure::new(Code::StateUnsaved, message);
+        match asker {
+            Some(asker) => asker.answer(&Response::Refused(failure, None)),
+            None => self.desired_fault = Some(failure),
+        }
+        self.report();
     }
 
     async fn context(&self) -> Context {

@@ -32,6 +32,8 @@ pub enum Code {
     NothingToCancel,
     /// No trial is running that could be committed.
     NothingToCommit,
+    /// The device has nowhere to keep that it has begun.
+    StateUnsaved,
 
     // The image at its source.
     /// 404 or 410, or no such file.

@@ -414,16 +414,19 @@ fn accept(context: &Context, mut record: Record, request: UpdateRequest, origin:
     step
 }
 
+/// Why nothing is taken in a slot that nobody has committed.
+#[must_use]
+pub fn uncommitted(running: Slot) -> Failure {
+    let message = format!("slot {running} is not committed: `twinboot commit` at the device keeps it");
+    Failure::new(Code::Uncommitted, message)
+}
+
 /// Why this device does not take this request now, if it does not.
 fn refusal(context: &Context, record: &Record, request: &UpdateRequest) -> Option<Failure> {
     let Context { boot, policy, environment, .. } = context;
     match environment {
         Environment::Committed => {}
-        Environment::Uncommitted => {
-            let message =
-                format!("slot {} is not committed: `twinboot commit` at the device keeps it", boot.slot);
-            return Some(Failure::new(Code::Uncommitted, message));
-        }
+        Environment::Uncommitted => return Some(uncommitted(boot.slot)),
         Environment::Unusable(why) => return Some(Failure::new(Code::EnvironmentUnusable, why.clone())),
     }
     if let Some(unverifiable) = unverifiable(policy, record, request) {

@@ -258,6 +258,11 @@ async fn what_is_refused_says_why() {
     assert_eq!((status, &answer["error"]["code"]), (404, &json!("UnknownMethod")));
     let (status, answer) = world.call("cancelFirmwareUpdate", json!({})).await;
     assert_eq!((status, &answer["error"]["code"]), (409, &json!("NothingToCancel")));
+
+    // A reboot of what nobody has committed would spend an attempt.
+    world.rig.board.set_environment(&[("upgrade_available", "1")]).unwrap();
+    let (status, answer) = world.call("rebootDevice", json!({})).await;
+    assert_eq!((status, &answer["error"]["code"]), (412, &json!("Uncommitted")));
 }
 
 /// Shows F26.

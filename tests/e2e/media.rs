@@ -10,7 +10,7 @@ use hub_emulator::board::{Slot, Traits};
 use serde_json::{Value, json};
 
 use crate::clocks::Clocks;
-use crate::cloud::World;
+use crate::cloud::{DEVICE, World};
 use crate::rig::{Choice, DAEMON, Rig, SLOT_BYTES, is_root, script};
 use crate::weather::PATIENT;
 
@@ -52,14 +52,23 @@ impl Drop for Mount {
     }
 }
 
+/// A file system for the state that is soon full.
+fn small_state(rig: &Rig) -> Option<Mount> {
+    let options = ["-t", "tmpfs", "-o", "size=128k,mode=700", "tmpfs"];
+    Mount::new(&options, &rig.board.dir().join("state"))
+}
+
+fn fill(filler: &Path) {
+    let _ = fs::File::create(filler).unwrap().write_all(&vec![1; 256 << 10]);
+}
+
 /// What cannot be saved is not begun, and nothing loops.
 /// Shows coreos/zincati#1314.
 #[tokio::test]
 async fn a_state_directory_that_is_full_or_read_only_takes_no_update() {
     let mut rig = Rig::new(Choice::default());
+    let Some(mount) = small_state(&rig) else { return };
     let state = rig.board.dir().join("state");
-    let options = ["-t", "tmpfs", "-o", "size=128k,mode=700", "tmpfs"];
-    let Some(mount) = Mount::new(&options, &state) else { return };
     rig.board.power_on().await.unwrap();
     let is_ready = |status: &Value| status["reported"]["firmwareStatus"] == "standBy";
     rig.wait(is_ready).await;
@@ -67,19 +76,25 @@ async fn a_state_directory_that_is_full_or_read_only_takes_no_update() {
     let slot = fs::read(rig.board.slot_path(Slot::B)).unwrap();
     let image = rig.image("2.0", Traits::default());
     let install = ["install", image.to_str().unwrap(), "--version", "2.0", "--no-wait"];
-    let failures = || rig.board.log().matches("cannot save the state").count();
+    let failures = |rig: &Rig| rig.board.log().matches("cannot save the state").count();
     for (round, read_only) in [(1, false), (2, true)] {
         if read_only {
             mount.remount("ro");
         } else {
-            let _ = fs::File::create(&filler).unwrap().write_all(&vec![1; 256 << 10]);
+            fill(&filler);
         }
-        assert!(!rig.twinboot(&install).await.status.success(), "read-only: {read_only}");
-        rig.wait(|status| failures() == round && is_ready(status)).await;
+        let refused = rig.twinboot(&install).await;
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(
+            !refused.status.success() && told.contains("make room there"),
+            "read-only: {read_only}: {told}"
+        );
+        assert!(failures(&rig) == round && is_ready(&rig.peek().await.unwrap()));
         assert_eq!(rig.board.environment().unwrap(), before);
         assert!(fs::read(rig.board.slot_path(Slot::B)).unwrap() == slot, "nothing was written");
         if read_only {
             // Started again, it says so before an update needs it.
+            rig.board.kill_daemon().await.unwrap();
             rig.wait(|_| rig.board.log().contains("check-config --unit")).await;
             mount.remount("rw");
         } else {
@@ -88,11 +103,32 @@ async fn a_state_directory_that_is_full_or_read_only_takes_no_update() {
     }
     rig.install("2.0", Traits::default()).await;
     assert_eq!(rig.outcome().await["firmwareStatus"], "completed");
-    // One start after each failure, and one of the new system.
+    // One start of the factory's system, one after it was killed, and one of the new system.
     let starts = rig.board.log().matches(" starts with ").count();
-    assert_eq!((failures(), starts, rig.board.boots().len()), (2, 4, 2), "{}", rig.board.log());
+    assert_eq!((failures(&rig), starts, rig.board.boots().len()), (2, 3, 2), "{}", rig.board.log());
     // Before its file system is.
     rig.board.cut().await;
+}
+
+/// Whoever desires it reads why in the twin, and the device stays there.
+#[tokio::test]
+async fn what_is_desired_and_cannot_be_saved_is_told_and_taken_up_once_it_can_be() {
+    let clocks = Clocks::new();
+    let mut world = World::switched_off(Traits::default(), "", &clocks.daemon()).await;
+    let Some(_mount) = small_state(&world.rig) else { return };
+    world.power_on().await;
+    let filler = world.rig.board.dir().join("state/filler");
+    fill(&filler);
+    let firmware = world.payload();
+    world.hub.patch_desired(DEVICE, json!({ "firmware": firmware })).unwrap();
+    let reported = world.wait(|reported| reported["firmware"]["error"]["code"] == "StateUnsaved").await;
+    assert_eq!(reported["firmware"]["fwUpdateStatus"], "error");
+    fs::remove_file(&filler).unwrap();
+    let taken_up = || world.hub.reported(DEVICE)["firmwareStatus"] != "standBy";
+    clocks.pass_until(&world.rig, Duration::from_secs(60), taken_up).await;
+    world.wait_status("completed").await;
+    assert_eq!(world.hub.connects(DEVICE), 2, "one for each boot");
+    world.rig.board.cut().await;
 }
 
 /// The daemon, with this done to its system calls on these files.

@@ -147,7 +147,9 @@ pub fn flat(what: &str, updates: usize, held: &[Held]) {
     let (begin, end) = (Held::least(&held[tenth..2 * tenth]), Held::least(&held[held.len() - tenth..]));
     eprintln!("{what}: {updates} updates, {begin:?} then {end:?}");
     assert!(end.descriptors <= begin.descriptors, "{begin:?} {end:?}");
-    assert!(end.resident_kib <= begin.resident_kib + ALLOWED_KIB, "{begin:?} {end:?}");
+    // After a few it matters more what the allocator keeps just now.
+    let allowed_kib = if updates < 1000 { 2 * ALLOWED_KIB } else { ALLOWED_KIB };
+    assert!(end.resident_kib <= begin.resident_kib + allowed_kib, "{begin:?} {end:?}");
 }
 
 /// A small image has a part of a block under way, a large one all that the stages of an install hold at a time: some
