@@ -113,6 +113,27 @@ fn what_armed_a_trial_is_not_rebooted_though_its_own_boot_began_as_one() {
     assert!(is_ended("rauc.slot=A\n", "rauc.slot=B\n") && !is_ended("rauc.slot=A\n", "rauc.slot=A\n"));
 }
 
+/// A new system whose own fault is that it cannot write does not stay for that.
+#[test]
+fn a_reboot_that_cannot_be_counted_is_left_to_the_boot_loaders_count() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().to_str().unwrap();
+    let text = std::fs::read_to_string(unit("twinboot-trial.service")).unwrap();
+    let line = text.split("ExecStart=/bin/sh -c '").nth(1).unwrap().split('\'').next().unwrap();
+    let script = line.replace("$$", "$").replace("/var/lib/twinboot", root);
+    let script = script.replace(" /proc/", &format!(" {root}/"));
+    for (moves, trial, is_rebooted) in
+        [("/bin/mv \"$@\"", 0, true), ("exit 1", 0, false), ("exit 1", 1, true), ("exit 1", 10, false)]
+    {
+        put(&directory.path().join("trial/reboot-1"), "", 0o644);
+        put(&directory.path().join("cmdline"), &format!("quiet twinboot.trial={trial} rootwait\n"), 0o644);
+        put(&directory.path().join("mv"), &format!("#!/bin/sh\n{moves}\n"), 0o755);
+        let path = format!("{root}:/usr/bin:/bin");
+        let counted = Command::new("/bin/sh").args(["-c", &script]).env("PATH", path).status().unwrap();
+        assert_eq!(counted.success(), is_rebooted, "{moves} {trial}");
+    }
+}
+
 /// Whoever plugs a stick in is nobody that this device knows.
 #[test]
 fn a_stick_is_not_looked_at_unless_that_is_wanted_and_never_trusted() {
