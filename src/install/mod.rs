@@ -269,17 +269,21 @@ pub async fn install(
 ) -> Outcome {
     tokio::select! {
         outcome = open_and_install(job, progress, cancel) => outcome,
-        () = stuck(progress.subscribe(), STUCK) => Err(InstallError::Stuck { limit: STUCK }.into()),
+        () = stuck(progress.subscribe(), STUCK, job.limits.retry) => {
+            Err(InstallError::Stuck { limit: STUCK }.into())
+        }
     }
 }
 
-/// Ends once nothing has moved for `limit`, or at most twice as long, but for a server that is waited for.
-async fn stuck(progress: watch::Receiver<Progress>, limit: Duration) {
-    let mut before = *progress.borrow();
+/// Ends once nothing has moved for `limit`, or at most twice as long; for a server that is waited for, which is given up
+/// after `retry`, not before it was.
+async fn stuck(progress: watch::Receiver<Progress>, limit: Duration, retry: Duration) {
+    let (mut before, mut still) = (*progress.borrow(), Duration::ZERO);
     loop {
         tokio::time::sleep(limit).await;
         let now = *progress.borrow();
-        if now == before && now.phase != Phase::Waiting {
+        still = if now == before { still.saturating_add(limit) } else { Duration::ZERO };
+        if !still.is_zero() && (now.phase != Phase::Waiting || still > retry.saturating_add(limit)) {
             return;
         }
         before = now;
@@ -666,6 +670,17 @@ mod tests {
         };
         let ((), (), pieces) = tokio::join!(serve, feed, taken);
         assert_eq!(pieces, 1000);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_server_is_stuck_once_that_was_to_be_given_up() {
+        let (limit, retry) = (Duration::from_millis(10), Duration::from_millis(40));
+        for (phase, least) in [(Phase::Downloading, limit), (Phase::Waiting, retry)] {
+            let progress = watch::Sender::new(Progress { phase, ..Progress::default() });
+            let began = tokio::time::Instant::now();
+            tokio::time::timeout(STUCK, stuck(progress.subscribe(), limit, retry)).await.unwrap();
+            assert!(began.elapsed() > least, "{phase:?}");
+        }
     }
 
     #[test]

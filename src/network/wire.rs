@@ -220,7 +220,11 @@ impl Reader {
                 self.buffer.advance(PREFIX_BYTES);
                 let head = self.buffer.split_to(head_bytes);
                 let message = serde_json::from_slice(&head).map_err(WireError::NotAMessage)?;
-                return Ok((message, self.buffer.split_to(body_bytes).freeze()));
+                let body = self.buffer.split_to(body_bytes);
+                // The memory of both lives as long as the body: a large head is not to be kept with a small one.
+                let body =
+                    if body_bytes < head_bytes { Bytes::copy_from_slice(&body) } else { body.freeze() };
+                return Ok((message, body));
             }
             self.buffer.reserve(whole.saturating_sub(self.buffer.len()));
             if self.half.read_buf(&mut self.buffer).await? == 0 {
