@@ -38,6 +38,8 @@ pub struct Sources {
     pub config: Result<Config, String>,
     /// What the daemon says of itself, or why it does not.
     pub status: String,
+    /// What is wrong with a configuration of which the rest is of use.
+    pub faults: Option<String>,
     /// Where the kernel, and systemd after it, leave the last words of a boot.
     pub pstore: Vec<PathBuf>,
     /// `journalctl`; arguments are added.
@@ -50,7 +52,7 @@ impl Sources {
     pub fn usual(config: Result<Config, String>, status: String) -> Self {
         let pstore = ["/sys/fs/pstore", "/var/lib/systemd/pstore"].map(PathBuf::from).to_vec();
         let journal_command = ["journalctl", "--no-pager", "--output=short-iso"].map(str::to_owned).to_vec();
-        Self { config, status, pstore, journal_command }
+        Self { config, status, faults: None, pstore, journal_command }
     }
 }
 
@@ -69,6 +71,9 @@ pub async fn bundle(sources: Sources) -> io::Result<Vec<u8>> {
         match &sources.config {
             Ok(config) => of_config(&mut texts, config),
             Err(why) => texts.add("config.txt", why),
+        }
+        if let Some(faults) = &sources.faults {
+            texts.add("faults.txt", faults);
         }
         journal.iter().for_each(|(name, text)| texts.add(name, text));
         for directory in &sources.pstore {
@@ -338,7 +343,8 @@ mod tests {
             metrics_file: None,
         };
         let journal_command = ["sh", "-c", "echo \"asked $*: $0\"", &leak].map(str::to_owned).to_vec();
-        Sources { config: Ok(config), status: leak, pstore: vec![at("pstore")], journal_command }
+        let pstore = vec![at("pstore")];
+        Sources { config: Ok(config), status: leak, faults: None, pstore, journal_command }
     }
 
     fn unpacked(bytes: &[u8]) -> BTreeMap<String, String> {

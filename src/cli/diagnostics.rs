@@ -34,12 +34,18 @@ pub(super) struct Diagnostics {
 impl Diagnostics {
     pub(super) fn run(self) -> Result<Exit, CliError> {
         keep_memory_private()?;
-        let loaded = Config::load(&self.config, credentials_directory().as_deref());
-        let config = loaded.map(|loaded| loaded.config).map_err(|faults| faults.to_string());
+        let (config, faults) = match Config::load(&self.config, credentials_directory().as_deref()) {
+            Ok(loaded) => (Ok(loaded.config), None),
+            // Where the hub alone is at fault, the rest still says where everything is.
+            Err(faults) => match Config::load_beside(&self.config, PathBuf::new()) {
+                Ok(rest) => (Ok(rest.config), Some(faults.to_string())),
+                Err(_) => (Err(faults.to_string()), None),
+            },
+        };
         let socket =
             config.as_ref().map_or(Path::new(DEFAULT_CONTROL_SOCKET), |config| &config.system.control_socket);
         let status = status(socket).unwrap_or_else(|error| format!("{}\n", one_line(&error)));
-        let bundle = diagnostics::bundle(Sources::usual(config, status));
+        let bundle = diagnostics::bundle(Sources { faults, ..Sources::usual(config, status) });
         let bytes = runtime()?.block_on(bundle).map_err(CliError::Bundle)?;
         if self.output == Path::new("-") {
             io::stdout().lock().write_all(&bytes)?;

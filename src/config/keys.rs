@@ -57,7 +57,7 @@ pub(super) fn read(
     if network.is_some() {
         written.sections.remove("hub");
     }
-    let config = config(&mut written, main, credentials, &mut findings);
+    let config = config(&mut written, main, credentials, network.is_some(), &mut findings);
     for (name, section) in written.sections {
         if !SECTIONS.contains(&name.as_str()) {
             let place = section.place.unwrap_or_else(|| Place::whole(0, main));
@@ -92,13 +92,14 @@ fn config(
     written: &mut Written,
     main: &Path,
     credentials: Option<&Path>,
+    is_beside: bool,
     findings: &mut Findings,
 ) -> Option<Config> {
     let mut of = |name: &str| written.sections.remove(name);
     let hub = hub(of("hub"), main, credentials, findings);
     let state_directory = state(of("state"), main, findings);
     let (scheme, boot) = boot(of("boot"), main, findings);
-    let install = install(of("install"), main, findings);
+    let install = install(of("install"), main, is_beside, findings);
     let health = health(of("health"), main, findings);
     let hooks = hooks(of("hooks"), main, findings);
     let system = system(of("system"), main, findings);
@@ -359,7 +360,12 @@ fn boot(
     (scheme, keys())
 }
 
-fn install(section: Option<Section>, main: &Path, findings: &mut Findings) -> Option<Install> {
+fn install(
+    section: Option<Section>,
+    main: &Path,
+    is_beside: bool,
+    findings: &mut Findings,
+) -> Option<Install> {
     let checks = [
         ("required", ImageCheck::Required),
         ("signature", ImageCheck::Signature),
@@ -369,7 +375,11 @@ fn install(section: Option<Section>, main: &Path, findings: &mut Findings) -> Op
     let check = install.or("check", "\"required\"", section::one_of(&checks));
     let keys = install.or("keys", "\"/etc/twinboot/keys\"", path);
     let compatible = install.optional("compatible", text);
-    let ca_file = public_file(&mut install, "ca_file");
+    // Beside a networked part nobody else reads it: a file that is just being renewed is to end no agent.
+    let ca_file = match is_beside {
+        true => install.optional("ca_file", path),
+        false => public_file(&mut install, "ca_file"),
+    };
     let retry_limit = install.or("retry_limit", "\"24h\"", duration(SECOND..=MONTH));
     let allow_downgrade = install.or("allow_downgrade", "false", boolean);
     install.finish();

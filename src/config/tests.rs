@@ -430,6 +430,10 @@ fn what_systemd_hands_over_stands_for_the_files_that_are_not_for_this_user() {
     );
     let agent = agent.unwrap_or_else(|faults| panic!("{faults}")).config;
     assert!(agent.hub.is_none() && agent.network.is_some(), "the agent reads no secret");
+    let renewed = Files::new(&format!("[install]\nca_file = \"/is/renewed\"\n{BOOT}{SLOTS}"));
+    let agent = Config::load_beside(&renewed.path("config.toml"), "/s".into());
+    let ca_file = agent.unwrap_or_else(|faults| panic!("{faults}")).config.install.ca_file;
+    assert_eq!(ca_file, Some("/is/renewed".into()), "the agent opens no authority's file");
 }
 
 #[test]

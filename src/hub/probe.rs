@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ClientConnection};
 
 use super::Pace;
 use super::session;
-use crate::config;
+use crate::{config, tls};
 
 /// For each address, and each read of the handshake: the hub answers in a second.
 const STEP_LIMIT: Duration = Duration::from_secs(8);
@@ -71,7 +71,11 @@ fn reach(host: &str, port: u16, tls: ClientConfig) -> Result<SocketAddr, (Step, 
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses {
         match TcpStream::connect_timeout(&address, STEP_LIMIT) {
-            Ok(stream) => return shake_hands(host, stream, tls).map(|()| address).map_err(at(Step::Tls)),
+            Ok(stream) => {
+                let told = |error: io::Error| tls::expired(&error).unwrap_or_else(|| error.to_string());
+                let shaken = shake_hands(host, stream, tls);
+                return shaken.map(|()| address).map_err(|error| (Step::Tls, told(error)));
+            }
             Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
         }
     }
