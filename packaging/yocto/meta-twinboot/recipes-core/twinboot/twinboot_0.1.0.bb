@@ -94,8 +94,8 @@ FILES:${PN} += "\
 "
 CONFFILES:${PN} = "${sysconfdir}/twinboot/config.toml"
 
-# The boot loader's environment is found by /etc/fw_env.config.
-RRECOMMENDS:${PN} += "u-boot-default-env"
-
 # systemd-run, for hooks and health checks: systemd itself only recommends it.
 RDEPENDS:${PN} += "systemd-extra-utils"
+
+# The boot loader's environment is found by /etc/fw_env.config.
+RRECOMMENDS:${PN} += "u-boot-default-env"
