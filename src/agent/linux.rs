@@ -144,16 +144,14 @@ impl Linux {
     async fn commit(&self, target: Slot) -> Result<(), Failure> {
         // Also between two tries: who goes back meanwhile does so afterwards.
         let _alone = self.deciding.lock().await;
-        let mut tries = 1;
-        loop {
-            let committed = self.commit_once(target).await;
-            match committed {
-                Err(why) if tries < COMMITS_MAX => warn!("not committed yet, and tried again: {why}"),
-                done => return done,
+        for _ in 1..COMMITS_MAX {
+            match self.commit_once(target).await {
+                Ok(()) => return Ok(()),
+                Err(why) => warn!("not committed yet, and tried again: {why}"),
             }
-            tries += 1;
             tokio::time::sleep(COMMIT_AGAIN).await;
         }
+        self.commit_once(target).await
     }
 
     async fn commit_once(&self, target: Slot) -> Result<(), Failure> {
