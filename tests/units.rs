@@ -50,9 +50,16 @@ fn a_service_with_a_network_and_no_filter_is_not() {
 
 /// Whether systemd would go on to what the unit starts: its conditions are played, where `directory` is the root.
 fn conditions_hold(name: &str, directory: &Path) -> bool {
+    scripts_succeed(name, "ExecCondition", directory)
+}
+
+/// Plays the shell scripts of this key, where `directory` is the root and its programs go before all others.
+fn scripts_succeed(name: &str, key: &str, directory: &Path) -> bool {
     let text = std::fs::read_to_string(unit(name)).unwrap();
     let root = directory.to_str().unwrap();
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("ExecCondition=/bin/sh -c '"));
+    let begin = format!("{key}=/bin/sh -c '");
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix(&begin)).peekable();
+    assert!(lines.peek().is_some(), "{name}: {key}");
     lines.all(|line| {
         let script = line.strip_suffix('\'').unwrap().replace("$$", "$");
         let script = script.replace(" /proc/", &format!(" {root}/")).replace("/var/lib/twinboot", root);
@@ -117,20 +124,14 @@ fn what_armed_a_trial_is_not_rebooted_though_its_own_boot_began_as_one() {
 #[test]
 fn a_reboot_that_cannot_be_counted_is_left_to_the_boot_loaders_count() {
     let directory = tempfile::tempdir().unwrap();
-    let root = directory.path().to_str().unwrap();
-    let text = std::fs::read_to_string(unit("twinboot-trial.service")).unwrap();
-    let line = text.split("ExecStart=/bin/sh -c '").nth(1).unwrap().split('\'').next().unwrap();
-    let script = line.replace("$$", "$").replace("/var/lib/twinboot", root);
-    let script = script.replace(" /proc/", &format!(" {root}/"));
     for (moves, trial, is_rebooted) in
         [("/bin/mv \"$@\"", 0, true), ("exit 1", 0, false), ("exit 1", 1, true), ("exit 1", 10, false)]
     {
         put(&directory.path().join("trial/reboot-1"), "", 0o644);
         put(&directory.path().join("cmdline"), &format!("quiet twinboot.trial={trial} rootwait\n"), 0o644);
         put(&directory.path().join("mv"), &format!("#!/bin/sh\n{moves}\n"), 0o755);
-        let path = format!("{root}:/usr/bin:/bin");
-        let counted = Command::new("/bin/sh").args(["-c", &script]).env("PATH", path).status().unwrap();
-        assert_eq!(counted.success(), is_rebooted, "{moves} {trial}");
+        let succeeds = scripts_succeed("twinboot-trial.service", "ExecStart", directory.path());
+        assert_eq!(succeeds, is_rebooted, "{moves} {trial}");
     }
 }
 

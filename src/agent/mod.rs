@@ -512,28 +512,20 @@ impl<M: Machine> Agent<M> {
     /// A server that comes and goes changes the phase many times a minute, the end of a download once. What came and
     /// went since the last report is no news.
     fn report_when_due(&mut self) {
-        let (now, progress) = (Instant::now(), *self.progress.borrow());
-        let is_due = |since: Instant, shown_percent: u64| match progress.percent() {
+        let progress = *self.progress.borrow();
+        let Some((since, percent, phase)) = self.shown.reported else {
+            return self.report_progress(&progress);
+        };
+        let age = since.elapsed();
+        let is_news = progress.phase != phase;
+        let is_early = age < REPORT_INTERVAL && !(is_news && progress.phase == Phase::Verifying);
+        let is_due = match progress.percent() {
             // It also falls, where a download begins anew.
-            Some(percent) => percent.abs_diff(shown_percent) >= REPORT_PERCENT,
-            None => now.duration_since(since) >= REPORT_INTERVAL_UNKNOWN,
+            Some(now) => now.abs_diff(percent) >= REPORT_PERCENT,
+            None => age >= REPORT_INTERVAL_UNKNOWN,
         };
-        let next = match self.shown.reported {
-            Some((since, shown_percent, phase)) => {
-                let is_news = progress.phase != phase;
-                let is_early = now.duration_since(since) < REPORT_INTERVAL;
-                match is_early && !(is_news && progress.phase == Phase::Verifying) {
-                    true => is_news.then_some(since + REPORT_INTERVAL),
-                    false => (is_news || is_due(since, shown_percent)).then_some(now),
-                }
-            }
-            None => Some(now),
-        };
-        self.shown.report_due = next.filter(|due| *due > now);
-        match next {
-            Some(due) if due <= now => self.report_progress(&progress),
-            _ => self.show_status(),
-        }
+        self.shown.report_due = (is_news && is_early).then_some(since + REPORT_INTERVAL);
+        if (is_news || is_due) && !is_early { self.report_progress(&progress) } else { self.show_status() }
     }
 
     fn report_progress(&mut self, progress: &Progress) {
@@ -669,7 +661,6 @@ impl<M: Machine> Agent<M> {
         let (machine, known) = (self.machine.clone(), self.known(&update));
         let progress;
         (progress, self.progress) = watch::channel(Progress::default());
-        self.shown = Shown::default();
         let task = tokio::spawn(async move {
             // Two writers on one slot would be one too many.
             if let Some(earlier) = earlier {

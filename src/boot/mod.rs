@@ -6,6 +6,7 @@ pub mod fw_env;
 pub mod scheme;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use self::fw_env::{BootEnvError, UbootEnv};
 use self::scheme::{Scheme, SchemeError, View};
@@ -71,6 +72,14 @@ pub enum BootError {
         #[from]
         source: SchemeError,
     },
+}
+
+/// The files and directories, not the devices, that a decision writes; none where `fw_env.config` does not tell. Blocks.
+#[must_use]
+pub fn written_files(config: &config::Boot) -> Vec<PathBuf> {
+    let environment = UbootEnv::new(&config.environment, &[]);
+    let paths = environment.map(|environment| environment.written_paths()).unwrap_or_default();
+    paths.into_iter().filter(|path| !path.starts_with("/dev")).collect()
 }
 
 /// The decisions about slots, each one transaction and each safe to make twice. All of them block.

@@ -13,7 +13,7 @@ use tracing::{Level, info, warn};
 
 use super::{CliError, Exit, credentials_directory, logging};
 use crate::agent;
-use crate::boot::fw_env::UbootEnv;
+use crate::boot;
 use crate::config::{Config, DEFAULT_PATH};
 use crate::scripts::Surroundings;
 
@@ -73,10 +73,7 @@ impl Run {
 fn warn_of_read_only(config: &Config) {
     let is_read_only =
         |path: &Path| statvfs(path).is_ok_and(|found| found.flags().contains(FsFlags::ST_RDONLY));
-    let environment = UbootEnv::new(&config.boot.environment, &[]);
-    let files = environment.map(|environment| environment.written_paths()).unwrap_or_default();
-    let files = files.into_iter().filter(|path| !path.starts_with("/dev"));
-    for path in [config.state_directory.clone()].into_iter().chain(files) {
+    for path in [config.state_directory.clone()].into_iter().chain(boot::written_files(&config.boot)) {
         if is_read_only(&path) {
             warn!(
                 "{} is read-only, and no update can succeed: mount it writable; if it is, let the service write it, by \

@@ -7,9 +7,9 @@ use std::time::Duration;
 use nix::sys::stat::{major, minor};
 
 use super::{Finding, Patient};
-use crate::boot::fw_env::UbootEnv;
+use crate::boot;
 use crate::causes::one_line;
-use crate::config::{Config, Credentials};
+use crate::config::Credentials;
 use crate::control::Status;
 use crate::system::{self, Clock, CommandError};
 use crate::update::Slot;
@@ -144,12 +144,13 @@ async fn sandbox(patient: &Patient) -> Finding {
         property("ReadWritePaths=").split_whitespace().map(|path| path.trim_start_matches(['-', '+']));
     let writable: Vec<PathBuf> =
         [STATE_DIRECTORY].into_iter().chain(listed).map(|path| real(Path::new(path))).collect();
-    let Config { state_directory, boot, .. } = &patient.config;
-    let environment = UbootEnv::new(&boot.environment, &[]).map(|environment| environment.written_paths());
+    let is_closed = |path: &PathBuf| {
+        let path = real(path);
+        !writable.iter().any(|open| path.starts_with(open))
+    };
     // What is a device has a check of its own.
-    let files = environment.unwrap_or_default().into_iter().filter(|path| !path.starts_with("/dev"));
-    let is_closed = |path: &PathBuf| !writable.iter().any(|open| real(path).starts_with(open));
-    let closed = [state_directory.clone()].into_iter().chain(files).find(is_closed);
+    let files = boot::written_files(&patient.config.boot);
+    let closed = [patient.config.state_directory.clone()].into_iter().chain(files).find(is_closed);
     match closed.filter(|_| property("ProtectSystem=") == "strict") {
         Some(path) => Finding::warning(
             CHECK,

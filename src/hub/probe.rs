@@ -66,16 +66,13 @@ pub async fn probe(config: &config::Hub, unix_now: fn() -> u64) -> Result<Socket
 
 /// A name lookup has limits of its own.
 fn reach(host: &str, port: u16, tls: ClientConfig) -> Result<SocketAddr, (Step, String)> {
-    let at = |step| move |error: io::Error| (step, error.to_string());
+    let told = |error: io::Error| tls::expired(&error).unwrap_or_else(|| error.to_string());
+    let at = |step| move |error| (step, told(error));
     let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(at(Step::Lookup))?.collect();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in addresses {
         match TcpStream::connect_timeout(&address, STEP_LIMIT) {
-            Ok(stream) => {
-                let told = |error: io::Error| tls::expired(&error).unwrap_or_else(|| error.to_string());
-                let shaken = shake_hands(host, stream, tls);
-                return shaken.map(|()| address).map_err(|error| (Step::Tls, told(error)));
-            }
+            Ok(stream) => return shake_hands(host, stream, tls).map(|()| address).map_err(at(Step::Tls)),
             Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
         }
     }

@@ -1,7 +1,8 @@
 //! A day of a device whose network, clocks, power and image server are as bad as they get: each hour another kind of
 //! weather strikes in the midst of an update. The hours pass by clocks that are put on.
 //!
-//! `cargo test --release --test e2e bad_weather -- --ignored --nocapture --test-threads 1`, on a machine with nothing else to do.
+//! `cargo test --release --test e2e bad_weather -- --ignored --nocapture --test-threads 1`, on a machine with nothing else
+//! to do.
 
 use std::time::Duration;
 

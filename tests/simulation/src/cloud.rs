@@ -64,6 +64,8 @@ pub struct Cloud {
     pub is_installed: bool,
     /// As much of a bundle's patches and chunks may this daemon still fetch, if that is known.
     pub missing_bytes: Option<u64>,
+    /// Where they begin.
+    chunks_offset: u64,
     /// Bytes of the image that were sent, in all.
     pub sent_bytes: u64,
     /// Offset of the end of what was sent last.
@@ -92,6 +94,7 @@ impl Cloud {
             proven_bytes: 0,
             is_installed: false,
             missing_bytes: None,
+            chunks_offset: story.chunks_offset(),
             sent_bytes: 0,
             sent_to: 0,
             fault: None,
@@ -208,7 +211,7 @@ impl Cloud {
     fn on_sent(&mut self, range: Range<u64>) {
         self.sent_bytes += range.end - range.start;
         self.sent_to = range.end;
-        let chunks_bytes = range.end.saturating_sub(range.start.max(self.story.chunks_offset()));
+        let chunks_bytes = range.end.saturating_sub(range.start.max(self.chunks_offset));
         // In bad weather, what was sent may never arrive.
         if let Some(missing) = self.missing_bytes.as_mut().filter(|_| self.weather.is_none()) {
             match missing.checked_sub(chunks_bytes) {
