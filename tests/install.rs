@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -21,9 +22,11 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::sync::watch;
+use twinboot::config::Config;
 use twinboot::install::slot::{BlockDevice, SlotDevice};
 use twinboot::install::verify::{ImageCheck, Trust};
 use twinboot::install::{Device, ImageSpec, Job, Limits, Outcome, Phase, Progress, install, install_to};
+use twinboot::network::serve::Network;
 use twinboot::update::{Code, Sha256Digest};
 
 // ---------------------------------------------------------------------------------------------- the server
@@ -257,6 +260,21 @@ impl Bench {
                 checkpoint: Duration::ZERO,
             },
         }
+    }
+
+    /// Where a networked part listens as long as the test runs.
+    fn network_part(&self) -> PathBuf {
+        let socket = self.path("network");
+        let listener = UnixListener::bind(&socket).unwrap();
+        fs::write(
+            self.path("config.toml"),
+            "boot.scheme = \"bootcount\"\n\
+             slot = [{ name = \"a\", device = \"/dev/a\" }, { name = \"b\", device = \"/dev/b\" }]\n",
+        )
+        .unwrap();
+        let loaded = Config::load_beside(&self.path("config.toml"), socket.clone()).unwrap();
+        tokio::spawn(Network::new(loaded.config, None).serve(listener, std::future::pending()));
+        socket
     }
 
     fn slot(&self) -> Vec<u8> {
@@ -565,11 +583,38 @@ async fn a_file_that_changes_is_fetched_anew_and_given_up_if_it_never_rests() {
     run(&bench.job(server.url("/image"), &image)).await.0.unwrap();
     bench.assert_holds(&image);
 
-    let body = image.clone();
-    let server =
-        Server::start(move |number, request| serve_file(&body, &format!("\"{number}\""), request).cut(MIB));
+    let server = Server::start(move |number, request| {
+        let body = crate::image(9, 3 * MIB + number);
+        serve_file(&body, &format!("\"{number}\""), request).cut(MIB)
+    });
     assert_eq!(code_of(&bench.job(server.url("/image"), &image)).await, Code::ImageChanged);
     assert!(server.requests().len() < 12, "{}", server.requests().len());
+}
+
+/// Several hosts behind one name, each with its own entity tag for one file, and a link that breaks.
+#[tokio::test]
+async fn replicas_that_do_not_agree_on_the_version_give_one_image_in_the_end() {
+    let image = image(45, 3 * MIB);
+    for by_network_part in [false, true] {
+        let bench = Bench::new(4 * MIB);
+        let body = image.clone();
+        let server = Server::start(move |number, request| {
+            serve_file(&body, &format!("\"{number}\""), request).cut(MIB)
+        });
+        let mut job = bench.job(server.url("/image"), &image);
+        job.network = by_network_part.then(|| bench.network_part());
+        run(&job).await.0.unwrap();
+        bench.assert_holds(&image);
+        let starts: Vec<_> = server.requests().iter().map(Request::start).collect();
+        assert_eq!(starts, [0, MIB, 0, MIB, 0, MIB, 0, MIB, 2 * MIB], "three times anew, and then on");
+    }
+
+    let bench = Bench::new(4 * MIB);
+    let server = Server::start(move |number, request| {
+        serve_file(&crate::image(number as u64, 3 * MIB), &format!("\"{number}\""), request).cut(MIB)
+    });
+    assert_eq!(code_of(&bench.job(server.url("/image"), &image)).await, Code::DigestMismatch);
+    assert!(server.requests().len() < 16, "{}", server.requests().len());
 }
 
 /// Shows rauc/rauc-hawkbit-updater#158.

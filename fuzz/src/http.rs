@@ -107,7 +107,7 @@ async fn fetch(uri: String, offset: u64, end: Option<u64>) {
         checkpoint: Duration::from_secs(5),
     };
     let (progress, _) = watch::channel(Progress::default());
-    let wanted = Wanted { offset, end, validator: None };
+    let wanted = Wanted { offset, end, ..Wanted::default() };
     let reach = Reach::Direct(Arc::new(clients));
     let Ok(mut source) = Source::open(&uri, None, wanted, &reach, limits, progress).await else { return };
     let mut next = offset;

@@ -163,18 +163,21 @@ async fn sandbox(patient: &Patient) -> Finding {
 
 async fn trial_timer(patient: &Patient) -> Finding {
     const CHECK: &str = "machine.trial-timer";
-    let evidence = match ask_systemd(&patient.systemctl, ["is-enabled", TRIAL_TIMER]).await {
-        Ok(answer) if ["enabled", "enabled-runtime", "static"].contains(&answer.as_str()) => {
-            return trial_end(CHECK, patient).await;
+    let question = ["show", "--property=LoadState", "--property=WantedBy", TRIAL_TIMER];
+    let evidence = match ask_systemd(&patient.systemctl, question).await {
+        Ok(answer) if !answer.lines().any(|line| line == "LoadState=loaded") => {
+            format!("systemd does not know {TRIAL_TIMER}, or is told to ignore it")
         }
-        Ok(answer) if answer.is_empty() => format!("systemd does not know {TRIAL_TIMER}"),
-        Ok(answer) => format!("{TRIAL_TIMER} is {answer}"),
+        Ok(answer) if answer.lines().all(|line| line == "WantedBy=" || !line.starts_with("WantedBy=")) => {
+            format!("nothing starts {TRIAL_TIMER}")
+        }
+        Ok(_) => return trial_end(CHECK, patient).await,
         Err(error) => one_line(&error),
     };
     Finding::warning(
         CHECK,
         evidence,
-        "`systemctl enable --now twinboot-trial.timer`, which the service does with it",
+        "`systemctl unmask twinboot-trial.timer`, and `systemctl add-wants timers.target twinboot-trial.timer`",
     )
 }
 
@@ -201,7 +204,7 @@ async fn trial_end(check: &'static str, patient: &Patient) -> Finding {
             "`systemctl edit twinboot-trial.service`: each of its paths is of `state.directory`",
         );
     }
-    Finding::ok(check, "enabled: it ends a trial whose daemon does not start")
+    Finding::ok(check, "started in each boot: it ends a trial whose daemon does not start")
 }
 
 async fn ask_systemd<const N: usize>(

@@ -250,6 +250,8 @@ pub struct Wanted {
     pub end: Option<u64>,
     /// The version of the file.
     pub validator: Option<Validator>,
+    /// Any version of one size is taken for the same file: replicas of a server need not call it the same.
+    pub any_version: bool,
 }
 
 /// A source that gives each byte once.
@@ -265,6 +267,7 @@ pub struct Source {
     /// What the request announced.
     expected: Option<u64>,
     validator: Option<Validator>,
+    any_version: bool,
     /// Bytes of two answers were joined without an entity tag to prove that they belong together.
     joined_unproven: bool,
     limits: Limits,
@@ -355,6 +358,7 @@ impl Source {
             end: wanted.end,
             expected,
             validator: wanted.validator,
+            any_version: wanted.any_version,
             joined_unproven,
             limits,
             progress,
@@ -610,6 +614,7 @@ impl Source {
                 }
                 self.joined_unproven |= !(known.is_strong() && seen.is_strong());
             }
+            _ if self.any_version => self.validator = Some(seen.of_any_version()),
             _ => self.validator = Some(seen),
         }
         Ok(())
@@ -625,7 +630,8 @@ impl Source {
     }
 
     fn wanted(&self) -> Wanted {
-        Wanted { offset: self.offset, end: self.end, validator: self.validator.clone() }
+        let (validator, any_version) = (self.validator.clone(), self.any_version);
+        Wanted { offset: self.offset, end: self.end, validator, any_version }
     }
 
     fn failed(&self, error: reqwest::Error) -> Interruption {

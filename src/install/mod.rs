@@ -322,6 +322,18 @@ pub async fn install_to(
     Ok(result?)
 }
 
+/// How an attempt at a plain image begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// Where the checkpoint says.
+    Resumed,
+    /// With the first byte.
+    Anew,
+    /// With the first byte, for the last time, from servers that do not agree which version it is: the check tells in the
+    /// end.
+    OfAnyVersion,
+}
+
 /// The threads of an attempt, and what feeds them.
 struct Stages {
     chunks: mpsc::Sender<Feed>,
@@ -358,10 +370,10 @@ impl Run<'_> {
             }
             check => Arc::new(check?),
         };
-        let (mut resume, mut changes, mut second_chance) = (true, 0, true);
+        let (mut begin, mut changes, mut second_chance) = (Begin::Resumed, 0, true);
         loop {
             let mut suspect = false;
-            match self.attempt(&reach, &check, resume, &mut suspect).await {
+            match self.attempt(&reach, &check, begin, &mut suspect).await {
                 Err(InstallError::IsBundle) => {
                     return self.whole_bundle(&reach).await?.ok_or(InstallError::IsBundle);
                 }
@@ -372,7 +384,7 @@ impl Run<'_> {
                 }
                 result => return result,
             }
-            resume = false;
+            begin = if changes < CHANGES { Begin::Anew } else { Begin::OfAnyVersion };
         }
     }
 
@@ -435,10 +447,13 @@ impl Run<'_> {
         &self,
         reach: &Reach,
         check: &Arc<Check>,
-        resume: bool,
+        begin: Begin,
         suspect: &mut bool,
     ) -> Result<Image, InstallError> {
-        let start = if resume { self.resume_point(check).await? } else { Start::default() };
+        let start = match begin {
+            Begin::Resumed => self.resume_point(check).await?,
+            Begin::Anew | Begin::OfAnyVersion => Start::default(),
+        };
         *suspect = start.source_offset > 0;
         self.progress.send_replace(Progress {
             bytes: start.source_offset,
@@ -447,7 +462,8 @@ impl Run<'_> {
             total_bytes: self.job.spec.size_bytes,
             ..Progress::default()
         });
-        let wanted = Wanted { offset: start.source_offset, end: None, validator: start.validator.clone() };
+        let (validator, any_version) = (start.validator.clone(), begin == Begin::OfAnyVersion);
+        let wanted = Wanted { offset: start.source_offset, end: None, validator, any_version };
         let (uri, size) = (&self.job.spec.uri, self.job.spec.size_bytes);
         let open = Source::open(uri, size, wanted, reach, self.job.limits, self.progress.clone());
         let mut source = self.or_cancelled(async { Ok(open.await?) }).await?;

@@ -59,7 +59,8 @@ impl Remote {
             (Some(beside), Some(start)) => (beside.as_ref(), start..part.end - BESIDE_OFFSET),
             _ => (self, part),
         };
-        let wanted = Wanted { offset: part.start, end: Some(part.end), validator: file.validator.clone() };
+        let (end, validator) = (Some(part.end), file.validator.clone());
+        let wanted = Wanted { offset: part.start, end, validator, ..Wanted::default() };
         let progress = file.progress.clone();
         Source::open(&file.uri, file.expected_bytes, wanted, &file.reach, file.limits, progress).await
     }

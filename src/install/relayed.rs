@@ -55,10 +55,10 @@ impl Relayed {
     pub(super) fn request(
         &self,
         expected_bytes: Option<u64>,
-        Wanted { offset, end, validator }: Wanted,
+        Wanted { offset, end, validator, any_version }: Wanted,
         limits: Limits,
     ) -> FetchRequest {
-        FetchRequest { uri: self.uri.clone(), expected_bytes, offset, end, validator, limits }
+        FetchRequest { uri: self.uri.clone(), expected_bytes, offset, end, validator, any_version, limits }
     }
 
     /// Asks, and waits for what the server says about the file, and whether it gives a part alone.

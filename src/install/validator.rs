@@ -45,6 +45,11 @@ impl Validator {
         self.etag.is_some()
     }
 
+    /// The size alone.
+    pub(super) fn of_any_version(&self) -> Self {
+        self.total_bytes.map(Self::of_size).unwrap_or_default()
+    }
+
     /// Of a file of which only the size is known.
     pub(super) fn of_size(total_bytes: u64) -> Self {
         Self { total_bytes: Some(total_bytes), ..Self::default() }

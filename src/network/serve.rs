@@ -204,7 +204,7 @@ impl Network {
     }
 
     async fn hand_over(&self, writer: &mut Writer, request: FetchRequest) -> Result<(), Ended> {
-        let FetchRequest { uri, expected_bytes, offset, end, validator, limits } = request;
+        let FetchRequest { uri, expected_bytes, offset, end, validator, any_version, limits } = request;
         let is_remote =
             |scheme: &&str| uri.get(..scheme.len()).is_some_and(|s| s.eq_ignore_ascii_case(scheme));
         if !["http://", "https://"].iter().any(is_remote) {
@@ -214,7 +214,7 @@ impl Network {
         let progress = watch::Sender::new(Progress::default());
         let mut phases = progress.subscribe();
         let reach = Reach::Direct(self.clients()?);
-        let wanted = Wanted { offset, end, validator };
+        let wanted = Wanted { offset, end, validator, any_version };
         let opening = Source::open(&uri, expected_bytes, wanted, &reach, limits, progress);
         let mut source = telling(writer, &mut phases, opening).await?;
         let opened = Fetched::Opened { validator: source.validator(), part: source.is_part() };

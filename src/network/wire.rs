@@ -108,6 +108,10 @@ pub struct FetchRequest {
     pub end: Option<u64>,
     /// The version that they belong to.
     pub validator: Option<Validator>,
+    /// Whether others of its size are the same file. Sent only where it is needed: an upgrade may leave a networked part at
+    /// work that does not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub any_version: bool,
     /// The networked part is as patient as the agent.
     pub limits: Limits,
 }

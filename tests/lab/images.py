@@ -38,6 +38,7 @@ VARIANTS = {
     "overlay": {"/usr/sbin/init": (OVERLAY_INIT, 0o755)},
     "bad-fstab": {"/etc/fstab": (BAD_FSTAB, 0o644)},
     "no-daemon": {"/usr/bin/twinboot": None},
+    "not-enabled": {"/etc/systemd/system/multi-user.target.wants/twinboot.service": None},
     "no-network": {"/etc/systemd/network/eth.network": (WRONG_NETWORK, 0o644)},
     "truncated": {},
 }

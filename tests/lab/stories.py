@@ -183,6 +183,12 @@ def no_daemon(scene):
 
 
 @story
+def not_enabled(scene):
+    """Nobody has enabled its daemon: the same."""
+    scene.falls_back("not-enabled", "BootFailed", "abbba")
+
+
+@story
 def bad_fstab(scene):
     """It cannot mount its data, and stays in emergency mode: twinboot-trial.timer reboots it until U-Boot goes back."""
     scene.falls_back("bad-fstab", "BootFailed", "abbba")

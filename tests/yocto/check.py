@@ -107,6 +107,7 @@ def daemon(series, work, compiled):
     units |= set(d.getVar("SYSTEMD_SERVICE:twinboot").split())
     files = {"usr/bin/twinboot", "usr/lib/tmpfiles.d/twinboot.conf", "usr/lib/systemd/catalog/twinboot.catalog"}
     files.add("usr/lib/udev/rules.d/80-twinboot-usb.rules")
+    files.add("usr/lib/systemd/system/timers.target.wants/twinboot-trial.timer")
     files |= {f"etc/twinboot/{name}" for name in ("config.toml", "config.d/10-layout.toml")}
     # What tells the device from others is not lost with the slot.
     unit = (TREE / "systemd/twinboot-network.service").read_text()

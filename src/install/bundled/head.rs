@@ -5,7 +5,6 @@ use minisign_verify::PublicKey;
 
 use super::super::fetch::Source;
 use super::super::parts::Remote;
-use super::super::validator::Validator;
 use super::super::verify::{self, Check, Rule, Trust, VerifyError};
 use super::super::{InstallError, Job};
 use crate::bundle::{BundleError, HEADER_BYTES, Header, Index, Layout, MAGIC, Manifest, Signatures};
@@ -54,7 +53,7 @@ impl Front {
     /// From now on any version of the same size is taken for the one that is there: replicas of a server need not call
     /// it the same.
     pub fn take_any_version(&mut self) {
-        self.remote.validator = self.source.total_bytes().map(Validator::of_size);
+        self.remote.validator = Some(self.source.validator().of_any_version());
     }
 
     /// The next `len` bytes, or less at the end of the file.

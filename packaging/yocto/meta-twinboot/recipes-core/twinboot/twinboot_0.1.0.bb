@@ -34,7 +34,7 @@ PACKAGECONFIG[fw-tools] = ",,,,libubootenv-bin"
 # For a board with a hardware watchdog: a kernel or systemd that hangs ends in the next boot, which is counted.
 PACKAGECONFIG[watchdog] = ""
 
-SYSTEMD_SERVICE:${PN} = "twinboot.service twinboot-network.socket twinboot-trial.timer ${@bb.utils.contains('PACKAGECONFIG', 'data-partition', 'var-lib-twinboot.mount', '', d)}"
+SYSTEMD_SERVICE:${PN} = "twinboot.service twinboot-network.socket ${@bb.utils.contains('PACKAGECONFIG', 'data-partition', 'var-lib-twinboot.mount', '', d)}"
 
 # Members may use the control socket.
 USERADD_PACKAGES = "${PN}"
@@ -69,6 +69,8 @@ do_install:append() {
     done
     install -d ${D}${systemd_system_unitdir}
     install -m 0644 ${S}/systemd/*.service ${S}/systemd/*.socket ${S}/systemd/*.timer ${D}${systemd_system_unitdir}/
+    install -d ${D}${systemd_system_unitdir}/timers.target.wants
+    ln -s ../twinboot-trial.timer ${D}${systemd_system_unitdir}/timers.target.wants/
     install -D -m 0644 ${S}/systemd/twinboot-usb.rules ${D}${nonarch_base_libdir}/udev/rules.d/80-twinboot-usb.rules
     install -D -m 0644 ${S}/systemd/twinboot.catalog ${D}${nonarch_libdir}/systemd/catalog/twinboot.catalog
     install -D -m 0644 ${S}/systemd/twinboot.tmpfiles ${D}${nonarch_libdir}/tmpfiles.d/twinboot.conf
@@ -85,6 +87,8 @@ FILES:${PN} += "\
     ${systemd_system_unitdir}/twinboot-network.service \
     ${systemd_system_unitdir}/twinboot-trial.service \
     ${systemd_system_unitdir}/twinboot-trial-no-daemon.service \
+    ${systemd_system_unitdir}/twinboot-trial.timer \
+    ${systemd_system_unitdir}/timers.target.wants \
     ${systemd_system_unitdir}/twinboot-usb@.service \
     ${nonarch_base_libdir}/udev/rules.d \
     ${nonarch_libdir}/systemd/catalog \
