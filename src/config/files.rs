@@ -55,6 +55,8 @@ pub(super) struct Written {
     pub slots: BTreeMap<String, Section>,
     /// What could not be read or understood as TOML.
     pub faults: Vec<Fault>,
+    /// What could be read.
+    pub files: Vec<Place>,
 }
 
 /// Reads the main file, then the `*.toml` of `config.d` beside it in name order.
@@ -64,7 +66,10 @@ pub(super) fn read(main: &Path) -> Written {
     for (order, path) in std::iter::once(main.to_owned()).chain(drop_ins).enumerate() {
         let whole = Place::whole(order, &path);
         match read_limited(&path) {
-            Ok(text) => written.add(&whole, &text),
+            Ok(text) => {
+                written.add(&whole, &text);
+                written.files.push(whole);
+            }
             Err(error) => written.faults.push(unreadable(whole, &error)),
         }
     }

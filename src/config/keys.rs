@@ -64,6 +64,12 @@ pub(super) fn read(
             findings.unknown_section(&name, place);
         }
     }
+    for place in written.files {
+        // As the networked part's user would.
+        if let Err(closed) = secret_file::check_open(&place.file) {
+            findings.note(place, String::new(), closed);
+        }
+    }
     let (mut faults, effective, notes) = findings.into_faults();
     // What is missing may stand in the file, or behind the mistake, that could not be read.
     faults.retain(|fault| !(unparsed && fault.problem == section::MISSING));

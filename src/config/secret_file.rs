@@ -40,16 +40,19 @@ fn public_fault(path: &Path, error: &io::Error) -> Wrong {
     }
 }
 
-/// Looks whether a public file is one for the networked part's user too.
+/// Looks whether a public file, and the way to it, is one for the networked part's user too.
 pub(super) fn check_open(path: &Path) -> Result<(), Wrong> {
-    match std::fs::metadata(path) {
-        Ok(metadata) if metadata.mode() & 0o004 == 0 => {
-            let problem =
-                format!("twinboot-network.service, which is not root, cannot read {}", path.display());
-            Err(wrong(problem, open_to_all(path)))
-        }
-        _ => Ok(()),
-    }
+    let Ok(end) = std::fs::canonicalize(path) else { return Ok(()) };
+    let is_closed = |step: &&Path| {
+        std::fs::metadata(step).is_ok_and(|m| m.mode() & if m.is_dir() { 0o001 } else { 0o004 } == 0)
+    };
+    let Some(closed) = end.ancestors().filter(is_closed).last() else { return Ok(()) };
+    let problem = format!("twinboot-network.service, which is not root, cannot read {}", path.display());
+    let hint = match closed == end {
+        true => open_to_all(path),
+        false => format!("let everyone through: `chmod o+x {}`; or put it elsewhere", closed.display()),
+    };
+    Err(wrong(problem, hint))
 }
 
 fn open_to_all(path: &Path) -> String {

@@ -185,9 +185,9 @@ impl<'a> SectionReader<'a> {
     }
 
     /// Something about the value in force should be known, although it is valid.
-    pub(super) fn note(&mut self, key: &str, Wrong { problem, hint }: Wrong) {
+    pub(super) fn note(&mut self, key: &str, wrong: Wrong) {
         let (place, key) = (self.place(key), format!("{}.{key}", self.name));
-        self.findings.notes.push(Fault { place, key, problem, hint });
+        self.findings.note(place, key, wrong);
     }
 
     /// Whatever was not asked for is no key of this section.
@@ -211,6 +211,11 @@ impl<'a> SectionReader<'a> {
 }
 
 impl Findings {
+    /// Something should be known although it is valid; `key` may be empty.
+    pub(super) fn note(&mut self, place: Place, key: String, Wrong { problem, hint }: Wrong) {
+        self.notes.push(Fault { place, key, problem, hint });
+    }
+
     /// A section that nobody asked for.
     pub(super) fn unknown_section(&mut self, name: &str, place: Place) {
         let hint = match nearest(name, SECTIONS.iter().chain(&["slot"]).copied()) {

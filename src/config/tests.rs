@@ -22,7 +22,7 @@ struct Files(TempDir);
 
 impl Files {
     fn new(main: &str) -> Self {
-        let files = Self(TempDir::new().unwrap());
+        let files = Self(TempDir::new().unwrap()).mode("", 0o755);
         std::fs::create_dir(files.path("config.d")).unwrap();
         files.with("config.toml", main)
     }
@@ -352,17 +352,29 @@ fn a_secret_in_the_place_of_another_value_is_not_repeated_in_the_message() {
 
 /// The networked part is not root.
 #[test]
-fn a_certificate_that_root_alone_can_read_is_noted() {
-    let noted = |mode| {
-        let files = with_lines("").with("ca.pem", "").mode("ca.pem", mode);
+fn what_root_alone_can_read_of_all_that_is_no_secret_is_noted() {
+    let open = |closed: &str, mode| {
+        let files = with_lines("").with("ca.pem", "").with("config.d/1.toml", "");
         let install = format!("[install]\nca_file = {:?}\n{BOOT}{SLOTS}", files.path("ca.pem"));
-        let loaded = files.with("config.toml", &install).load().unwrap_or_else(|faults| panic!("{faults}"));
+        let files = files.with("config.toml", &install);
+        let all = ["config.toml", "config.d/1.toml", "ca.pem"];
+        let files = all.into_iter().fold(files, |files, name| files.mode(name, 0o644)).mode(closed, mode);
+        let loaded = files.load().unwrap_or_else(|faults| panic!("{faults}"));
         loaded.notes.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
-    let notes = noted(0o600);
-    assert!(notes.len() == 1 && notes[0].contains("config.toml:2: install.ca_file: "), "{notes:?}");
-    assert!(notes[0].contains("let everyone read it: `chmod o+r /"), "{notes:?}");
-    assert!(noted(0o644).is_empty());
+    assert_eq!(open("ca.pem", 0o644), Vec::<String>::new());
+    for (closed, place) in [
+        ("ca.pem", "config.toml:2: install.ca_file: "),
+        ("config.toml", "config.toml: "),
+        ("config.d/1.toml", "config.d/1.toml: "),
+    ] {
+        let notes = open(closed, 0o640);
+        assert!(notes.len() == 1 && notes[0].contains(place), "{notes:?}");
+        assert!(notes[0].contains("let everyone read it: `chmod o+r /"), "{notes:?}");
+    }
+    let notes = open("config.d", 0o750);
+    assert!(notes.len() == 1 && notes[0].contains("let everyone through: `chmod o+x /"), "{notes:?}");
+    assert_eq!(open("", 0o750).len(), 3);
 }
 
 #[test]
