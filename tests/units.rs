@@ -130,6 +130,8 @@ fn a_reboot_that_cannot_be_counted_is_left_to_the_boot_loaders_count() {
         put(&directory.path().join("trial/reboot-1"), "", 0o644);
         put(&directory.path().join("cmdline"), &format!("quiet twinboot.trial={trial} rootwait\n"), 0o644);
         put(&directory.path().join("mv"), &format!("#!/bin/sh\n{moves}\n"), 0o755);
+        // Another file system hangs.
+        put(&directory.path().join("sync"), "#!/bin/sh\n[ \"$*\" = '-f .' ]\n", 0o755);
         let succeeds = scripts_succeed("twinboot-trial.service", "ExecStart", directory.path());
         assert_eq!(succeeds, is_rebooted, "{moves} {trial}");
     }
