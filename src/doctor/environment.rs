@@ -6,9 +6,10 @@ use super::slots::Extent;
 use super::{Finding, Repair, Seen};
 use crate::boot::env::Environment;
 use crate::boot::fw_env::{BootEnvError, CopyFound, Inspection};
-use crate::boot::scheme::{BOOT_SLOT, Scheme};
+use crate::boot::scheme::{BOOT_SLOT, Scheme, SchemeError};
 use crate::boot::{Variables, booted};
 use crate::causes::one_line;
+use crate::config::Boot;
 
 /// The version of `config/u-boot/boot.cmd` that belongs to this program.
 const SCRIPT_VERSION: u32 = 1;
@@ -24,6 +25,10 @@ const AS_U_BOOT: &str = "fw_env.config must say what U-Boot was built with: CONF
 
 const TWINBOOT_ALTBOOTCMD: &str =
     "write the one of /usr/share/doc/twinboot/examples/u-boot/twinboot.env before the first update";
+
+/// Mender's script knows nothing of `boot_slot`, which twinboot's would change.
+const MENDER_ALTBOOTCMD: &str = "`fw_setenv altbootcmd 'run mender_altbootcmd; run bootcmd'` before the first update: so \
+                                 meta-mender's U-Boot has it";
 
 const SAVE_IN_U_BOOT: &str = "`saveenv` at U-Boot's prompt makes a good copy, but of its built-in defaults: see that they \
                               boot this board first";
@@ -206,35 +211,10 @@ fn defined(seen: &Seen<'_>, variables: &Variables) -> Vec<Finding> {
         Err(error) => Finding::fault(
             "environment.scheme",
             error.to_string(),
-            "u-boot/twinboot.env among the examples has the variables of `bootcount`: `fw_setenv -s` writes them",
+            scheme_advice(&seen.config.boot.scheme, &error),
         ),
     };
-    let fallback = match seen.config.boot.scheme {
-        Scheme::Rauc => Finding::ok(
-            "environment.fallback",
-            format!("the boot script counts down; {} boots for each trial", seen.config.boot.attempts),
-        ),
-        Scheme::Bootcount | Scheme::Mender { .. } => match value("altbootcmd") {
-            Some(command) if seen.config.boot.scheme == Scheme::Bootcount && !command.contains(BOOT_SLOT) => {
-                Finding::warning(
-                    "environment.fallback",
-                    format!(
-                        "`altbootcmd` does not name `{BOOT_SLOT}`: it may end no trial in the other slot"
-                    ),
-                    TWINBOOT_ALTBOOTCMD,
-                )
-            }
-            Some(_) => Finding::ok(
-                "environment.fallback",
-                format!("`altbootcmd` is defined; {} boots for each trial", seen.config.boot.attempts),
-            ),
-            None => Finding::fault(
-                "environment.fallback",
-                "`altbootcmd` is not defined: after a failed trial U-Boot waits at its prompt for ever",
-                TWINBOOT_ALTBOOTCMD,
-            ),
-        },
-    };
+    let fallback = fallback(&seen.config.boot, value("altbootcmd"));
     let mut findings = vec![bootcmd, scheme, fallback];
     // The Intel Edison's variables: 0 in its built-in ones, and then in those of a board that lost its environment.
     let undone = ["do_partition_done", "do_flash_os_done"]
@@ -251,6 +231,52 @@ fn defined(seen: &Seen<'_>, variables: &Variables) -> Vec<Finding> {
         )
     }));
     findings
+}
+
+/// twinboot.env as a whole names slot a, and has the variables of `bootcount` alone.
+fn scheme_advice(scheme: &Scheme, error: &SchemeError) -> String {
+    match (scheme, error) {
+        (Scheme::Bootcount, SchemeError::BadValue { name, .. }) => {
+            format!("`fw_setenv {name} VALUE`, and no other variable: for `{BOOT_SLOT}` the slot that is to boot")
+        }
+        (Scheme::Bootcount, _) => {
+            "u-boot/twinboot.env among the examples has the variables of `bootcount`: `fw_setenv -s` writes them"
+                .to_owned()
+        }
+        (Scheme::Rauc | Scheme::Mender { .. }, _) => {
+            "set the named variable as this board's boot script has it, by `fw_setenv`".to_owned()
+        }
+    }
+}
+
+/// What U-Boot does once a trial has used up its boots.
+fn fallback(boot: &Boot, altbootcmd: Option<&String>) -> Finding {
+    const CHECK: &str = "environment.fallback";
+    let attempts = boot.attempts;
+    let (names, advice): (&[&str], _) = match boot.scheme {
+        Scheme::Rauc => {
+            let evidence = format!("the boot script counts down; {attempts} boots for each trial");
+            return Finding::ok(CHECK, evidence);
+        }
+        Scheme::Bootcount => (&[BOOT_SLOT], TWINBOOT_ALTBOOTCMD),
+        Scheme::Mender { .. } => (&["mender_altbootcmd", "mender_boot_part"], MENDER_ALTBOOTCMD),
+    };
+    match altbootcmd {
+        None => Finding::fault(
+            CHECK,
+            "`altbootcmd` is not defined: after a failed trial U-Boot waits at its prompt for ever",
+            advice,
+        ),
+        Some(command) if !names.iter().any(|name| command.contains(name)) => Finding::warning(
+            CHECK,
+            format!(
+                "`altbootcmd` does not name `{}`: it may end no trial in the other slot",
+                names.join("` or `")
+            ),
+            advice,
+        ),
+        Some(_) => Finding::ok(CHECK, format!("`altbootcmd` is defined; {attempts} boots for each trial")),
+    }
 }
 
 /// Variables of a trial that nobody is conducting: the boot loader would count, and fall back, for nothing.

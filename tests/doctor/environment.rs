@@ -160,6 +160,54 @@ fn variables_that_a_boot_needs() {
     board.finds("environment.fallback", "ok", "counts down");
 }
 
+/// Only a board of `bootcount` is told of twinboot.env, and not where that would name slot a for one bad value.
+#[test]
+fn what_is_advised_suits_the_scheme() {
+    const MENDERS: &str = "`fw_setenv altbootcmd 'run mender_altbootcmd; run bootcmd'`";
+    let mut board = Board::new();
+    board.variables("boot_slot=\n");
+    assert!(board.finds("environment.scheme", "fault", "no `boot_slot`").contains("`fw_setenv -s`"));
+    for (bad, name) in [("boot_slot=c\n", "boot_slot"), ("boot_slot=b\nbootcount=many\n", "bootcount")] {
+        board.variables(bad);
+        let advice = board.finds("environment.scheme", "fault", name);
+        assert!(
+            advice.starts_with(&format!("`fw_setenv {name} VALUE`")) && !advice.contains(" -s"),
+            "{advice}"
+        );
+    }
+    board.variables("altbootcmd=\n");
+    assert!(board.finds("environment.fallback", "fault", "not defined").contains("u-boot/twinboot.env"));
+
+    board.configure("\"bootcount\"", "\"rauc\"");
+    board.variables("BOOT_ORDER=A B\nBOOT_A_LEFT=x\n");
+    let advice = board.finds("environment.scheme", "fault", "BOOT_A_LEFT=x");
+    assert!(advice.contains("as this board's boot script has it"), "{advice}");
+
+    board.configure("\"rauc\"", "\"mender\"");
+    board.configure("DIR/slot_a\"", "DIR/slot_a\"\npartition = 2");
+    board.configure("DIR/slot_b\"", "DIR/slot_b\"\npartition = 3");
+    for (bad, evidence) in [
+        ("mender_boot_part=\n", "no `mender_boot_part`"),
+        ("mender_boot_part=4\n", "which is not 2 or 3"),
+        ("mender_boot_part=2\nmender_boot_part_hex=3\n", "but `mender_boot_part_hex=3`"),
+    ] {
+        board.variables(bad);
+        let advice = board.finds("environment.scheme", "fault", evidence);
+        assert!(advice.contains("as this board's boot script has it"), "{advice}");
+    }
+    board.variables("mender_boot_part=2\naltbootcmd=\n");
+    assert!(board.finds("environment.fallback", "fault", "waits at its prompt").starts_with(MENDERS));
+    // twinboot's own.
+    board.variables("mender_boot_part=2\n");
+    let advice = board.finds("environment.fallback", "warning", "`mender_altbootcmd` or `mender_boot_part`");
+    assert!(advice.starts_with(MENDERS), "{advice}");
+    for of_mender in ["run mender_altbootcmd; run bootcmd", "setenv mender_boot_part 3; saveenv; run bootcmd"]
+    {
+        board.variables(&format!("mender_boot_part=2\naltbootcmd={of_mender}\n"));
+        board.finds("environment.fallback", "ok", "is defined");
+    }
+}
+
 #[test]
 fn variables_of_a_trial_that_nobody_conducts() {
     let board = Board::new();
