@@ -194,14 +194,15 @@ async fn trial_end(check: &'static str, patient: &Patient) -> Finding {
             "give it longer: `systemctl edit twinboot-trial.timer`, with `OnBootSec=` empty first, and then anew",
         );
     }
-    let mark = config.state_directory.join("trial/reboot-*");
-    let mark = format!("ConditionPathExistsGlob={}", mark.display());
+    let mark = config.state_directory.join("trial/reboot-*").display().to_string();
+    let looks_here = |globs: &[&str]| !globs.is_empty() && globs.iter().all(|glob| *glob == mark);
     let unit = ask_systemd(systemctl, ["cat", TRIAL_SERVICE]).await;
-    if unit.is_ok_and(|unit| !unit.lines().any(|line| line == mark)) {
+    if unit.is_ok_and(|unit| !looks_here(&globs_in_force(&unit))) {
         return Finding::warning(
             check,
-            format!("{TRIAL_SERVICE} does not look into {}", config.state_directory.display()),
-            "`systemctl edit twinboot-trial.service`: each of its paths is of `state.directory`",
+            format!("{TRIAL_SERVICE} does not look into {} alone", config.state_directory.display()),
+            "`systemctl edit twinboot-trial.service`: each of its paths is of `state.directory`, with \
+             `ConditionPathExistsGlob=`, `ExecCondition=` and `ExecStart=` empty first, and then anew",
         );
     }
     Finding::ok(check, "started in each boot: it ends a trial whose daemon does not start")
@@ -214,6 +215,19 @@ async fn ask_systemd<const N: usize>(
     let command: Vec<String> = systemctl.iter().cloned().chain(question.map(str::to_owned)).collect();
     let output = system::output(&command, ASK_LIMIT).await?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// All of them must hold: a drop-in adds to those before, and an empty condition takes all away.
+fn globs_in_force(unit: &str) -> Vec<&str> {
+    let mut globs = Vec::new();
+    for (key, value) in unit.lines().filter_map(|line| line.split_once('=')) {
+        match (key.trim(), value.trim()) {
+            (key, "") if key.starts_with("Condition") => globs.clear(),
+            ("ConditionPathExistsGlob", glob) => globs.push(glob),
+            _ => {}
+        }
+    }
+    globs
 }
 
 /// The first of all times in `TimersMonotonic={ OnBootUSec=1h 25min ; next_elapse=0 }`, one a line.

@@ -106,6 +106,27 @@ async fn a_trial_timer_that_comes_too_early_or_looks_elsewhere() {
     }
 }
 
+/// Conditions add up, as systemd.unit(5) has it.
+#[tokio::test]
+async fn a_trial_service_that_also_looks_elsewhere_never_runs() {
+    let board = Board::new();
+    let shipped = "ConditionPathExistsGlob=/var/lib/twinboot/trial/reboot-*";
+    let of_board = systemd(&board, "15min");
+    for (before, level) in [
+        (shipped.to_owned(), Level::Warning),
+        (format!("ConditionPathExistsGlob=\n{shipped}"), Level::Warning),
+        (format!("{shipped}\nConditionPathExistsGlob="), Level::Ok),
+        (format!("{shipped}\n# systemctl edit\n[Unit]\nConditionPathExistsGlob = "), Level::Ok),
+    ] {
+        let with_both = of_board.replace("cat) ", &format!("cat) printf '%s\\n' '{before}'; "));
+        let found = machine(&board, &with_both).await;
+        let (found_level, _) = &found["machine.trial-timer"];
+        assert_eq!(*found_level, level, "{before}: {found:#?}");
+    }
+    let none = machine(&board, &of_board.replace("ConditionPathExistsGlob=", "#")).await;
+    assert_eq!(none["machine.trial-timer"].0, Level::Warning, "{none:#?}");
+}
+
 #[tokio::test]
 async fn a_state_directory_with_a_slash_at_its_end() {
     let mut board = Board::new();
