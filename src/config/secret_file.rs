@@ -40,17 +40,27 @@ fn public_fault(path: &Path, error: &io::Error) -> Wrong {
     }
 }
 
-/// Looks whether a public file, and the way to it, is one for the networked part's user too.
+/// Looks whether a public file, or a directory that is to be listed, and the way to it, is one for the networked part's
+/// user too.
 pub(super) fn check_open(path: &Path) -> Result<(), Wrong> {
     let Ok(end) = std::fs::canonicalize(path) else { return Ok(()) };
+    let needed = |step: &Path, is_directory| match (is_directory, step == end) {
+        (false, _) => 0o004,
+        (true, false) => 0o001,
+        (true, true) => 0o005,
+    };
     let is_closed = |step: &&Path| {
-        std::fs::metadata(step).is_ok_and(|m| m.mode() & if m.is_dir() { 0o001 } else { 0o004 } == 0)
+        std::fs::metadata(step).is_ok_and(|m| {
+            let needed = needed(step, m.is_dir());
+            m.mode() & needed != needed
+        })
     };
     let Some(closed) = end.ancestors().filter(is_closed).last() else { return Ok(()) };
     let problem = format!("twinboot-network.service, which is not root, cannot read {}", path.display());
-    let hint = match closed == end {
-        true => open_to_all(path),
-        false => format!("let everyone through: `chmod o+x {}`; or put it elsewhere", closed.display()),
+    let hint = match (closed == end, end.is_dir()) {
+        (true, true) => format!("let everyone list it: `chmod o+rx {}`", path.display()),
+        (true, false) => open_to_all(path),
+        (false, _) => format!("let everyone through: `chmod o+x {}`; or put it elsewhere", closed.display()),
     };
     Err(wrong(problem, hint))
 }

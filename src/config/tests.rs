@@ -372,9 +372,18 @@ fn what_root_alone_can_read_of_all_that_is_no_secret_is_noted() {
         assert!(notes.len() == 1 && notes[0].contains(place), "{notes:?}");
         assert!(notes[0].contains("let everyone read it: `chmod o+r /"), "{notes:?}");
     }
-    let notes = open("config.d", 0o750);
-    assert!(notes.len() == 1 && notes[0].contains("let everyone through: `chmod o+x /"), "{notes:?}");
-    assert_eq!(open("", 0o750).len(), 3);
+    // It lists the directory, too.
+    for mode in [0o750, 0o751, 0o754] {
+        let notes = open("config.d", mode);
+        assert!(notes.len() == 1 && notes[0].contains("let everyone list it: `chmod o+rx /"), "{notes:?}");
+        assert!(notes[0].ends_with("/config.d`"), "{notes:?}");
+    }
+    let notes = open("", 0o750);
+    assert!(notes.len() == 3 && notes[0].contains("let everyone through: `chmod o+x /"), "{notes:?}");
+    assert_eq!(open("", 0o751), Vec::<String>::new());
+    let empty = with_lines("").with("config.toml", &format!("{BOOT}{SLOTS}")).with("config.d/note", "");
+    let empty = empty.mode("config.toml", 0o644).mode("config.d", 0o700);
+    assert_eq!(empty.load().unwrap_or_else(|faults| panic!("{faults}")).notes.len(), 1);
 }
 
 #[test]
