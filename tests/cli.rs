@@ -3,7 +3,7 @@
 
 use std::future::Future;
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -283,6 +283,63 @@ async fn a_drop_in_leaves_the_service_this_boards_devices() {
     let expected =
         "DeviceAllow=/dev/mmcblk0p3 rw\nDeviceAllow=/dev/mtd3 rw\nDeviceAllow=/dev/mtdblock3 rw\nReadWrite";
     assert!(ended.out.contains(expected), "{}", ended.out);
+}
+
+/// systemd takes backslashes away, expands `%` and splits at blanks; udev has a blank of a partition's name as `\x20`.
+#[tokio::test]
+async fn a_drop_in_names_paths_as_systemd_reads_them() {
+    let (directory, path) = config("");
+    let tools = directory.path().join("fw_env.config");
+    write(&tools, "/boot/100%/uboot.env 0 0x4000\n", 0o644);
+    let text = r#"
+[state]
+directory = "/data/of it"
+[[slot]]
+name = "a"
+device = '/dev/disk/by-partlabel/root\x20a'
+[[slot]]
+name = "b"
+device = "/dev/of \"it\""
+[boot]
+scheme = "bootcount"
+environment = "#;
+    write(Path::new(&path), &format!("{text}{tools:?}\n"), 0o644);
+    let ended = call(&["check-config", "--unit", "--config", &path]).await;
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    let expected = r#"
+DeviceAllow=/dev/disk/by-partlabel/root\\x20a rw
+DeviceAllow="/dev/of \"it\"" rw
+ReadWritePaths=-/boot/100%%
+ReadWritePaths="-/data/of it"
+"#;
+    assert!(ended.out.contains(expected), "{}", ended.out);
+    assert!(ended.out.contains("\nAfter=dev-disk-by\\x2dpartlabel-root\\x5cx20a.device\n"), "{}", ended.out);
+}
+
+#[tokio::test]
+async fn a_drop_in_waits_for_the_medium_of_the_environment() {
+    let is_block_device =
+        |path: &PathBuf| std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+    let entries = std::fs::read_dir("/dev").unwrap().map(|entry| entry.unwrap().path());
+    let Some(medium) = entries.into_iter().find(is_block_device) else {
+        eprintln!("not run: there is no block device");
+        return;
+    };
+    let (directory, path) = config("");
+    let tools = directory.path().join("fw_env.config");
+    let line = |offset| format!("{} {offset} 0x4000\n", medium.display());
+    write(&tools, &[line("0"), line("0x4000"), String::new()].concat(), 0o644);
+    let slots = CONFIG.split_once("[[slot]]").unwrap().1;
+    write(Path::new(&path), &format!("[[slot]]{slots}environment = {tools:?}\n"), 0o644);
+    let ended = call(&["check-config", "--unit", "--config", &path]).await;
+    let name = medium.file_name().unwrap().to_str().unwrap().replace('-', "\\x2d");
+    let wanted = format!("\nWants=dev-{name}.device\nAfter=dev-{name}.device\n\n[Service]\n");
+    assert!(ended.out.contains(&wanted), "{}", ended.out);
+    // What Linux has as characters, has no unit.
+    write(&tools, "/dev/null 0 0x4000\n/dev/null 0x4000 0x4000\n", 0o644);
+    let ended = call(&["check-config", "--unit", "--config", &path]).await;
+    assert!(!ended.out.contains("dev-null"), "{}", ended.out);
+    assert!(ended.out.contains("\nDeviceAllow=/dev/null rw\n"), "{}", ended.out);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! `twinboot check-config`: what the daemon would start with, or why it would not.
 
 use std::io::{self, Write as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -57,18 +58,42 @@ fn drop_in(config: &Config) -> Result<String, CliError> {
     reachable.dedup();
     let mut text =
         "# Made by `twinboot check-config --unit`; belongs into twinboot.service.d.\n[Unit]\n".to_owned();
-    for slot in slots.into_iter().filter(|slot| slot.starts_with("/dev")) {
+    let media = environment.iter().map(PathBuf::as_path).filter(|path| is_block_device(path));
+    let mut awaited: Vec<&Path> = slots.into_iter().chain(media).collect();
+    awaited.dedup();
+    for device in awaited.into_iter().filter(|path| path.starts_with("/dev")) {
         // The list of devices is made when the service starts.
-        let unit = device_unit(slot);
+        let unit = device_unit(device);
         text.push_str(&format!("Wants={unit}\nAfter={unit}\n"));
     }
     text.push_str("\n[Service]\nDeviceAllow=\n");
     for path in reachable {
         let is_device = path.starts_with("/dev");
-        let (key, rights) = if is_device { ("DeviceAllow=", " rw") } else { ("ReadWritePaths=-", "") };
-        text.push_str(&format!("{key}{}{rights}\n", path.display()));
+        let (key, may_lack, rights) =
+            if is_device { ("DeviceAllow=", "", " rw") } else { ("ReadWritePaths=", "-", "") };
+        let path = word(&format!("{may_lack}{}", path.display()));
+        text.push_str(&format!("{key}{path}{rights}\n"));
     }
     Ok(text)
+}
+
+/// systemd waits for no others: flash of `/dev/mtd0`'s kind has no unit.
+fn is_block_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device())
+}
+
+/// One word of a unit file, where systemd splits at blanks, takes backslashes and quotes away, and expands `%`. udev has
+/// a blank of a partition's name as `\x20`.
+fn word(text: &str) -> String {
+    let mut escaped = String::new();
+    for character in text.chars() {
+        match character {
+            '\\' | '"' | '\'' => escaped.extend(['\\', character]),
+            '%' => escaped.push_str("%%"),
+            _ => escaped.push(character),
+        }
+    }
+    if escaped.contains(char::is_whitespace) { format!("\"{escaped}\"") } else { escaped }
 }
 
 /// As `systemd-escape --path --suffix=device` has it.
