@@ -342,6 +342,32 @@ async fn a_drop_in_waits_for_the_medium_of_the_environment() {
     assert!(ended.out.contains("\nDeviceAllow=/dev/null rw\n"), "{}", ended.out);
 }
 
+/// What a shell makes of `2>&1 | true`.
+fn closed_pipe() -> std::io::PipeWriter {
+    std::io::pipe().unwrap().1
+}
+
+#[tokio::test]
+async fn who_does_not_listen_gets_the_exit_code_all_the_same() {
+    let (directory, path) = config("[boot]\nscheme = \"grub\"\n");
+    let nobody = directory.path().join("nobody");
+    // The daemon logs that it starts, and then does not find the slot that runs.
+    let slots = CONFIG.split_once("[[slot]]").unwrap().1;
+    let (_kept, stops) = config(&format!("[[slot]]{slots}[system]\nproc = \"DIR/proc\"\n"));
+    for (arguments, code) in [
+        (["check-config", "--config", &path], 2),
+        (["run", "--config", &path], 2),
+        (["run", "--config", &stops], 1),
+        (["status", "--socket", nobody.to_str().unwrap()], 3),
+        (["doctor", "--config", &path], 7),
+    ] {
+        let mut command = command(&arguments);
+        command.stdout(closed_pipe()).stderr(closed_pipe());
+        let status = limited(command.status()).await.unwrap();
+        assert_eq!(status.code(), Some(code), "{arguments:?}: {status}");
+    }
+}
+
 #[tokio::test]
 async fn a_bad_configuration_shows_all_faults_and_is_2_for_the_daemon_too() {
     let (directory, path) = config("[boot]\natempts = 3\nscheme = \"grub\"\n[health]\ndeadline = 10\n");

@@ -60,14 +60,19 @@ impl Doctor {
             }
         }
         let mut out = io::stdout().lock();
-        if self.json {
+        let text = if self.json {
             let mut object = report.as_json();
             if let Some(object) = object.as_object_mut().filter(|_| self.fix) {
                 object.insert("repairs".to_owned(), repairs.iter().map(repair_as_json).collect());
             }
-            writeln!(out, "{object:#}")?;
+            format!("{object:#}\n")
         } else {
-            out.write_all(for_people(&report, &repairs, Paint::on(&out)).as_bytes())?;
+            for_people(&report, &repairs, Paint::on(&out))
+        };
+        match out.write_all(text.as_bytes()) {
+            // Whoever has read enough still wants the level.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            written => written?,
         }
         Ok(match report.level() {
             Level::Ok => Exit::Done,

@@ -164,16 +164,20 @@ impl CliError {
         }
     }
 
-    /// To stderr: each fault of a configuration on its line, anything else on one.
+    /// To stderr: each fault of a configuration on its line, anything else on one. Where nobody reads it, the exit code
+    /// has to do.
     fn report(&self) {
-        if let Self::Config(Faults(faults)) = self {
-            let (count, s) = (faults.len(), if faults.len() == 1 { "" } else { "s" });
-            return eprintln!("{self}\ntwinboot: the configuration has {count} fault{s}");
-        }
-        match self.advice() {
-            "" => eprintln!("twinboot: {}", one_line(self)),
-            advice => eprintln!("twinboot: {}; {advice}", one_line(self)),
-        }
+        let text = match self {
+            Self::Config(Faults(faults)) => {
+                let (count, s) = (faults.len(), if faults.len() == 1 { "" } else { "s" });
+                format!("{self}\ntwinboot: the configuration has {count} fault{s}")
+            }
+            _ => match self.advice() {
+                "" => format!("twinboot: {}", one_line(self)),
+                advice => format!("twinboot: {}; {advice}", one_line(self)),
+            },
+        };
+        let _ = writeln!(io::stderr(), "{text}");
     }
 }
 

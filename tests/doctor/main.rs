@@ -10,6 +10,9 @@ mod slots;
 mod state;
 mod trust;
 
+use std::io;
+use std::process::Command;
+
 use board::Board;
 
 #[test]
@@ -37,4 +40,18 @@ fn people_read_families_what_to_do_and_a_summary() {
     assert!(!text.contains('\x1b'), "{text}");
     let text = String::from_utf8(board.doctor(&["--fix"]).stdout).unwrap();
     assert!(text.starts_with("repaired environment.copies: wrote the good copy"), "{text}");
+}
+
+/// `twinboot doctor | head -1` in a script.
+#[test]
+fn who_has_read_enough_still_gets_the_level() {
+    let board = Board::new();
+    board.damage(1);
+    board.damage(2);
+    for arguments in [&[][..], &["--json"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_twinboot"));
+        command.arg("doctor").args(arguments).arg("--config").arg(board.config_file());
+        let status = command.stdout(io::pipe().unwrap().1).status().unwrap();
+        assert_eq!(status.code(), Some(7), "{status}");
+    }
 }
