@@ -79,9 +79,10 @@ impl<W: Write> Progress<W> {
         text.clone_into(&mut self.last_text);
     }
 
-    /// Progress is a courtesy: nobody is helped by an error about it.
+    /// Progress is a courtesy: nobody is helped by an error about it. Without line wrap, since one that went over to a
+    /// second line would stand there for good.
     fn draw(&mut self, line: &str) {
-        let _ = write!(self.stream, "\r\x1b[K{line}");
+        let _ = write!(self.stream, "\r\x1b[K\x1b[?7l{line}\x1b[?7h");
         let _ = self.stream.flush();
     }
 
@@ -174,7 +175,10 @@ mod tests {
         }
         progress.finish();
         let drawn = String::from_utf8(progress.stream).unwrap();
-        assert!(drawn.ends_with("\r\x1b[K[####################] 100 %  100.0 of 100.0 MiB\n"), "{drawn:?}");
+        assert!(
+            drawn.ends_with("\r\x1b[K\x1b[?7l[####################] 100 %  100.0 of 100.0 MiB\x1b[?7h\n"),
+            "{drawn:?}"
+        );
     }
 
     #[test]
