@@ -109,6 +109,8 @@ def daemon(series, work, compiled):
     files.add("usr/lib/udev/rules.d/80-twinboot-usb.rules")
     files.add("usr/lib/systemd/system/timers.target.wants/twinboot-trial.timer")
     files |= {f"etc/twinboot/{name}" for name in ("config.toml", "config.d/10-layout.toml")}
+    # What config.toml points at.
+    files.add("usr/share/doc/twinboot/examples/hooks.d/README")
     # What tells the device from others is not lost with the slot.
     unit = (TREE / "systemd/twinboot-network.service").read_text()
     secrets = re.findall("^LoadCredential=.*:/(.*)$", unit, re.MULTILINE)

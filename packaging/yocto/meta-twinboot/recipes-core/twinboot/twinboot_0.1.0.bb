@@ -62,6 +62,7 @@ do_install:append() {
     for directory in config.d health.d hooks.d keys; do
         install -d ${D}${sysconfdir}/twinboot/$directory
     done
+    install -D -m 0644 ${S}/config/hooks.d/README ${D}${docdir}/twinboot/examples/hooks.d/README
     install -m 0644 ${S}/10-layout.toml ${D}${sysconfdir}/twinboot/config.d/
     # The units are given these from there; the next image does not bring them, so that they outlive this slot.
     for secret in connection-string device.key; do
