@@ -5,7 +5,9 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tracing::warn;
 
+use crate::causes::one_line;
 use crate::config;
 use crate::scripts::{self, Ended, ScriptError, Surroundings};
 use crate::system;
@@ -26,14 +28,6 @@ pub enum HealthError {
         status: ExitStatus,
         /// Its last words.
         said: String,
-    },
-    /// systemd could not be asked.
-    #[error("cannot ask systemd for unit {unit}")]
-    AskUnit {
-        /// Which.
-        unit: String,
-        /// Why.
-        source: system::CommandError,
     },
     /// A unit failed.
     #[error("unit {unit} has failed")]
@@ -116,14 +110,16 @@ async fn reach_active(unit: &str) -> Result<(), HealthError> {
     const LIMIT: Duration = Duration::from_secs(30);
     let command = ["systemctl", "is-active", "--", unit].map(str::to_owned);
     loop {
-        let output = system::output(&command, LIMIT)
-            .await
-            .map_err(|source| HealthError::AskUnit { unit: unit.to_owned(), source })?;
-        match String::from_utf8_lossy(&output.stdout).trim() {
-            "active" => return Ok(()),
-            "failed" => return Err(HealthError::UnitFailed { unit: unit.to_owned() }),
-            _ => tokio::time::sleep(ASK_AGAIN).await,
+        // In a first boot the service manager may be too busy to answer.
+        match system::output(&command, LIMIT).await {
+            Ok(output) => match String::from_utf8_lossy(&output.stdout).trim() {
+                "active" => return Ok(()),
+                "failed" => return Err(HealthError::UnitFailed { unit: unit.to_owned() }),
+                _ => {}
+            },
+            Err(error) => warn!("cannot ask systemd for unit {unit}: {}", one_line(&error)),
         }
+        tokio::time::sleep(ASK_AGAIN).await;
     }
 }
 

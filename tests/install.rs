@@ -796,6 +796,56 @@ async fn redirects_are_followed_within_limits_and_never_from_https_to_http() {
     assert_eq!(code_of(&job).await, Code::ServerUnreachable);
 }
 
+/// Whoever it leads to could lead to himself.
+#[tokio::test]
+async fn the_password_of_an_address_is_for_its_own_server_alone() {
+    let image = image(46, 2 * MIB);
+    let bench = Bench::new(4 * MIB);
+    let body = image.clone();
+    let mirror = Server::start(move |_, request| match request.path.as_str() {
+        "/there" => Reply::status(302).with("location", "/image"),
+        _ => serve_file(&body, "\"1\"", request),
+    });
+    let there = mirror.url("/there");
+    let origin = Server::start(move |_, request| match request.path.as_str() {
+        "/image" => Reply::status(302).with("location", "/elsewhere"),
+        _ => Reply::status(302).with("location", there.clone()),
+    });
+    let uri = origin.url("/image").replace("http://", "http://user:password@");
+    run(&bench.job(uri, &image)).await.0.unwrap();
+    bench.assert_holds(&image);
+    let told = |server: &Server| -> Vec<bool> {
+        server.requests().iter().map(|request| request.header("authorization").is_some()).collect()
+    };
+    assert_eq!((told(&origin), told(&mirror)), (vec![true, true], vec![false, false]));
+}
+
+#[tokio::test]
+async fn an_authority_that_becomes_trusted_while_a_download_waits_for_it_is() {
+    let image = image(47, 2 * MIB);
+    let bench = Bench::new(4 * MIB);
+    let (tls, ca_file) = tls_identity(&bench);
+    let body = image.clone();
+    let server = Server::listen(Some(tls), Arc::new(move |_, request| serve_file(&body, "\"1\"", request)));
+    let mut job = bench.job(server.url("/image"), &image);
+    let other = Bench::new(0);
+    let (_, roots) = tls_identity(&other);
+    job.ca_file = Some(roots.clone());
+    let progress = watch::Sender::new(Progress::default());
+    let (_keep, cancel) = watch::channel(false);
+    let mut seen = progress.subscribe();
+    let renew = async {
+        seen.wait_for(|now| now.phase == Phase::Waiting).await.unwrap();
+        fs::rename(&ca_file, &roots).unwrap();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        outcome = install(&job, &progress, cancel) => drop(outcome.unwrap()),
+        () = renew => unreachable!(),
+    }
+    bench.assert_holds(&image);
+}
+
 fn tls_identity(bench: &Bench) -> (Arc<rustls::ServerConfig>, PathBuf) {
     use rustls::pki_types::pem::PemObject;
     let (key, certificate) = (bench.path("tls.key"), bench.path("tls.crt"));
@@ -1250,6 +1300,16 @@ async fn an_unchecked_install_is_never_joined_of_what_may_be_two_files() {
     bench.assert_holds(&image);
     let starts: Vec<_> = server.requests().iter().map(Request::start).collect();
     assert_eq!(starts, [0, 2 * MIB, 0]);
+
+    // An answer of which only the head came has said which version it is.
+    let (body, wrong) = (image.clone(), crate::image(48, 3 * MIB));
+    let server = Server::start(move |number, request| match number {
+        0 => Reply::file(&body, 0, "\"1\"").cut(0),
+        1 => serve_file(&wrong, "\"2\"", request),
+        _ => serve_file(&body, "\"1\"", request),
+    });
+    run(&unchecked(&server)).await.0.unwrap();
+    bench.assert_holds(&image);
 
     // A server that breaks off each time is told as what it is.
     let body = image.clone();

@@ -34,12 +34,15 @@ const REBOOT_AGAIN: Duration = Duration::from_secs(60);
 /// Then the watchdog is no longer fed, and bites.
 const REBOOTS_ASKED_MAX: usize = 5;
 
-/// A system that was found good is not given up for a lock that somebody holds: three tries take less than a minute of
-/// the trial, those for the lock included.
-const COMMITS_MAX: usize = 3;
+/// Neither an update nor a system that was found good is given up for a lock that somebody holds: three tries take less
+/// than a minute of the trial, those for the lock included.
+const TRIES_MAX: usize = 3;
 
 /// Between them.
-const COMMIT_AGAIN: Duration = Duration::from_secs(5);
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// A committed slot that is not well yet may become so while its network and its programs come up.
+const CONFIRM_AGAIN: Duration = Duration::from_secs(60);
 
 /// An environment that could not be written on the good slot is left alone for a while.
 const ROLL_BACK_AGAIN: Duration = Duration::from_secs(60);
@@ -132,9 +135,23 @@ impl Linux {
         changed.unwrap_or_else(|_| Err("interrupted".to_owned())).map_err(|reason| failed(code, reason))
     }
 
+    /// The slots' names must still lead to where they led at the start: a medium that was plugged in since, and has
+    /// partitions of the same names, takes links away.
+    async fn look_at_slots(&self) -> Result<(), Failure> {
+        let Config { system, slots, .. } = self.config.clone();
+        let look = move || booted::booted_slot(&system.proc, &slots).map_err(|error| one_line(&error));
+        let looked =
+            tokio::task::spawn_blocking(look).await.unwrap_or_else(|_| Err("interrupted".to_owned()));
+        let why = match looked {
+            Ok(now) if now == self.booted => return Ok(()),
+            Ok(now) => format!("when the daemon started {}; now {now}", self.booted),
+            Err(reason) => reason,
+        };
+        Err(failed(Code::SlotUnusable, format!("the slots' devices are others now: {why}")))
+    }
+
     /// No boot of the trial is without the mark: it is there before.
     async fn activate(&self, target: Slot) -> Result<(), Failure> {
-        let _alone = self.deciding.lock().await;
         let (command_line, boots) = (self.config.system.proc.join("cmdline"), self.config.boot.attempts);
         self.mark(Code::ActivateFailed, move |mark| mark.arm(&command_line, boots)).await?;
         self.decide(Code::ActivateFailed, move |boot| boot.activate(target)).await
@@ -142,21 +159,25 @@ impl Linux {
 
     /// No boot of the committed slot has the mark: it is gone before.
     async fn commit(&self, target: Slot) -> Result<(), Failure> {
-        // Also between two tries: who goes back meanwhile does so afterwards.
-        let _alone = self.deciding.lock().await;
-        for _ in 1..COMMITS_MAX {
-            match self.commit_once(target).await {
-                Ok(()) => return Ok(()),
-                Err(why) => warn!("not committed yet, and tried again: {why}"),
-            }
-            tokio::time::sleep(COMMIT_AGAIN).await;
-        }
-        self.commit_once(target).await
-    }
-
-    async fn commit_once(&self, target: Slot) -> Result<(), Failure> {
         self.mark(Code::CommitFailed, Mark::disarm).await?;
         self.decide(Code::CommitFailed, move |boot| boot.commit(target)).await
+    }
+
+    /// The steps of one decision, and again if they fail.
+    async fn in_tries<F: Future<Output = Result<(), Failure>>>(
+        &self,
+        steps: impl Fn() -> F,
+    ) -> Result<(), Failure> {
+        // Also between two tries: who goes back meanwhile does so afterwards.
+        let _alone = self.deciding.lock().await;
+        for _ in 1..TRIES_MAX {
+            match steps().await {
+                Ok(()) => return Ok(()),
+                Err(why) => warn!("tried again: {why}"),
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+        steps().await
     }
 
     /// Until the boot loader goes back by itself, the mark sees to it that it is asked.
@@ -232,12 +253,23 @@ impl Linux {
         let slot = self.booted.slot;
         // A cloud that is away must not take a committed slot's attempts.
         let health = config::Health { hub: HubCheck::Never, ..self.config.health.clone() };
-        match health::check(&health, self.config.scripts, system::uptime(), false, connected).await {
-            Ok(()) => match self.on_environment(move |boot| boot.confirm(slot)).await {
-                Ok(_) => info!("slot {slot} is healthy, and has all its boot attempts again"),
-                Err(reason) => error!("{reason}"),
-            },
-            Err(unhealthy) => warn!("slot {slot} keeps a boot attempt less: {unhealthy}"),
+        let mut told = String::new();
+        loop {
+            let since = system::uptime();
+            let health = health::check(&health, self.config.scripts, since, false, connected.clone());
+            let confirmed = match health.await {
+                Ok(()) => self.on_environment(move |boot| boot.confirm(slot)).await,
+                Err(unhealthy) => Err(unhealthy.to_string()),
+            };
+            match confirmed {
+                Ok(_) => return info!("slot {slot} is healthy, and has all its boot attempts again"),
+                Err(reason) if reason == told => {}
+                Err(reason) => {
+                    warn!("slot {slot} keeps a boot attempt less until it is well: {reason}");
+                    told = reason;
+                }
+            }
+            tokio::time::sleep(CONFIRM_AGAIN).await;
         }
     }
 
@@ -318,24 +350,25 @@ impl Machine for Linux {
         progress: &watch::Sender<install::Progress>,
         cancelled: watch::Receiver<bool>,
     ) -> install::Outcome {
+        self.look_at_slots().await?;
         let target = update.target;
-        match self.on_environment(move |boot| boot.disable(target)).await {
-            Ok(_) => install::install(&self.job(update, known), progress, cancelled).await,
-            Err(reason) => Err(Failure::new(Code::EnvironmentUnusable, reason)),
-        }
+        // A slot that is half written is not booted.
+        let disable = || self.decide(Code::EnvironmentUnusable, move |boot| boot.disable(target));
+        self.in_tries(disable).await?;
+        install::install(&self.job(update, known), progress, cancelled).await
     }
 
     async fn perform(&self, effect: Effect, connected: watch::Receiver<bool>) -> Option<Event> {
         match effect {
             Effect::Activate(Update { request, target, .. }) => {
-                Some(Event::Activated(request.id, self.activate(target).await))
+                Some(Event::Activated(request.id, self.in_tries(|| self.activate(target)).await))
             }
             Effect::Commit(Update { request, target, .. }) => {
-                Some(Event::Committed(request.id, self.commit(target).await))
+                Some(Event::Committed(request.id, self.in_tries(|| self.commit(target)).await))
             }
             Effect::Settle => {
                 // A failure is in the log, and the environment stays as it is told.
-                let _ = self.commit(self.booted.slot).await;
+                let _ = self.in_tries(|| self.commit(self.booted.slot)).await;
                 None
             }
             Effect::RollBack { id, to, again } => {

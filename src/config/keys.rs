@@ -29,8 +29,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// A server that was away for a month will be found by the next request.
 const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// U-Boot's counters and RAUC's are read as one hexadecimal digit by some scripts.
-const ATTEMPTS_MOST: u8 = 15;
+/// Some boot scripts read RAUC's counters as decimal, others as hexadecimal: up to here that is the same.
+const ATTEMPTS_MOST: u8 = 9;
 
 /// The names under which systemd hands secrets over, in place of the files that the configuration names: those
 /// are not for the user that the networked part runs as.

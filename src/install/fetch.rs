@@ -3,19 +3,20 @@
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use nix::fcntl::OFlag;
 use nix::time::{ClockId, clock_gettime};
 use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, IF_RANGE, RANGE, RETRY_AFTER, TRANSFER_ENCODING,
+    ACCEPT_ENCODING, CONTENT_RANGE, HeaderMap, HeaderValue, IF_RANGE, LOCATION, RANGE, RETRY_AFTER,
+    TRANSFER_ENCODING,
 };
 use reqwest::{Client, Response, StatusCode, redirect};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use url::Url;
 
@@ -92,12 +93,12 @@ pub enum FetchError {
         status: StatusCode,
     },
     /// A redirect that is not followed.
-    #[error("{url}: cannot follow the redirect")]
+    #[error("{url}: cannot follow the redirect: {why}")]
     Redirect {
         /// Without secrets.
         url: String,
         /// Too many, or to plain HTTP.
-        source: reqwest::Error,
+        why: &'static str,
     },
     /// Nothing came for as long as is waited.
     #[error("{url}: no byte for {}", humantime::format_duration(*limit))]
@@ -300,8 +301,6 @@ impl Way {
 #[derive(Debug)]
 struct Http {
     clients: Arc<Clients>,
-    /// The address, or one that it leads to, is https.
-    secure: bool,
     url: Url,
     body: Option<Response>,
     /// Bytes of the present answer that were taken before.
@@ -338,7 +337,6 @@ impl Source {
             ("http" | "https", Reach::Relayed(socket)) => Way::Relayed(Relayed::new(socket, uri)),
             ("http" | "https", Reach::Direct(clients)) => Way::Http(Box::new(Http {
                 clients: clients.clone(),
-                secure: url.scheme() == "https",
                 url,
                 body: None,
                 skip: 0,
@@ -556,22 +554,10 @@ impl Source {
             self.settle_end(part);
             return Ok(());
         }
-        let Way::Http(http) = &mut self.way else { return Ok(()) };
+        let Way::Http(http) = &self.way else { return Ok(()) };
         let wants_range = (self.offset > 0 || self.end.is_some()) && http.ranges;
-        let client = if http.secure { http.clients.secure().await? } else { &http.clients.plain };
-        let mut request = client.get(http.url.clone()).header(ACCEPT_ENCODING, "identity");
-        if wants_range {
-            let last = self.end.map(|end| end.saturating_sub(1).to_string()).unwrap_or_default();
-            request = request.header(RANGE, format!("bytes={}-{last}", self.offset));
-            if let Some(condition) = self.validator.as_ref().and_then(Validator::condition) {
-                request = request.header(IF_RANGE, condition);
-            }
-        }
-        let answer = match timeout(self.limits.stall, request.send()).await {
-            Err(_) => return Err(Interruption::Again(Setback::Stalled { limit: self.limits.stall })),
-            Ok(Err(error)) => return Err(self.failed(error)),
-            Ok(Ok(answer)) => answer,
-        };
+        let answer = self.ask(http, wants_range).await?;
+        let Way::Http(http) = &mut self.way else { return Ok(()) };
         let unframed = answer.content_length().is_none() && !answer.headers().contains_key(TRANSFER_ENCODING);
         let (total, part_end) = match answer.status() {
             StatusCode::OK => (answer.content_length(), None),
@@ -582,10 +568,6 @@ impl Source {
                     return Err(Interruption::Again(Setback::WrongRange));
                 }
             },
-            status if status.is_redirection() && !http.secure => {
-                http.secure = true;
-                return Ok(());
-            }
             status => return Err(self.refused(status, answer.headers())),
         };
         self.admit(Validator::of(answer.headers(), total))?;
@@ -600,6 +582,48 @@ impl Source {
         Ok(())
     }
 
+    /// The answer at the end of all redirects. They are followed here: the library hands the password of an address on to
+    /// who leads to himself.
+    async fn ask(&self, http: &Http, wants_range: bool) -> Result<Response, Interruption> {
+        let headers = self.headers(wants_range);
+        let mut url = http.url.clone();
+        for _ in 0..=REDIRECTS {
+            let client = if url.scheme() == "https" {
+                http.clients.secure().await?
+            } else {
+                http.clients.plain.clone()
+            };
+            let request = client.get(url.clone()).headers(headers.clone());
+            let answer = match timeout(self.limits.stall, request.send()).await {
+                Err(_) => return Err(Interruption::Again(Setback::Stalled { limit: self.limits.stall })),
+                Ok(Err(error)) => return Err(self.failed(error)),
+                Ok(Ok(answer)) => answer,
+            };
+            match leads_to(&answer, &url, &http.url) {
+                Ok(None) => return Ok(answer),
+                Ok(Some(next)) => url = next,
+                Err(why) => return Err(FetchError::Redirect { url: self.shown.clone(), why }.into()),
+            }
+        }
+        Err(FetchError::Redirect { url: self.shown.clone(), why: "there are too many" }.into())
+    }
+
+    fn headers(&self, wants_range: bool) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if wants_range {
+            let last = self.end.map(|end| end.saturating_sub(1).to_string()).unwrap_or_default();
+            let range = HeaderValue::try_from(format!("bytes={}-{last}", self.offset));
+            headers.extend(range.map(|range| (RANGE, range)));
+        }
+        // Of a part the answer tells as well that it is of another version, and some servers give no parts on a condition.
+        let condition = self.validator.as_ref().and_then(Validator::condition);
+        if let Some(condition) = condition.filter(|_| wants_range && self.end.is_none()) {
+            headers.extend(HeaderValue::try_from(condition).map(|condition| (IF_RANGE, condition)));
+        }
+        headers
+    }
+
     /// Takes what an answer says about the file: it must be the file of before, and of the announced size.
     fn admit(&mut self, seen: Validator) -> Result<(), FetchError> {
         if let (Some(announced), Some(actual)) = (self.expected, seen.total_bytes())
@@ -608,14 +632,15 @@ impl Source {
             return Err(self.size_error(announced, actual));
         }
         match &self.validator {
-            Some(known) if self.offset > 0 => {
+            // Also before the first byte: somebody may have been told already which version this is.
+            Some(known) => {
                 if !known.admits(&seen) {
                     return Err(FetchError::Changed { url: self.shown.clone() });
                 }
-                self.joined_unproven |= !(known.is_strong() && seen.is_strong());
+                self.joined_unproven |= self.offset > 0 && !(known.is_strong() && seen.is_strong());
             }
-            _ if self.any_version => self.validator = Some(seen.of_any_version()),
-            _ => self.validator = Some(seen),
+            None if self.any_version => self.validator = Some(seen.of_any_version()),
+            None => self.validator = Some(seen),
         }
         Ok(())
     }
@@ -639,9 +664,6 @@ impl Source {
         let source = error.without_url();
         if source.is_builder() {
             return FetchError::Address { url: self.shown.clone() }.into();
-        }
-        if source.is_redirect() {
-            return FetchError::Redirect { url: self.shown.clone(), source }.into();
         }
         if let Some(why) = tls::expired(&source) {
             return Interruption::Again(Setback::Expired { why });
@@ -677,6 +699,10 @@ impl Source {
     /// Waits before the next try: exponential with full jitter, so that a fleet does not come back as one.
     async fn pause(&mut self, setback: Setback) -> Result<(), FetchError> {
         self.hang_up();
+        if let (Way::Http(http), Setback::Connection { .. } | Setback::Expired { .. }) = (&self.way, &setback)
+        {
+            http.clients.forget_roots();
+        }
         let left = self.patience.left();
         if left.is_zero() {
             let (url, source) = (self.shown.clone(), Box::new(setback));
@@ -750,7 +776,7 @@ pub enum Reach {
 #[derive(Debug)]
 pub struct Clients {
     plain: Client,
-    secure: OnceCell<Client>,
+    secure: Mutex<Option<Client>>,
     ca_file: Option<PathBuf>,
 }
 
@@ -765,48 +791,61 @@ impl Clients {
             .map_err(TlsError::Versions)?
             .with_root_certificates(RootCertStore::empty())
             .with_no_client_auth();
-        let plain = client(nobody, redirect::Policy::custom(follow_without_tls))?;
-        Ok(Self { plain, secure: OnceCell::new(), ca_file })
+        Ok(Self { plain: client(nobody)?, secure: Mutex::default(), ca_file })
     }
 
-    async fn secure(&self) -> Result<&Client, FetchError> {
-        let make = async || {
-            let ca_file = self.ca_file.clone();
-            let read = move || tls::client_config(Roots::from(ca_file.as_deref()), None);
-            let config = tokio::task::spawn_blocking(read).await.map_err(|_| FetchError::Stopped)??;
-            client(config, redirect::Policy::custom(follow))
-        };
-        self.secure.get_or_try_init(make).await
+    async fn secure(&self) -> Result<Client, FetchError> {
+        if let Some(client) = self.known().clone() {
+            return Ok(client);
+        }
+        let ca_file = self.ca_file.clone();
+        let read = move || tls::client_config(Roots::from(ca_file.as_deref()), None);
+        let config = tokio::task::spawn_blocking(read).await.map_err(|_| FetchError::Stopped)??;
+        let client = client(config)?;
+        *self.known() = Some(client.clone());
+        Ok(client)
+    }
+
+    /// A server that could not be reached may be one of an authority that is only now among the roots.
+    fn forget_roots(&self) {
+        *self.known() = None;
+    }
+
+    fn known(&self) -> MutexGuard<'_, Option<Client>> {
+        self.secure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn client(tls: ClientConfig, redirects: redirect::Policy) -> Result<Client, FetchError> {
+fn client(tls: ClientConfig) -> Result<Client, FetchError> {
     Client::builder()
         .tls_backend_preconfigured(tls)
         .http1_only()
         .connect_timeout(Duration::from_secs(30))
         .tcp_keepalive(Duration::from_secs(30))
-        .redirect(redirects)
+        .redirect(redirect::Policy::none())
         .user_agent(concat!("twinboot/", env!("CARGO_PKG_VERSION")))
         .referer(false)
         .build()
         .map_err(|source| FetchError::Client { source })
 }
 
-/// Stops where TLS would begin: the answer is then the redirect itself.
-fn follow_without_tls(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    if attempt.url().scheme() == "https" { attempt.stop() } else { follow(attempt) }
-}
-
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    let was_secure = attempt.previous().iter().any(|url| url.scheme() == "https");
-    if attempt.previous().len() > REDIRECTS {
-        attempt.error("too many redirects")
-    } else if was_secure && attempt.url().scheme() != "https" {
-        attempt.error("it leads from https to http")
-    } else {
-        attempt.follow()
+/// Where an answer to a request at `at` leads, if anywhere; `first` is the address that was asked for.
+fn leads_to(answer: &Response, at: &Url, first: &Url) -> Result<Option<Url>, &'static str> {
+    let is_redirect = matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+    let Some(location) = answer.headers().get(LOCATION).filter(|_| is_redirect) else { return Ok(None) };
+    let location = std::str::from_utf8(location.as_bytes()).ok();
+    let mut next = location.and_then(|location| at.join(location).ok()).ok_or("it is no address")?;
+    match (at.scheme(), next.scheme()) {
+        (_, "https") | ("http", "http") => {}
+        ("https", "http") => return Err("it leads from https to http"),
+        _ => return Err("it leads to no http address"),
     }
+    // The password of the address is for its own server alone.
+    if next.origin() == first.origin() && next.username().is_empty() && next.password().is_none() {
+        let _ = next.set_username(first.username());
+        let _ = next.set_password(first.password());
+    }
+    Ok(Some(next))
 }
 
 /// `Content-Range: bytes START-LAST/TOTAL`, as the part and the total in bytes (RFC 9110, 14.4). A range that ends

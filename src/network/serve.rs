@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -37,6 +37,9 @@ const OPENING_LIMIT: Duration = Duration::from_secs(10);
 /// `accept` fails where descriptors or memory are short: that does not pass in a microsecond.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
+/// Longer than the pause between two requests for parts of one bundle.
+const CLIENTS_KEPT: Duration = Duration::from_secs(60);
+
 /// Twice the largest bundle of diagnostics.
 const UPLOAD_MAX_BYTES: usize = 8 << 20;
 
@@ -50,8 +53,9 @@ pub struct Network {
     pub hub: Option<config::Hub>,
     /// Whom the image servers are trusted by; `None`: the system's roots.
     pub image_ca_file: Option<PathBuf>,
-    /// What the downloads under way share: the next update reads the roots anew.
-    clients: Mutex<Weak<Clients>>,
+    /// What the downloads of one update share, and when the last one began: a bundle's come one after the other, and
+    /// the next update reads the roots anew.
+    clients: Mutex<Option<(Arc<Clients>, Instant)>>,
     /// Where systemd put copies of the secrets when this process started: they stay as they are while it runs.
     copies: Option<PathBuf>,
     /// The hub takes a second session of a device as the end of the first.
@@ -72,12 +76,19 @@ impl Network {
 
     fn clients(&self) -> Result<Arc<Clients>, FetchError> {
         let mut shared = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(clients) = shared.upgrade() {
-            return Ok(clients);
-        }
-        let clients = Arc::new(Clients::new(self.image_ca_file.clone())?);
-        *shared = Arc::downgrade(&clients);
+        let known = shared.take_if(|(_, begun)| begun.elapsed() < CLIENTS_KEPT);
+        let clients = match known {
+            Some((clients, _)) => clients,
+            None => Arc::new(Clients::new(self.image_ca_file.clone())?),
+        };
+        *shared = Some((clients.clone(), Instant::now()));
         Ok(clients)
+    }
+
+    /// Between two updates nothing of them is kept.
+    fn forget_clients(&self) {
+        let mut shared = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.take_if(|(_, begun)| begun.elapsed() >= CLIENTS_KEPT);
     }
 
     /// Answers whoever connects to `listener`, until `stop` is there.
@@ -107,6 +118,7 @@ impl Network {
                 }
                 Some(_) = connections.join_next() => {}
                 Some(_) = system::tick(&mut watchdog) => {
+                    network.forget_clients();
                     if network.has_old_key().await {
                         return Err(io::Error::other("the key is older than the certificate: it is to be handed over anew"));
                     }
@@ -371,12 +383,17 @@ mod tests {
 
     /// Roots are renewed while this process goes on.
     #[test]
-    fn downloads_at_the_same_time_share_the_roots_and_the_next_one_reads_them_anew() {
+    fn the_downloads_of_one_update_share_the_roots_and_the_next_one_reads_them_anew() {
         let network = Network::of(None, None, None);
-        let (one, other) = (network.clients().unwrap(), network.clients().unwrap());
-        assert!(Arc::ptr_eq(&one, &other));
-        drop((one, other));
-        assert!(network.clients.lock().unwrap().upgrade().is_none());
+        let first = network.clients().unwrap();
+        network.forget_clients();
+        assert!(Arc::ptr_eq(&first, &network.clients().unwrap()));
+        let long_ago = Instant::now().checked_sub(CLIENTS_KEPT).expect("this machine is up for a minute");
+        *network.clients.lock().unwrap() = Some((first.clone(), long_ago));
+        assert!(!Arc::ptr_eq(&first, &network.clients().unwrap()));
+        *network.clients.lock().unwrap() = Some((first, long_ago));
+        network.forget_clients();
+        assert!(network.clients.lock().unwrap().is_none());
     }
 
     #[tokio::test]
