@@ -90,12 +90,8 @@ impl StateStore {
     /// When that is not certain, or others could put another state there: it holds the keys that count.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         fs::create_dir_all(directory)
-            .and_then(|()| match sync_directory(directory.parent().unwrap_or(directory)) {
-                // What cannot be written has lost nothing; squashfs and erofs have no sync at all.
-                Err(error) if is_never_written(&error) => Ok(()),
-                synced => synced,
-            })
-            .and_then(|()| sync_directory(directory))
+            .and_then(|()| sync_if_written(directory.parent().unwrap_or(directory)))
+            .and_then(|()| sync_if_written(directory))
             .map_err(|source| StoreError::MakeDirectory { path: directory.to_owned(), source })?;
         ownership::check(directory)
             .map_err(|source| StoreError::Untrusted { path: directory.to_owned(), source })?;
@@ -202,6 +198,15 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
 fn sync(file: &File) -> io::Result<()> {
     // tests/campaign shows that it finds a sync that is missing.
     if cfg!(twinboot_no_sync = "state") { Ok(()) } else { file.sync_all() }
+}
+
+/// What cannot be written loses nothing any more: squashfs and erofs have no sync at all, and ext4 refuses it once an
+/// error has made it read-only. That nothing can be saved there is told when something is to be.
+fn sync_if_written(directory: &Path) -> io::Result<()> {
+    match sync_directory(directory) {
+        Err(error) if is_never_written(&error) => Ok(()),
+        synced => synced,
+    }
 }
 
 fn is_never_written(error: &io::Error) -> bool {

@@ -93,6 +93,9 @@ const CLOCK_SOON: Duration = Duration::from_secs(600);
 /// So often a desired update is looked at that was refused for what the device is like: that may have been mended.
 const DESIRED_INTERVAL: Duration = Duration::from_secs(300);
 
+/// So often the state is tried to be saved that must be before anything goes on.
+const BEGIN_INTERVAL: Duration = Duration::from_secs(60);
+
 /// For people.
 const NO_HUB: &str = "no hub is configured";
 
@@ -186,6 +189,10 @@ struct Agent<M> {
     examining: Option<JoinHandle<()>>,
     desired: Option<UpdateRequest>,
     desired_fault: Option<Failure>,
+    /// Whether the policy has heard of this start, and that is saved: until then nothing goes on.
+    begun: bool,
+    /// Why what was to begin could not be saved.
+    unsaved: Option<Failure>,
     connected: watch::Sender<bool>,
     hub_detail: String,
     reported: watch::Sender<hub::Reported>,
@@ -247,6 +254,8 @@ impl<M: Machine> Agent<M> {
             examining: None,
             desired: None,
             desired_fault: None,
+            begun: false,
+            unsaved: None,
             connected: watch::channel(false).0,
             hub_detail,
             reported: watch::channel(None).0,
@@ -262,6 +271,8 @@ impl<M: Machine> Agent<M> {
         let mut clock = std::pin::pin!(right_clock(self.config.system.clock_check_command.clone()));
         let mut look_again = tokio::time::interval(DESIRED_INTERVAL);
         look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut begin = tokio::time::interval(BEGIN_INTERVAL);
+        begin.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let report_due = self.shown.report_due;
             tokio::select! {
@@ -270,7 +281,10 @@ impl<M: Machine> Agent<M> {
                 biased;
                 () = &mut stop => return Ok(()),
                 Some(_) = system::tick(&mut watchdog) => self.on_watchdog(),
-                _ = look_again.tick(), if self.open_desired().is_some() => self.follow_desired().await?,
+                _ = begin.tick(), if !self.begun => self.begin().await?,
+                _ = look_again.tick(), if self.open_desired().is_some() || self.is_unusable() => {
+                    self.look_again().await?;
+                }
                 () = &mut clock, if !self.clock_is_right => self.on_right_clock().await?,
                 () = tokio::time::sleep_until(report_due.unwrap_or_else(Instant::now)), if report_due.is_some() => {
                     self.report_when_due();
@@ -281,6 +295,31 @@ impl<M: Machine> Agent<M> {
                 Ok(()) = self.progress.changed() => self.on_progress().await?,
             }
         }
+    }
+
+    /// What was left under way goes on, or the twin tells why it cannot.
+    async fn begin(&mut self) -> Result<(), AgentError> {
+        self.read_environment().await;
+        self.apply(Event::Started, None).await?;
+        if self.begun && self.clock_is_right {
+            // It may have been set while nobody could take note of it.
+            self.apply(Event::ClockSet, None).await?;
+        }
+        self.follow_desired().await
+    }
+
+    /// What others may have mended meanwhile.
+    async fn look_again(&mut self) -> Result<(), AgentError> {
+        if self.is_unusable() {
+            self.read_environment().await;
+            self.report();
+        }
+        self.follow_desired().await
+    }
+
+    /// Of no use for an update, while there is none.
+    fn is_unusable(&self) -> bool {
+        matches!(self.environment, Environment::Unusable(_)) && self.record.state.is_at_rest()
     }
 
     /// The last report goes out, and an install leaves its checkpoint.
@@ -412,7 +451,12 @@ impl<M: Machine> Agent<M> {
 
     /// A reboot in a trial spends an attempt, and one in an install wastes it.
     fn reboot_refusal(&self) -> Option<Failure> {
-        if !self.record.state.is_at_rest() {
+        // What could not even begin after a start is not wasted.
+        let is_under_way = match self.record.state {
+            State::Asking { .. } | State::Installing { .. } | State::Installed { .. } => self.begun,
+            _ => !self.record.state.is_at_rest(),
+        };
+        if is_under_way {
             let message = "an update is under way: wait for it, or cancel it";
             return Some(Failure::new(Code::Busy, message));
         }
@@ -431,20 +475,20 @@ impl<M: Machine> Agent<M> {
             }
         };
         (self.desired, self.desired_fault) = (desired, fault);
+        self.unsaved.take_if(|_| self.begun);
         self.report();
         self.follow_desired().await
     }
 
     /// What is desired stands until it changes: it is looked at again whenever nothing is under way.
     async fn follow_desired(&mut self) -> Result<(), AgentError> {
-        match self.open_desired().cloned() {
-            Some(request) => {
-                // One that is understood has no other fault than that it could not be saved.
-                self.desired_fault = None;
-                Box::pin(self.apply(Event::Requested(request, Origin::Desired), None)).await
-            }
-            None => Ok(()),
+        let Some(request) = self.open_desired().cloned().filter(|_| self.begun) else { return Ok(()) };
+        let was_unsaved = self.unsaved.take().is_some();
+        Box::pin(self.apply(Event::Requested(request, Origin::Desired), None)).await?;
+        if was_unsaved {
+            self.report();
         }
+        Ok(())
     }
 
     fn open_desired(&self) -> Option<&UpdateRequest> {
@@ -452,6 +496,10 @@ impl<M: Machine> Agent<M> {
     }
 
     async fn on_call(&mut self, call: control::Call) -> Result<(), AgentError> {
+        if call.reply.is_closed() {
+            // Who asked has been told that it failed.
+            return Ok(());
+        }
         match answer::local_request(call.command) {
             Ok(event) => self.apply(event, Some(Asker::Local(call.reply))).await,
             Err(refusal) => {
@@ -537,6 +585,13 @@ impl<M: Machine> Agent<M> {
 
     /// The only writer of `self.record`.
     async fn apply(&mut self, event: Event, mut asker: Option<Asker>) -> Result<(), AgentError> {
+        let begins = matches!(event, Event::Started);
+        if !begins && let (false, Some(unsaved)) = (self.begun, &self.unsaved) {
+            if let Some(asker) = asker {
+                asker.answer(&Response::Refused(unsaved.clone(), None));
+            }
+            return Ok(());
+        }
         // At rest these hang on it, and others than us may have changed it.
         let asks = matches!(event, Event::Requested(..) | Event::CommitRequested | Event::RollBackRequested);
         if asks && self.record.state.is_at_rest() {
@@ -549,13 +604,14 @@ impl<M: Machine> Agent<M> {
             match self.machine.save(next.record.clone()).await {
                 // Nothing is under way: whoever asked can be told, and the device stays there to be mended.
                 Err(error @ StoreError::Save { is_unchanged: true, .. })
-                    if asks && self.record.state.is_at_rest() =>
+                    if begins || asks && self.record.state.is_at_rest() =>
                 {
                     self.refuse_unsaved(&error, asker);
                     return Ok(());
                 }
                 saved => saved?,
             }
+            self.unsaved = None;
             let before = std::mem::replace(&mut self.record, next.record);
             if before.state != self.record.state {
                 let installs = |state: &State| matches!(state, State::Installing { .. });
@@ -567,6 +623,7 @@ impl<M: Machine> Agent<M> {
                 came_to_rest = self.record.state.is_at_rest();
             }
         }
+        self.begun |= begins;
         // Whoever asks and then looks at the status must find the answer's truth there.
         self.show_status();
         for effect in next.effects {
@@ -575,14 +632,16 @@ impl<M: Machine> Agent<M> {
         if came_to_rest { self.follow_desired().await } else { Ok(()) }
     }
 
-    /// What is desired, and asked for by nobody, the twin answers.
+    /// What is desired, or was under way, and asked for by nobody, the twin answers.
     fn refuse_unsaved(&mut self, error: &StoreError, asker: Option<Asker>) {
         let message = format!("{}: make room there, or let it be written", one_line(error));
-        error!("{message}");
         let failure = Failure::new(Code::StateUnsaved, message);
+        if self.unsaved.as_ref() != Some(&failure) {
+            error!("{}", failure.message);
+        }
         match asker {
             Some(asker) => asker.answer(&Response::Refused(failure, None)),
-            None => self.desired_fault = Some(failure),
+            None => self.unsaved = Some(failure),
         }
         self.report();
     }
@@ -716,6 +775,7 @@ impl<M: Machine> Agent<M> {
             running_version: self.image_version.as_deref(),
             started: self.started,
             desired_fault: self.desired_fault.as_ref(),
+            unsaved: self.unsaved.as_ref(),
         }
     }
 

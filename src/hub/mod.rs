@@ -161,6 +161,8 @@ pub async fn run_at(
     let mut told: Option<String> = None;
     loop {
         let renew_after = backoff.renewal(pace.token_life);
+        // A clock that is set while the hub is asked has made the token a wrong one, too.
+        let asked = (unix_now(), Instant::now());
         let session = Session::new(pace, &config, renew_after, &mut outbox, &mut reported);
         let Ended { why, length } = Box::pin(session.run(unix_now)).await;
         let lasted = length.unwrap_or_default();
@@ -181,10 +183,11 @@ pub async fn run_at(
             told = Some(reason);
         }
         debug!(?pause, "the next attempt");
+        let since = if length.is_some() { (unix_now(), Instant::now()) } else { asked };
         let over = async {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = clock_set(unix_now, pace.clock_look) => debug!("the clock was set: trying again at once"),
+                () = clock_set(unix_now, since, pace.clock_look) => debug!("the clock was set: trying again at once"),
             }
         };
         if !wait(over, &mut outbox, &mut reported).await {
@@ -203,16 +206,15 @@ fn tell(outbox: &mut Outbox, reason: &str, pause: Duration) {
 }
 
 /// Ends once the wall clock is set to another time than it would have come to by itself.
-async fn clock_set(unix_now: fn() -> u64, look: Duration) {
+async fn clock_set(unix_now: fn() -> u64, (at_first, since): (u64, Instant), look: Duration) {
     /// Less does not matter to a token that is good for an hour.
     const JUMP_SECS: u64 = 60;
-    let (at_first, since) = (unix_now(), Instant::now());
     loop {
-        tokio::time::sleep(look).await;
         let expected = at_first.saturating_add(since.elapsed().as_secs());
         if unix_now().abs_diff(expected) > JUMP_SECS {
             return;
         }
+        tokio::time::sleep(look).await;
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Facts<'a> {
     pub started: Moment,
     /// Why the desired property is not understood.
     pub desired_fault: Option<&'a Failure>,
+    /// Why what was to begin, or to go on, could not be saved: it did not.
+    pub unsaved: Option<&'a Failure>,
 }
 
 impl Facts<'_> {
@@ -164,6 +166,9 @@ fn firmware_status(facts: &Facts<'_>) -> &'static str {
 /// Microsoft's later word, and a sentence.
 #[must_use]
 pub fn update_status(facts: &Facts<'_>) -> (&'static str, String) {
+    if let Some(unsaved) = facts.unsaved.filter(|_| facts.record.fault.is_none()) {
+        return ("error", unsaved.message.clone());
+    }
     match &facts.record.state {
         State::Idle { last } => idle_status(facts, last.as_deref()),
         State::Asking { update, gate, deferral, .. } => asking_status(update.target, gate, deferral.as_ref()),
@@ -222,6 +227,9 @@ fn pending_version(state: &State) -> Option<&str> {
 }
 
 fn failure<'a>(facts: &'a Facts<'_>) -> Option<&'a Failure> {
+    if let Some(unsaved) = facts.unsaved.filter(|_| facts.record.fault.is_none()) {
+        return Some(unsaved);
+    }
     match &facts.record.state {
         State::Idle { last } => {
             let failure = last.as_ref().and_then(|last| last.outcome.failure());
@@ -311,6 +319,7 @@ mod tests {
             running_version: Some("1.0"),
             started: at(None),
             desired_fault: None,
+            unsaved: None,
         })
     }
 
@@ -354,7 +363,7 @@ mod tests {
     #[test]
     fn how_an_update_ended_goes_before_a_desired_property_that_nobody_understands() {
         let unknown = Failure::new(Code::InvalidPayload, "not understood");
-        let told = |outcome: Option<Outcome>, fault: Option<Failure>| {
+        let told_beside = |outcome: Option<Outcome>, fault: Option<Failure>, unsaved: Option<&Failure>| {
             let last = outcome.map(|outcome| Box::new(Finished { update: update(), outcome }));
             let record = Record { state: State::Idle { last }, fault, ..Record::default() };
             let facts = Facts {
@@ -365,11 +374,13 @@ mod tests {
                 running_version: None,
                 started: at(None),
                 desired_fault: Some(&unknown),
+                unsaved,
             };
             let report = reported(&facts);
             let text = |value: &Value| value.as_str().unwrap().to_owned();
             (text(&report["firmware"]["fwUpdateStatus"]), text(&report["firmware"]["error"]["code"]))
         };
+        let told = |outcome, fault| told_beside(outcome, fault, None);
         let unhealthy = || Failure::new(Code::HealthCheckFailed, "m");
         let pair = |status: &str, code: &str| (status.to_owned(), code.to_owned());
         assert_eq!(
@@ -381,6 +392,10 @@ mod tests {
         assert_eq!(told(None, None), pair("error", "InvalidPayload"));
         let lost = Failure::new(Code::StateDamaged, "m");
         assert_eq!(told(Some(Outcome::Failed(unhealthy())), Some(lost)), pair("error", "StateDamaged"));
+        let unsaved = Failure::new(Code::StateUnsaved, "m");
+        for outcome in [None, Some(Outcome::Succeeded), Some(Outcome::RolledBack(unhealthy()))] {
+            assert_eq!(told_beside(outcome, None, Some(&unsaved)), pair("error", "StateUnsaved"));
+        }
     }
 
     #[test]

@@ -131,6 +131,36 @@ async fn what_is_desired_and_cannot_be_saved_is_told_and_taken_up_once_it_can_be
     world.rig.board.cut().await;
 }
 
+/// What was under way does not go on, is not lost, and the device can be asked all the same.
+#[tokio::test]
+async fn an_update_that_cannot_be_saved_waits_for_room_in_the_sight_of_the_hub() {
+    let clocks = Clocks::new();
+    let mut world = World::switched_off(Traits::default(), PATIENT, &clocks.daemon()).await;
+    let Some(_mount) = small_state(&world.rig) else { return };
+    world.power_on().await;
+    world.half_way().await;
+    let filler = world.rig.board.dir().join("state/filler");
+    fill(&filler);
+    world.rig.board.kill_daemon().await.unwrap();
+    let reported = world.wait(|reported| reported["firmware"]["error"]["code"] == "StateUnsaved").await;
+    assert_eq!(
+        (&reported["firmwareStatus"], &reported["firmware"]["fwUpdateStatus"]),
+        (&json!("downloading"), &json!("error"))
+    );
+    let (status, _) = world.call_when_connected("firmwareUpdateStatus", json!(null)).await;
+    assert_eq!(status, 200);
+    let (status, refusal) = world.call_when_connected("cancelFirmwareUpdate", json!(null)).await;
+    assert!(status >= 400 && refusal.to_string().contains("StateUnsaved"), "{status} {refusal}");
+    let starts = || world.rig.board.log().matches(" starts with ").count();
+    assert_eq!(starts(), 2, "{}", world.rig.board.log());
+    fs::remove_file(&filler).unwrap();
+    let goes_on = || world.hub.reported(DEVICE)["firmware"]["error"].is_null();
+    clocks.pass_until(&world.rig, Duration::from_secs(60), goes_on).await;
+    world.completes().await;
+    assert_eq!(starts(), 3, "the last one in the new system: {}", world.rig.board.log());
+    world.rig.board.cut().await;
+}
+
 /// The daemon, with this done to its system calls on these files.
 fn break_calls(daemon: &Path, inject: &str, files: &[PathBuf]) {
     let paths: String = files.iter().map(|file| format!(" -P {}", file.display())).collect();

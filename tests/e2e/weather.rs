@@ -47,13 +47,13 @@ pub fn configure(rig: &Rig, name: &str, text: &str) {
 }
 
 impl World {
-    async fn half_way(&self) {
+    pub async fn half_way(&self) {
         self.images.set_faults(IMAGE, slowly());
         self.start().await;
         self.rig.wait(|status| bytes(status) > 300_000).await;
     }
 
-    async fn completes(&self) {
+    pub async fn completes(&self) {
         let reported = self.wait_status("completed").await;
         assert_eq!(reported["firmware"]["slots"]["booted"], "b");
         assert_eq!(self.rig.board.booted(), Some(Slot::B));

@@ -498,15 +498,19 @@ async fn a_refusal_is_not_waited_out_once_the_clock_is_set() {
         clock_look: Duration::from_millis(5),
         ..quick()
     };
-    let peer = peer().await;
-    let mut device = Device::start(pace, config(&peer), clock);
-    let mut connection = peer.accept().await;
-    connection.connect().await;
-    connection.answer_connect(ConnectReturnCode::NotAuthorized).await;
-    device.disconnected().await;
-    SET.store(true, Ordering::Relaxed);
-    let _connection = peer.session(&empty_twin()).await;
-    device.connected().await;
+    for meanwhile in [false, true] {
+        SET.store(false, Ordering::Relaxed);
+        let peer = peer().await;
+        let mut device = Device::start(pace, config(&peer), clock);
+        let mut connection = peer.accept().await;
+        connection.connect().await;
+        SET.store(meanwhile, Ordering::Relaxed);
+        connection.answer_connect(ConnectReturnCode::NotAuthorized).await;
+        device.disconnected().await;
+        SET.store(true, Ordering::Relaxed);
+        let _connection = peer.session(&empty_twin()).await;
+        device.connected().await;
+    }
 }
 
 #[tokio::test]
