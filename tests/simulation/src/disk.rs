@@ -100,9 +100,9 @@ impl Naming {
 pub enum Lie {
     /// One bit of this write to a file, counted from 1, is another.
     Flips(u32),
-    /// This write to a file, counted from 1, does not happen.
+    /// So many writes to a file, the first ones, do not happen.
     Drops(u32),
-    /// This sync of a file, counted from 1, is said to have failed, though it did not.
+    /// So many syncs of a file, the first ones, are said to have failed, though they did not.
     Refuses(u32),
 }
 
@@ -353,13 +353,13 @@ impl Disk {
     pub fn as_written<'a>(&mut self, file: c_int, bytes: &'a [u8]) -> Option<Cow<'a, [u8]>> {
         let Some(lie) = self.lie_about(file) else { return Some(bytes.into()) };
         match lie {
-            Lie::Flips(number) if self.asks_liar(number) => {
+            Lie::Flips(number) if self.asked() == number => {
                 let mut bytes = bytes.to_vec();
                 let middle = bytes.len() / 2;
                 bytes[middle] ^= 1;
                 Some(bytes.into())
             }
-            Lie::Drops(number) if self.asks_liar(number) => None,
+            Lie::Drops(count) if self.asked() <= count => None,
             Lie::Flips(_) | Lie::Drops(_) | Lie::Refuses(_) => Some(bytes.into()),
         }
     }
@@ -369,10 +369,10 @@ impl Disk {
         (self.open.get(&file) == self.names.get(path)).then_some(*lie)
     }
 
-    /// Whether this is the time at which it lies.
-    fn asks_liar(&mut self, number: u32) -> bool {
+    /// Which time this is, counted from 1.
+    fn asked(&mut self) -> u32 {
         self.asked_liar += 1;
-        self.asked_liar == number
+        self.asked_liar
     }
 
     pub fn wrote(&mut self, file: c_int, offset: usize, bytes: &[u8]) {
@@ -406,7 +406,7 @@ impl Disk {
             self.remember(node);
         }
         self.count();
-        !matches!(self.lie_about(file), Some(Lie::Refuses(number)) if self.asks_liar(number))
+        !matches!(self.lie_about(file), Some(Lie::Refuses(count)) if self.asked() <= count)
     }
 
     fn remember(&mut self, node: usize) {

@@ -386,6 +386,9 @@ pub enum Liar {
     Environment,
 }
 
+/// So often a decision is tried to be written into the environment.
+const TRIES: u32 = 3;
+
 const GOOD: Story = Story {
     name: "good",
     origin: Slot::A,
@@ -481,16 +484,22 @@ pub static STORIES: &[Story] = &[
     },
     Story {
         name: "lying-environment",
-        liar: Some((Liar::Environment, Lie::Drops(1))),
+        liar: Some((Liar::Environment, Lie::Drops(TRIES))),
         ends: "failed",
         code: Some(Code::ActivateFailed),
         ..GOOD
     },
     Story {
         name: "failing-environment",
-        liar: Some((Liar::Environment, Lie::Refuses(1))),
+        liar: Some((Liar::Environment, Lie::Refuses(TRIES))),
         ends: "failed",
         code: Some(Code::EnvironmentUnusable),
+        ..GOOD
+    },
+    Story { name: "environment-lies-twice", liar: Some((Liar::Environment, Lie::Drops(TRIES - 1))), ..GOOD },
+    Story {
+        name: "environment-fails-twice",
+        liar: Some((Liar::Environment, Lie::Refuses(TRIES - 1))),
         ..GOOD
     },
     // The script takes an attempt at each boot, and gets it back.
