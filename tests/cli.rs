@@ -127,6 +127,12 @@ impl Daemon {
     }
 }
 
+/// One whose running slot is in this state.
+fn running(state: &str) -> Status {
+    let slots = json!({ "booted": "a", "a": { "version": "1.4.1", "state": state } });
+    status("checking", "applying", json!({ "slots": slots }))
+}
+
 fn accepted() -> Answer {
     Answer::Ok { message: "firmware update u-1 started".to_owned(), update_id: Some("u-1".parse().unwrap()) }
 }
@@ -490,6 +496,18 @@ async fn commands_reach_the_daemon_and_refusals_say_what_to_do() {
     assert_eq!(command, control::Command::Commit);
     let ended = limited(commit).await.unwrap();
     assert_eq!((ended.code, ended.err.as_str()), (1, "twinboot: cannot commit: no trial is running\n"));
+
+    // It ends once the slot is committed, or is not going to be.
+    for (state, code) in [("committed", 0), ("bad", 1)] {
+        daemon.status.send_replace(running("trial"));
+        let commit = daemon.call(&["commit"]);
+        daemon.answer(done("committing update u-1")).await;
+        daemon.status.send_replace(running(state));
+        let ended = limited(commit).await.unwrap();
+        assert_eq!(ended.code, code, "{ended:?}");
+        assert_eq!(ended.out.contains("not committed: "), code != 0, "{ended:?}");
+    }
+    daemon.status.send_replace(downloading());
 
     let rollback = daemon.call(&["rollback"]);
     assert_eq!(daemon.answer(done("rolling back to slot b")).await, control::Command::RollBack);

@@ -1,9 +1,19 @@
 //! `twinboot commit`: keeps the slot that runs.
 
+use std::io::{self, Write as _};
+use std::thread;
+use std::time::{Duration, Instant};
+
 use clap::Args;
 
+use super::view::View;
 use super::{CliError, Exit, Socket};
-use crate::control::Command;
+use crate::control::{Client, Command};
+
+/// The daemon tries three times, and waits for the environment's lock each time.
+const LIMIT: Duration = Duration::from_secs(90);
+
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Keep the running trial, whatever the health checks would say
 ///
@@ -18,7 +28,24 @@ pub(super) struct Commit {
 }
 
 impl Commit {
+    /// Until it is seen to be done: what was only begun may fail.
     pub(super) fn run(self) -> Result<Exit, CliError> {
-        self.socket.order("commit", &Command::Commit)
+        let (message, _) = self.socket.ask("commit", &Command::Commit)?;
+        let mut out = io::stdout();
+        writeln!(out, "{message}")?;
+        let until = Instant::now() + LIMIT;
+        loop {
+            let status = Client::status(self.socket.path())?;
+            let view = View::of(&status);
+            let state = view.running_slot().and_then(|slot| view.slot(slot).state).unwrap_or_default();
+            match state.as_str() {
+                "committed" => return Ok(Exit::Done),
+                "trial" | "uncommitted" if Instant::now() < until => thread::sleep(LOOK_AGAIN),
+                _ => {
+                    writeln!(out, "not committed: {}; `journalctl -u twinboot` tells why", view.summary())?;
+                    return Ok(Exit::Failed);
+                }
+            }
+        }
     }
 }
