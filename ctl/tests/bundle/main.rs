@@ -30,6 +30,16 @@ fn refused(directory: &Path, arguments: &str) -> (i32, String) {
     (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
 }
 
+/// A pair of keys, `NAME.pub` and `NAME.key`.
+fn new_key(directory: &Path, name: &str) {
+    let made = Command::new("minisign")
+        .current_dir(directory)
+        .args(["-G", "-W", "-p", &format!("{name}.pub"), "-s", &format!("{name}.key")])
+        .stdin(Stdio::null())
+        .output();
+    assert!(made.unwrap().status.success());
+}
+
 fn write(path: &Path, bytes: &[u8]) {
     let mut file = fs::File::create(path).unwrap();
     std::io::Write::write_all(&mut file, bytes).unwrap();
@@ -106,14 +116,8 @@ fn a_bundle_is_signed_here_or_on_another_machine() {
     let directory = directory.path();
     images(directory);
     done(directory, &format!("{CREATE} -o 2.0.twb"));
-    for name in ["one", "two"] {
-        let key = Command::new("minisign")
-            .current_dir(directory)
-            .args(["-G", "-W", "-p", &format!("{name}.pub"), "-s", &format!("{name}.key")])
-            .stdin(Stdio::null())
-            .output();
-        assert!(key.unwrap().status.success());
-    }
+    new_key(directory, "one");
+    new_key(directory, "two");
     let (exit, why) = refused(directory, "verify 2.0.twb --key one.pub");
     assert_eq!((exit, why.contains("signed by none")), (1, true), "{why}");
     done(directory, "sign 2.0.twb --key one.key");
@@ -162,6 +166,26 @@ fn a_bundle_may_say_whose_signatures_count_from_now_on() {
 }
 
 #[test]
+fn new_keys_are_taken_only_if_one_of_them_has_signed_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    images(directory);
+    new_key(directory, "old");
+    new_key(directory, "new");
+    done(directory, &format!("{CREATE} --trust new.pub --trust-serial 4 -o 2.0.twb"));
+    let check = done(directory, "inspect 2.0.twb")["check_value"].as_str().unwrap().to_owned();
+    done(directory, "sign 2.0.twb --key old.key");
+    for by in ["--key old.pub".to_owned(), format!("--check-value {check}")] {
+        let (exit, why) = refused(directory, &format!("verify 2.0.twb {by}"));
+        let is_clear = why.contains("key list 4") && why.contains("sign it by one of them too (new)");
+        assert_eq!((exit, is_clear, why.lines().count()), (1, true, 1), "{by}: {why}");
+    }
+    done(directory, "sign 2.0.twb --key new.key");
+    assert_eq!(done(directory, "verify 2.0.twb --key old.pub")["signed_by_key"], "old.pub");
+    done(directory, &format!("verify 2.0.twb --check-value {check}"));
+}
+
+#[test]
 fn patches_may_come_in_a_file_of_their_own() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
@@ -188,12 +212,7 @@ fn patches_that_are_made_later_leave_the_signed_bundle_as_it_is() {
     images(directory);
     let bytes = || fs::read(directory.join("2.0.twb")).unwrap();
     done(directory, &format!("{CREATE} --patches-to 1-2.twb -o 2.0.twb"));
-    let key = Command::new("minisign")
-        .current_dir(directory)
-        .args(["-G", "-W", "-p", "one.pub", "-s", "one.key"])
-        .stdin(Stdio::null())
-        .output();
-    assert!(key.unwrap().status.success());
+    new_key(directory, "one");
     done(directory, "sign 2.0.twb --key one.key");
     let signed = bytes();
     done(directory, &format!("{CREATE} --base rootfs=old.img --patches-to 1-2.twb -o 2.0.twb"));

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use minisign_verify::{PublicKey, Signature};
 use serde_json::json;
+use twinboot::cli::paint::harmless;
+use twinboot::install::verify::listed;
 use twinboot::update::Sha256Digest;
 
-use super::super::{CliError, Exit, screen};
+use super::super::{CliError, Exit, chain, screen};
 use crate::bundle::{BundleFile, ImageFile};
 
 const EXAMPLES: &str = "\
@@ -23,7 +25,8 @@ Examples:
 pub(super) struct Verify {
     /// The bundle, or a file of patches
     bundle: PathBuf,
-    /// Who must have signed it: a minisign public key; one of several is enough
+    /// Who must have signed it: a minisign public key; one of several is enough. A list of keys that it brings must be
+    /// signed by one of that list too, with or without this
     #[arg(long = "key", value_name = "FILE")]
     keys: Vec<PathBuf>,
     /// SHA-256 that its manifest must have
@@ -90,15 +93,17 @@ impl Verify {
                 "{path} has check value {actual}, and must have {expected}"
             )));
         }
+        let by = self.key_given(file)?;
+        self.listed_key(file)?;
+        Ok(by)
+    }
+
+    fn key_given(&self, file: &BundleFile) -> Result<Option<String>, CliError> {
         for path in &self.keys {
             let text = String::from_utf8_lossy(&super::read(path)?).into_owned();
             let key = PublicKey::decode(&text)
                 .map_err(|_| CliError::Usage(format!("{} is not a minisign public key", path.display())))?;
-            let is_by = |text: &String| {
-                Signature::decode(text)
-                    .is_ok_and(|signature| key.verify(&file.manifest_bytes, &signature, false).is_ok())
-            };
-            if file.signatures.texts().iter().any(is_by) {
+            if is_signed_by(file, &key) {
                 return Ok(Some(path.display().to_string()));
             }
         }
@@ -109,4 +114,30 @@ impl Verify {
             }
         }
     }
+
+    /// Devices take no list of keys that none of its own has signed, whoever else has, and whatever the images are
+    /// verified by.
+    fn listed_key(&self, file: &BundleFile) -> Result<(), CliError> {
+        let Some(list) = file.manifest().and_then(|manifest| manifest.keys.as_ref()) else { return Ok(()) };
+        let bundle = self.bundle.display();
+        let keys =
+            listed(list).map_err(|error| CliError::Untrusted(format!("{bundle}: {}", chain(&error))))?;
+        if keys.iter().any(|key| is_signed_by(file, key)) {
+            return Ok(());
+        }
+        let names: Vec<&str> = list.trusted.keys().map(String::as_str).collect();
+        Err(CliError::Untrusted(format!(
+            "{bundle} brings key list {}, and is signed by none of its keys, so no device takes it: sign it by one of \
+             them too ({}), with `twinbootctl bundle sign`",
+            list.serial,
+            harmless(&names.join(", "))
+        )))
+    }
+}
+
+fn is_signed_by(file: &BundleFile, key: &PublicKey) -> bool {
+    file.signatures.texts().iter().any(|text| {
+        Signature::decode(text)
+            .is_ok_and(|signature| key.verify(&file.manifest_bytes, &signature, false).is_ok())
+    })
 }
