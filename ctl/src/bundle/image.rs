@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
-use twinboot::bundle::{Chunker, Cut};
+use twinboot::bundle::{Chunker, Cut, MAGIC};
 use twinboot::install::decode::{Decoder, Format, MAGIC_BYTES};
 use twinboot::update::Sha256Digest;
 
@@ -25,7 +25,7 @@ pub struct ImageFile {
 }
 
 impl ImageFile {
-    /// Opens a raw image, or unpacks one in zstd, gzip or xz, as a device would.
+    /// Opens a raw image, or unpacks one in zstd, gzip or xz, as a device would; refuses a bundle.
     pub fn open(path: &Path, progress: Progress<'_>) -> Result<Self, Failure> {
         let read = |source| Failure::Read { path: path.to_owned(), source };
         let mut file = File::open(path).map_err(read)?;
@@ -43,7 +43,12 @@ impl ImageFile {
         if size_bytes == 0 {
             return Err(Failure::Empty { path: path.to_owned() });
         }
-        Ok(Self { path: path.to_owned(), size_bytes, modified, file })
+        let image = Self { path: path.to_owned(), size_bytes, modified, file };
+        // No slot boots it, and as a base it would give patches for images that no device runs.
+        if size_bytes >= MAGIC.len() as u64 && image.bytes_at(0, MAGIC.len())? == MAGIC {
+            return Err(Failure::NoImage { path: path.to_owned() });
+        }
+        Ok(image)
     }
 
     /// Fills `buffer` from there.

@@ -31,6 +31,11 @@ pub enum Failure {
     Decode { path: PathBuf, source: twinboot::install::decode::DecodeError },
     #[error("{} is empty", path.display())]
     Empty { path: PathBuf },
+    #[error(
+        "{} is a bundle, not an image: `twinbootctl bundle extract --image CLASS=FILE` gives its image",
+        path.display()
+    )]
+    NoImage { path: PathBuf },
     #[error("{}", path.display())]
     Refused { path: PathBuf, source: BundleError },
     #[error(transparent)]

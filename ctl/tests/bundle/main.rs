@@ -111,6 +111,27 @@ fn a_bundle_may_bring_several_images_and_take_them_compressed() {
 }
 
 #[test]
+fn a_bundle_is_not_taken_for_an_image() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    images(directory);
+    done(directory, &format!("{CREATE} -o 1.0.twb"));
+    assert!(Command::new("gzip").current_dir(directory).args(["-k", "1.0.twb"]).status().unwrap().success());
+    for arguments in [
+        "create --version 2.0 --image rootfs=1.0.twb -o 2.0.twb",
+        "create --version 2.0 --image rootfs=1.0.twb.gz -o 2.0.twb",
+        "create --version 2.0 --image rootfs=new.img --base rootfs=1.0.twb@1.0 -o 2.0.twb",
+        "convert 1.0.twb --version 2.0 -o 2.0.twb",
+        "verify 1.0.twb --base 1.0.twb",
+    ] {
+        let (exit, why) = refused(directory, arguments);
+        let is_clear = why.contains("is a bundle, not an image") && why.contains("bundle extract --image");
+        assert_eq!((exit, is_clear), (1, true), "{arguments}: {why}");
+        assert!(!directory.join("2.0.twb").exists(), "{arguments}");
+    }
+}
+
+#[test]
 fn a_bundle_is_signed_here_or_on_another_machine() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
