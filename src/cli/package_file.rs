@@ -28,7 +28,7 @@ impl PackageFile {
     /// Looks at its first bytes.
     ///
     /// # Errors
-    /// The file cannot be read.
+    /// The file cannot be read, or is a bundle that ends within its manifest.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let size_bytes = file.metadata()?.len();
@@ -59,7 +59,11 @@ fn manifest(file: File) -> io::Result<Option<Vec<u8>>> {
     (&file).take(HEADER_BYTES as u64).read_to_end(&mut bytes)?;
     let Ok(header) = Header::parse(&bytes) else { return Ok(None) };
     bytes.clear();
-    file.take(header.manifest_bytes.into()).read_to_end(&mut bytes)?;
+    let read_bytes = file.take(header.manifest_bytes.into()).read_to_end(&mut bytes)?;
+    if read_bytes < header.manifest_bytes as usize {
+        let why = "the bundle ends within its manifest: copy it again";
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why));
+    }
     Ok(Some(bytes))
 }
 

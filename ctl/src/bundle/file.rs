@@ -263,7 +263,8 @@ impl BundleFile {
 /// Never more than the file has.
 fn part(file: &File, size_bytes: u64, range: Range<u64>) -> io::Result<Vec<u8>> {
     if range.end > size_bytes {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+        let why = format!("it ends after {size_bytes} bytes, and {} are wanted: copy it again", range.end);
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why));
     }
     let mut bytes = vec![0; usize::try_from(range.end - range.start).map_err(io::Error::other)?];
     file.read_exact_at(&mut bytes, range.start)?;

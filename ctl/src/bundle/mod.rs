@@ -44,7 +44,7 @@ pub enum Failure {
     Image { path: PathBuf, class: String, actual: Sha256Digest, expected: Sha256Digest },
     #[error("chunk {number} of {} is damaged: its SHA-256 is another", path.display())]
     Chunk { path: PathBuf, number: u32 },
-    #[error("{} has {actual} bytes, and its manifest makes {expected}", path.display())]
+    #[error("{} has {actual} bytes, and its manifest makes {expected}: copy it again", path.display())]
     Length { path: PathBuf, actual: u64, expected: u64 },
     #[error(
         "{} is another bundle, with the check value {actual} and not {expected}: patches are for one that is made of the \

@@ -1,15 +1,18 @@
 //! What to install: the arguments that all ways of asking for an update share.
 
-use std::io;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Map, Value};
+use twinboot::bundle::MAGIC;
 use twinboot::cli::PackageFile;
 use twinboot::redact::display_url;
 use twinboot::update::{Sha256Digest, UpdateId, UpdateRequest};
 
 use super::CliError;
+use crate::bundle::BundleFile;
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "The image")]
@@ -52,13 +55,10 @@ impl Package {
     pub async fn wanted(&self, uri_key: &str) -> Result<Wanted, CliError> {
         let (mut check, mut size, mut version) = (self.check_value, self.size, self.version.clone());
         if let Some(path) = self.check_file.clone() {
-            let copy = path.clone();
-            let measure = move || PackageFile::open(&copy).and_then(|file| Ok((file.check_value()?, file)));
-            let measured = tokio::task::spawn_blocking(measure).await.map_err(io::Error::other);
-            let read = |source| CliError::Read { path: path.clone(), source };
-            let (digest, file) = measured.and_then(|measured| measured).map_err(read)?;
-            (check, size) = (Some(digest), size.or(Some(file.size_bytes)));
-            version = one_version(version, file.version())?;
+            let measured = tokio::task::spawn_blocking(move || measure(&path)).await;
+            let copy = measured.map_err(io::Error::other)??;
+            (check, size) = (Some(copy.check_value), size.or(Some(copy.size_bytes)));
+            version = one_version(version, copy.version)?;
         }
         let entries = [
             (uri_key, Some(Value::from(self.uri.as_str()))),
@@ -78,6 +78,36 @@ impl Package {
         let name = version.as_ref().map_or_else(|| uri.clone(), |version| format!("{version} from {uri}"));
         Ok(Wanted { id, version, name, payload: Value::Object(fields) })
     }
+}
+
+/// What a copy of the file at the address tells.
+struct Measured {
+    check_value: Sha256Digest,
+    size_bytes: u64,
+    /// Of a bundle.
+    version: Option<String>,
+}
+
+/// A bundle's check value is of its beginning alone: whether the rest is there is looked at here, before every device
+/// finds out.
+fn measure(path: &Path) -> Result<Measured, CliError> {
+    let read = |source| CliError::Read { path: path.to_owned(), source };
+    let mut head = Vec::new();
+    File::open(path).and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut head)).map_err(read)?;
+    if head == MAGIC {
+        let bundle = BundleFile::open(path)?;
+        let manifest = bundle.manifest().ok_or_else(|| {
+            CliError::Untrusted(format!(
+                "{} is a file of patches: give the bundle that it is for, beside which devices find it",
+                path.display()
+            ))
+        })?;
+        let (check_value, size_bytes) = (bundle.digest(), bundle.size_bytes);
+        return Ok(Measured { check_value, size_bytes, version: Some(manifest.version.clone()) });
+    }
+    let file = PackageFile::open(path).map_err(read)?;
+    let check_value = file.check_value().map_err(read)?;
+    Ok(Measured { check_value, size_bytes: file.size_bytes, version: None })
 }
 
 /// Devices refuse a bundle that was asked for as another version.

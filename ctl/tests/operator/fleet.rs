@@ -266,6 +266,40 @@ async fn a_bundle_is_asked_for_by_the_check_value_and_version_of_its_manifest() 
     assert_eq!((&desired["fwVersion"], &desired["fwSize"]), (&json!("2.0"), &json!(file_bytes(&bundle))));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bundle_that_is_not_whole_is_not_rolled_out() {
+    let rig = Rig::new().await;
+    let path = |name: &str| rig.dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("old.img"), b"old file system!".repeat(1000)).unwrap();
+    std::fs::write(path("root.img"), b"root file system".repeat(1000)).unwrap();
+    let (image, base) = (format!("rootfs={}", path("root.img")), format!("rootfs={}", path("old.img")));
+    let (bundle, patches) = (path("2.0.twb"), path("patches.twb"));
+    let make = ["bundle", "create", "--version", "2.0", "--image", &image, "--base", &base, "-o", &bundle];
+    let make: Vec<&str> = make.into_iter().chain(["--patches-to", &patches]).collect();
+    let run = rig.run(&make).await;
+    assert_eq!(run.code, 0, "{run:?}");
+    let bytes = std::fs::read(&bundle).unwrap();
+    let cut = |name: &str, length: usize| {
+        std::fs::write(path(name), &bytes[..length]).unwrap();
+        path(name)
+    };
+    let at_the_end = cut("end.twb", bytes.len() - 1);
+    for (copy, why) in [
+        (at_the_end.as_str(), "and its manifest makes"),
+        (&cut("manifest.twb", 100), "it ends after 100 bytes"),
+        (&cut("header.twb", 10), "it ends after 10 bytes"),
+        (&patches, "is a file of patches"),
+    ] {
+        for command in [&["rollout", "create", "fw-2", "--target", RING_1][..], &["update", "a1"]] {
+            let more = ["--uri", "https://images.example/2.0.twb", "--check-file", copy];
+            let run = rig.run(&[command, &more].concat()).await;
+            assert!(run.code == 1 && run.stderr.contains(why), "{copy}: {run:?}");
+            assert_eq!(run.stderr.lines().count(), 1, "{run:?}");
+        }
+    }
+    assert_eq!(rig.run(&["rollout", "status", "fw-2"]).await.code, 8);
+}
+
 fn file_bytes(path: &str) -> u64 {
     std::fs::metadata(path).unwrap().len()
 }
