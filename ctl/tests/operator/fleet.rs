@@ -235,6 +235,20 @@ async fn a_pause_gives_those_that_have_begun_no_older_rollout_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hub_that_lists_nothing_keeps_no_rollout_from_a_pause() {
+    let rig = Rig::new().await;
+    let [a1, _a2, _b1] = three(&rig).await;
+    assert_eq!(rig.run(&create(&["--target", RING_1])).await.code, 0);
+    a1.desires("u-2").await;
+    rig.hub.lose_answers("GET", "/configurations");
+    for (action, code) in [("pause", 20), ("delete", 8)] {
+        let run = rig.run(&["rollout", action, "fw-2"]).await;
+        assert!(run.code == 0 && run.stderr.contains("cannot tell whether other rollouts"), "{run:?}");
+        assert_eq!(rig.run(&["rollout", "advance", "fw-2"]).await.code, code, "{action}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_update_that_devices_failed_already_is_told_when_it_is_rolled_out_again() {
     let rig = Rig::new().await;
     let [a1, _a2, _b1] = three(&rig).await;

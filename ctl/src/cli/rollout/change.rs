@@ -45,15 +45,17 @@ pub(super) struct Delete {
 impl Pause {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         let (configuration, rollout) = read(ctl, &self.name).await?;
-        tell_those_behind(ctl, &configuration).await?;
-        set_paused(ctl, configuration, rollout, true).await?;
+        // Before all else: who pauses is in a hurry, and the hub may be busy.
+        set_paused(ctl, configuration.clone(), rollout, true).await?;
         done(
             ctl,
             &self.name,
             "paused",
             "devices that the hub has told go on, those that are off when they are back, unless an older rollout \
              targets them too",
-        )
+        )?;
+        tell_those_behind(ctl, &configuration).await;
+        Ok(Exit::Done)
     }
 }
 
@@ -66,7 +68,8 @@ impl Resume {
             &self.name,
             "resumed",
             &format!("{} of {} rings are open", rollout.open, rollout.rings.len()),
-        )
+        )?;
+        Ok(Exit::Done)
     }
 }
 
@@ -74,9 +77,10 @@ impl Delete {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         // Another tool's configuration is not ours to delete.
         let (configuration, _) = read(ctl, &self.name).await?;
-        tell_those_behind(ctl, &configuration).await?;
         ctl.service.delete_configuration(&self.name).await?;
-        done(ctl, &self.name, "deleted", "devices keep what they have")
+        done(ctl, &self.name, "deleted", "devices keep what they have")?;
+        tell_those_behind(ctl, &configuration).await;
+        Ok(Exit::Done)
     }
 }
 
@@ -91,11 +95,10 @@ async fn set_paused(
     Ok(rollout)
 }
 
-fn done(ctl: &Ctl, name: &str, event: &str, sentence: &str) -> Result<Exit, CliError> {
+fn done(ctl: &Ctl, name: &str, event: &str, sentence: &str) -> Result<(), CliError> {
     if ctl.json {
-        print_line(&serde_json::json!({"event": event, "rollout": name}).to_string())?;
+        print_line(&serde_json::json!({"event": event, "rollout": name}).to_string())
     } else {
-        print_line(&format!("rollout {name} {event}: {sentence}"))?;
+        print_line(&format!("rollout {name} {event}: {sentence}"))
     }
-    Ok(Exit::Done)
 }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::super::{CliError, Ctl, notice};
+use super::super::{CliError, Ctl, chain, notice};
 use crate::rollout::{rank, sets_firmware};
 
 /// Tells of all of them to who is about to make `own`.
@@ -17,11 +17,16 @@ pub(super) async fn tell_others(ctl: &Ctl, own: &Value) -> Result<(), CliError> 
     Ok(())
 }
 
-/// Tells of those that the hub takes for devices that `own` does not target any more.
-pub(super) async fn tell_those_behind(ctl: &Ctl, own: &Value) -> Result<(), CliError> {
-    let configurations = ctl.service.configurations().await?;
-    tell_each(&others(own, &configurations).1, id(own));
-    Ok(())
+/// Tells of those that the hub takes for devices that `own` does not target any more. What was to be done is done: a
+/// hub that does not list them now is no failure.
+pub(super) async fn tell_those_behind(ctl: &Ctl, own: &Value) {
+    match ctl.service.configurations().await {
+        Ok(configurations) => tell_each(&others(own, &configurations).1, id(own)),
+        Err(error) => notice(&format!(
+            "cannot tell whether other rollouts set the firmware too: {}; `twinbootctl rollout list` shows them",
+            chain(&error)
+        )),
+    }
 }
 
 fn tell_each(behind: &[&str], name: &str) {

@@ -440,6 +440,11 @@ impl Hub {
         self.change(|state| state.faults.throttle.insert(operation, times));
     }
 
+    /// Carries out the calls of services of this method and path, and answers them with 500.
+    pub fn lose_answers(&self, method: &str, path: &str) {
+        self.change(|state| state.faults.lost_answers.insert((method.to_owned(), path.to_owned())));
+    }
+
     /// Refuses the next patch of reported properties with this status.
     pub fn fail_next_patch(&self, status: u16) {
         self.change(|state| state.faults.fail_next_patch = Some(status));

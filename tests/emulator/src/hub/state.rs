@@ -47,6 +47,8 @@ pub(super) struct Faults {
     pub keep_out: BTreeSet<String>,
     /// How many more calls of services to refuse as too many: of one kind, or (none) of any.
     pub throttle: BTreeMap<Option<Operation>, usize>,
+    /// The method and path of calls of services that are carried out and not answered well.
+    pub lost_answers: BTreeSet<(String, String)>,
 }
 
 /// What the hub knows. What a hub has forgotten after a restart is skipped.

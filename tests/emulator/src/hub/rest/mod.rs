@@ -227,7 +227,12 @@ async fn handle(request: Request<Incoming>, hub: &Shared) -> Result<Answer, Fail
     if let Some(operation) = Operation::of(&call.head.method, &segments) {
         hub.change(|state| state.throttle(operation))?;
     }
-    route(&call, &segments).await
+    let answer = route(&call, &segments).await?;
+    let which = (call.head.method.to_string(), call.head.uri.path().to_owned());
+    if hub.read(|state| state.faults.lost_answers.contains(&which)) {
+        return Err(Failure::new(500, "ServerError", "The answer was lost."));
+    }
+    Ok(answer)
 }
 
 /// The parts of a path, decoded.
