@@ -282,10 +282,18 @@ fn filter(conditions: &[&str]) -> String {
 
 /// Whether a ring is chosen by what its devices leave, or come to, by the update itself: its counts would say nothing.
 pub fn hangs_on_the_update(condition: &str) -> bool {
-    let of_the_update =
-        ["firmware", "logTime", "downloadComplete", "startedApplyingImage", "lastFirmwareUpdate"];
-    let mut reported = condition.split("properties.reported.").skip(1);
-    reported.any(|rest| of_the_update.iter().any(|name| rest.starts_with(name)))
+    let of_the_update = [
+        "firmware",
+        "firmwareStatus",
+        "logTime",
+        "downloadComplete",
+        "startedApplyingImage",
+        "lastFirmwareUpdate",
+    ];
+    let goes_on = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+    let mut names =
+        condition.split("properties.reported.").skip(1).filter_map(|rest| rest.split(|c| !goes_on(c)).next());
+    names.any(|name| of_the_update.contains(&name))
 }
 
 /// A string of the query language.
@@ -361,13 +369,31 @@ mod tests {
 
     #[test]
     fn a_ring_may_not_hang_on_what_the_update_changes() {
-        for name in
-            ["firmwareStatus", "firmware.updateId", "logTime", "downloadComplete", "lastFirmwareUpdate"]
-        {
+        for name in [
+            "firmware",
+            "firmware.updateId",
+            "firmwareStatus",
+            "logTime",
+            "downloadComplete",
+            "startedApplyingImage",
+            "lastFirmwareUpdate",
+        ] {
             let condition = format!("tags.ring = '1' AND NOT IS_DEFINED(properties.reported.{name})");
             assert!(hangs_on_the_update(&condition), "{name}");
         }
-        assert!(!hangs_on_the_update("properties.reported.board = 'x' AND tags.firmware = 'y'"));
+        assert!(hangs_on_the_update(
+            "properties.reported.board='x' AND properties.reported.firmwareStatus='failed'"
+        ));
+        for condition in [
+            "properties.reported.board = 'x' AND tags.firmware = 'y'",
+            "properties.reported.firmwareChannel = 'beta'",
+            "properties.reported.firmwareVariant='x'",
+            "properties.reported.firmware_channel='x'",
+            "properties.reported.firmware$='x'",
+            "IS_DEFINED(properties.reported.logTimeZone)",
+        ] {
+            assert!(!hangs_on_the_update(condition), "{condition}");
+        }
     }
 
     #[test]
