@@ -7,8 +7,8 @@
 //! because a hub has room for a hundred configurations, a free one for ten. Rings, gate and how many rings are open are
 //! in its labels, which can be changed; the target condition follows from them, so a paused rollout loses nothing.
 //!
-//! The counts come from queries by ring and update id, not from the hub's metrics: those know no rings, are up to five
-//! minutes old, and are empty while nothing is targeted.
+//! The counts come from queries by ring, update id and version, not from the hub's metrics: those know no rings, are up to
+//! five minutes old, and are empty while nothing is targeted.
 
 pub mod gate;
 pub mod why;
@@ -180,10 +180,10 @@ impl Rollout {
             let applied = format!("configurations.[[{}]].status = 'Applied'", self.name);
             format!("SELECT deviceId FROM devices WHERE {applied} AND ({condition})")
         };
-        let (mine, had) = (self.is_mine(), self.had_it_before());
+        let (mine, completed, had) = (self.is_mine(), self.is_completed(), self.had_it_before());
         let status = |status: &str| count(format!("{mine} AND {STATUS} = '{status}'"));
         BTreeMap::from([
-            ("current", count(format!("({mine} AND {STATUS} IN ['completed', 'standBy']) OR ({had})"))),
+            ("current", count(format!("({mine} AND ({STATUS} = 'standBy' OR ({completed}))) OR ({had})"))),
             ("downloading", status("downloading")),
             ("applying", status("applying")),
             ("error", status("failed")),
@@ -194,6 +194,11 @@ impl Rollout {
     /// Whether what a device reports is about this update.
     fn is_mine(&self) -> String {
         format!("{UPDATE_ID} = {}", quoted(&self.update_id))
+    }
+
+    /// Whether what a device has completed is this version: of an update with this id, it may be another.
+    fn is_completed(&self) -> String {
+        format!("{STATUS} = 'completed' AND {VERSION} = {}", quoted(&self.version))
     }
 
     /// Whether a device had the version before, such as one that was flashed with it: it has nothing to do and is done,
@@ -216,10 +221,18 @@ impl Rollout {
         format!("SELECT COUNT() AS n FROM devices{}", filter(&[condition, &self.had_it_before()]))
     }
 
-    /// Asks how many devices of a ring are how far.
+    /// Asks how many devices of a ring are how far. Those that have completed another version are not.
     pub fn states_query(&self, condition: &str) -> String {
-        let filter = filter(&[condition, &self.is_mine()]);
+        let counts = format!("{STATUS} != 'completed' OR {VERSION} = {}", quoted(&self.version));
+        let filter = filter(&[condition, &self.is_mine(), &counts]);
         format!("SELECT {STATUS} AS status, COUNT() AS n FROM devices{filter} GROUP BY {STATUS}")
+    }
+
+    /// Asks how many devices of all rings have completed another version by this id: they would say that they are done.
+    pub fn other_version_query(&self) -> String {
+        let other = format!("{STATUS} = 'completed' AND {VERSION} != {}", quoted(&self.version));
+        let filter = filter(&[&any_of(&self.rings), &self.is_mine(), &other]);
+        format!("SELECT COUNT() AS n FROM devices{filter}")
     }
 
     /// Asks which devices failed, and why.
@@ -426,9 +439,14 @@ mod tests {
         let query = rollout().states_query("tags.ring = '1'");
         assert!(
             query.contains(
-                "WHERE (tags.ring = '1') AND (properties.reported.firmware.updateId = 'u-2') GROUP"
+                "WHERE (tags.ring = '1') AND (properties.reported.firmware.updateId = 'u-2') AND ("
             ),
             "{query}"
+        );
+        assert!(
+            query.contains(
+                r"!= 'completed' OR properties.reported.firmware.currentFwVersion = '2.0\'x') GROUP"
+            )
         );
         let query = rollout().had_it_query("tags.ring = '1'");
         assert!(query.contains(r"WHERE (tags.ring = '1') AND ("), "{query}");

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::time::{Instant, timeout_at};
+use twinboot::cli::paint::harmless;
 
 use super::package::Package;
 use super::story::Story;
 use super::{CliError, Ctl, Exit};
 use crate::follow::{Follow, Outcome};
+use crate::report::Report;
 use crate::service::{ANSWER_SECS, MethodAnswer, Patience};
 
 /// A device that took a call without answering it shows that within seconds.
@@ -61,8 +63,12 @@ impl Update {
             Ok(answer) => {
                 ctl.print_answer(&self.device, &answer)?;
                 let id = answer.payload.get("updateId").and_then(|id| id.as_str()).map(str::to_owned);
-                let follow =
-                    if is_over(&answer) { Follow::completed() } else { Follow::started(id, &before) };
+                let follow = if is_over(&answer) {
+                    self.expect_version(ctl, &wanted.id, wanted.version.as_deref()).await?;
+                    Follow::completed()
+                } else {
+                    Follow::started(id, &before)
+                };
                 (follow, None)
             }
             Err(error) if !self.no_wait && error.leaves_doubt() => {
@@ -92,6 +98,21 @@ impl Update {
                 Ok(Exit::Late)
             }
         }
+    }
+
+    /// A device knows what it has completed by the id alone, which may have been given to another version.
+    async fn expect_version(&self, ctl: &Ctl, id: &str, version: Option<&str>) -> Result<(), CliError> {
+        let Some(version) = version.map(harmless) else { return Ok(()) };
+        let twin = ctl.service.twin(&self.device).await?;
+        let runs = Report::of(&twin).reported("firmware/currentFwVersion");
+        if runs.as_ref() == Some(&version) {
+            return Ok(());
+        }
+        let runs = runs.map_or_else(|| "no known version".to_owned(), |runs| format!("version {runs}"));
+        let why = format!(
+            "it has completed update `{id}` already, and runs {runs}, not {version}: give another --update-id"
+        );
+        Err(CliError::Refused { device: self.device.clone(), why })
     }
 
     fn patience(&self) -> Patience {

@@ -28,10 +28,10 @@ async fn three(rig: &Rig) -> [Device; 3] {
         "failed",
         "error",
         "old",
-        "u-1",
+        "u-0",
         &json!({"error": {"code": "SizeMismatch", "message": "old"}}),
     );
-    let old = report("completed", "current", "Firmware applied", "u-1", &json!({}));
+    let old = report("completed", "current", "Firmware applied", "u-0", &json!({}));
     [
         Device::online(rig, "a1", older, takes_all).await,
         Device::online(rig, "a2", old, takes_all).await,
@@ -151,6 +151,28 @@ async fn a_device_that_has_the_version_is_done_however_its_last_update_ended() {
         b1.report(has_it(status, id.clone())).await;
         let run = rig.run(&["rollout", "advance", "fw-2"]).await;
         assert_eq!(run.code, code, "{status} {id}: {run:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_id_of_another_version_completes_no_rollout() {
+    let rig = Rig::new().await;
+    let [_a1, _a2, b1] = three(&rig).await;
+    let with_version = |version: &str| {
+        report("completed", "current", version, "u-2", &json!({ "currentFwVersion": version }))
+    };
+    b1.report(with_version("1.9")).await;
+    let run = rig.run(&create(&["--rings", RING_1, "--rings", RING_2])).await;
+    let why = "1 devices have completed update `u-2` with another version than 2.0";
+    assert!(run.code == 2 && run.stderr.contains(why), "{run:?}");
+    assert_eq!(rig.run(&["rollout", "status", "fw-2"]).await.code, 8);
+
+    b1.report(standing_by()).await;
+    assert_eq!(rig.run(&create(&["--target", RING_2])).await.code, 0);
+    for (version, code) in [("1.9", 20), ("2.0", 22)] {
+        b1.report(with_version(version)).await;
+        let run = rig.run(&["rollout", "advance", "fw-2"]).await;
+        assert_eq!(run.code, code, "{version}: {run:?}");
     }
 }
 

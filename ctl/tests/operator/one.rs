@@ -104,7 +104,8 @@ async fn an_update_that_is_done_already_ends_at_once_whatever_the_twin_tells() {
         (200, json!({"Response": "Firmware update already completed", "updateId": "u-2"}))
     };
     let later = json!({"error": {"code": "VersionNotNewer", "message": "m"}});
-    let later = report("failed", "error", "not newer than 2.0", "u-9", &later);
+    let mut later = report("failed", "error", "not newer than 2.0", "u-9", &later);
+    later["firmware"]["currentFwVersion"] = json!("2.0");
     let device = Device::online(&rig, DEVICE, later, completed).await;
     let run = rig.run(&arguments(&[])).await;
     assert!(run.code == 0 && run.stdout.contains("\nFirmware applied; "), "a later one was refused: {run:?}");
@@ -112,6 +113,14 @@ async fn an_update_that_is_done_already_ends_at_once_whatever_the_twin_tells() {
     let run = rig.run(&arguments(&[])).await;
     assert_eq!(run.code, 0, "{run:?}");
     assert!(run.stdout.ends_with("Firmware applied; version 2.0 runs from slot a\n"), "{run:?}");
+    let other = report("completed", "current", "another", "u-2", &json!({"currentFwVersion": "1.9"}));
+    device.report(other).await;
+    for more in [&[][..], &["--no-wait"]] {
+        let run = rig.run(&arguments(more)).await;
+        let why =
+            "it has completed update `u-2` already, and runs version 1.9, not 2.0: give another --update-id";
+        assert!(run.code == 6 && run.stderr.contains(why) && !run.stdout.contains("applied"), "{run:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

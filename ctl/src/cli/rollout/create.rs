@@ -6,7 +6,7 @@ use super::super::package::Package;
 use super::super::screen::print_line;
 use super::super::{CliError, Ctl, Exit, notice};
 use super::others::tell_others;
-use super::picture::tallies;
+use super::picture::{ask_count, tallies};
 use crate::rollout::gate::Gate;
 use crate::rollout::{Rollout, hangs_on_the_update};
 
@@ -78,11 +78,19 @@ impl Create {
     }
 }
 
-/// Before it acts: a condition that the hub does not understand is refused, and told is one that nobody meets, and
-/// devices that failed this very update. Gives the number of devices of each ring.
+/// Before it acts: a condition that the hub does not understand is refused, and so is an update id that devices know as
+/// another version; told is a condition that nobody meets, and devices that failed this very update. Gives the number of
+/// devices of each ring.
 async fn look_first(ctl: &Ctl, rollout: &Rollout) -> Result<Vec<String>, CliError> {
     if let Some(conditions) = rollout.ring_conditions() {
         ctl.service.test_condition(&conditions).await?;
+    }
+    if let others @ 1.. = ask_count(ctl, &rollout.other_version_query()).await? {
+        return Err(CliError::Usage(format!(
+            "{others} devices have completed update `{}` with another version than {}, and would install nothing: give \
+             another --update-id",
+            rollout.update_id, rollout.version
+        )));
     }
     let all = Rollout { open: rollout.rings.len(), ..rollout.clone() };
     let mut counts = Vec::new();

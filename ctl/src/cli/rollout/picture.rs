@@ -39,7 +39,8 @@ struct State {
     n: u64,
 }
 
-async fn ask_count(ctl: &Ctl, query: &str) -> Result<u64, CliError> {
+/// Asks a query for a number.
+pub(super) async fn ask_count(ctl: &Ctl, query: &str) -> Result<u64, CliError> {
     let rows: Vec<Count> = ctl.service.rows(query).await?;
     Ok(rows.first().map_or(0, |row| row.n))
 }
