@@ -24,8 +24,9 @@ pub(super) struct Cancel {
 impl Cancel {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         let payload = self.update_id.map_or(Value::Null, |id| json!({ "updateId": id.as_str() }));
+        let answer = ctl.service.call(&self.device, "cancelFirmwareUpdate", payload, Patience::DEFAULT).await;
         let answer =
-            ctl.service.call(&self.device, "cancelFirmwareUpdate", payload, Patience::DEFAULT).await?;
+            answer.map_err(|error| CliError::from(error).shown_by(&format!("status {}", self.device)))?;
         ctl.print_answer(&self.device, &answer)?;
         Ok(Exit::Done)
     }

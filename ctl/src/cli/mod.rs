@@ -139,6 +139,9 @@ enum CliError {
     Settings(#[from] SettingsError),
     #[error(transparent)]
     Service(#[from] ServiceError),
+    /// No answer to something that may have been done; the command shows whether it was.
+    #[error("{source}")]
+    Doubtful { source: Box<ServiceError>, shown_by: String },
     #[error("device `{device}` refuses: {why}")]
     Refused { device: String, why: String },
     #[error(transparent)]
@@ -158,6 +161,7 @@ impl CliError {
     fn exit(&self) -> Exit {
         match self {
             Self::Settings(SettingsError::Service(error)) | Self::Service(error) => service_exit(error),
+            Self::Doubtful { source, .. } => service_exit(source),
             Self::Usage(_) | Self::Settings(_) => Exit::Usage,
             Self::Refused { .. } => Exit::Refused,
             Self::NotARollout(_) => Exit::NotFound,
@@ -165,11 +169,40 @@ impl CliError {
         }
     }
 
-    /// What the operator can do about it; may be empty.
-    fn advice(&self) -> &'static str {
+    /// Whether it may be gone the next time, by itself.
+    fn is_passing(&self) -> bool {
         match self {
-            Self::Settings(SettingsError::Service(error)) | Self::Service(error) => error.advice(),
-            _ => "",
+            Self::Service(error) => error.is_passing(),
+            Self::Doubtful { source, .. } => source.is_passing(),
+            _ => false,
+        }
+    }
+
+    /// Of a request that is not to be made twice: where the error leaves open whether it was carried out, the command
+    /// that shows it.
+    fn shown_by(self, command: &str) -> Self {
+        match self {
+            // This one says so itself.
+            Self::Service(ServiceError::NoAnswer { .. }) => self,
+            Self::Service(source) if source.leaves_doubt() => {
+                Self::Doubtful { source: Box::new(source), shown_by: command.to_owned() }
+            }
+            error => error,
+        }
+    }
+
+    /// What the operator can do about it; may be empty.
+    fn advice(&self) -> String {
+        match self {
+            Self::Settings(SettingsError::Service(error)) | Self::Service(error) => error.advice().to_owned(),
+            Self::Doubtful { source, shown_by } => {
+                let doubt = format!("it may have been done all the same: `twinbootctl {shown_by}` tells");
+                match source.advice() {
+                    "" => doubt,
+                    advice => format!("{advice}; {doubt}"),
+                }
+            }
+            _ => String::new(),
         }
     }
 }
@@ -229,7 +262,7 @@ pub fn main() -> ExitCode {
         // `twinbootctl devices | head` has seen enough.
         CliError::Output(error) if only_lists && error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
         error => {
-            match error.advice() {
+            match error.advice().as_str() {
                 "" => notice(&chain(&error)),
                 advice => notice(&format!("{}; {advice}", chain(&error))),
             }
@@ -275,7 +308,7 @@ async fn keep_looking(
         match look().await {
             Ok(Some(exit)) => return Ok(exit),
             Ok(None) => has_begun = true,
-            Err(CliError::Service(error)) if has_begun && error.is_passing() => {
+            Err(error) if has_begun && error.is_passing() => {
                 notice(&format!("{}; looking again", chain(&error)));
             }
             Err(error) => return Err(error),

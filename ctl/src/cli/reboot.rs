@@ -18,7 +18,9 @@ pub(super) struct Reboot {
 
 impl Reboot {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
-        let answer = ctl.service.call(&self.device, "rebootDevice", Value::Null, Patience::DEFAULT).await?;
+        let answer = ctl.service.call(&self.device, "rebootDevice", Value::Null, Patience::DEFAULT).await;
+        let answer =
+            answer.map_err(|error| CliError::from(error).shown_by(&format!("status {}", self.device)))?;
         ctl.print_answer(&self.device, &answer)?;
         Ok(Exit::Done)
     }

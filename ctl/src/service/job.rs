@@ -26,6 +26,17 @@ pub struct JobOrder<'a> {
     pub answer_secs: u64,
 }
 
+impl JobOrder<'_> {
+    /// Whether a job of this name is the one that was ordered. The hub shows its payload as the bytes of the text.
+    pub fn is(&self, job: &Value) -> bool {
+        let payload = job.pointer("/cloudToDeviceMethod/payload").cloned().unwrap_or_default();
+        let bytes: Option<Vec<u8>> = serde_json::from_value(payload.clone()).ok();
+        let payload = bytes.map_or(Some(payload), |bytes| serde_json::from_slice(&bytes).ok());
+        let condition = job.get("queryCondition").and_then(Value::as_str);
+        condition == Some(self.condition) && payload.as_ref() == Some(self.payload)
+    }
+}
+
 fn what(id: &str) -> String {
     format!("job `{id}`")
 }

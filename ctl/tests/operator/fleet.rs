@@ -257,6 +257,22 @@ async fn a_pause_gives_those_that_have_begun_no_older_rollout_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_whose_answer_was_lost_is_looked_for() {
+    let rig = Rig::new().await;
+    let [a1, _a2, _b1] = three(&rig).await;
+    rig.hub.lose_answers("PUT", "/configurations/fw-2");
+    let run = rig.run(&create(&["--target", RING_1])).await;
+    assert!(run.code == 0 && run.stderr.contains("looking whether it was created"), "{run:?}");
+    assert!(run.stdout.contains("ring 1 of 1 is open"), "{run:?}");
+    a1.desires("u-2").await;
+    for action in ["pause", "resume"] {
+        let run = rig.run(&["rollout", action, "fw-2"]).await;
+        let why = "it may have been done all the same: `twinbootctl rollout status fw-2` tells";
+        assert!(run.code == 1 && run.stderr.contains(why), "{run:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hub_that_lists_nothing_keeps_no_rollout_from_a_pause() {
     let rig = Rig::new().await;
     let [a1, _a2, _b1] = three(&rig).await;

@@ -38,6 +38,14 @@ async fn a_job_calls_many_devices_and_tells_what_they_answered() {
         .collect();
     assert_eq!(rig.run(&later).await.code, 1, "more than a week ahead");
 
+    // The answer is lost, and the hub has it.
+    rig.hub.lose_answers("PUT", "/jobs/v2/job-4");
+    let lost: Vec<_> = ["job", "create", "job-4", "--target", "*"].iter().chain(&PACKAGE).copied().collect();
+    let run = rig.run(&lost).await;
+    assert!(run.code == 0 && run.stderr.contains("looking whether it was created"), "{run:?}");
+    assert!(run.stdout.starts_with("job job-4: 2.0 from"), "{run:?}");
+    assert_eq!(rig.run(&["job", "status", "job-4", "--watch"]).await.code, 0);
+
     // A mistyped condition: the hub takes the job, and finds out later.
     let wrong = ["job", "create", "job-3", "--target", "tags.site ="];
     let wrong: Vec<_> = wrong.iter().chain(&PACKAGE).copied().collect();

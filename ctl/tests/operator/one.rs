@@ -173,6 +173,19 @@ async fn a_call_that_was_cut_off_may_have_begun() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_answer_was_lost_may_have_been_carried_out() {
+    let rig = Rig::new().await;
+    let _device = Device::online(&rig, DEVICE, standing_by(), takes_all).await;
+    rig.hub.lose_answers("POST", "/twins/gateway-1/methods");
+    for command in [&["reboot", DEVICE][..], &["cancel", DEVICE], &arguments(&["--no-wait"])] {
+        let run = rig.run(command).await;
+        let why = "it may have been done all the same: `twinbootctl status gateway-1` tells\n";
+        assert!(run.code == 1 && run.stderr.ends_with(why), "{run:?}");
+        assert_eq!(run.stderr.lines().count(), 1, "{run:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_device_is_looked_at_cancelled_and_rebooted() {
     let rig = Rig::new().await;
     let _device = Device::online(&rig, DEVICE, downloading(420), takes_all).await;

@@ -18,7 +18,8 @@ pub(super) struct Cancel {
 
 impl Cancel {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
-        ctl.service.cancel_job(&self.name).await?;
+        let cancelled = ctl.service.cancel_job(&self.name).await;
+        cancelled.map_err(|error| CliError::from(error).shown_by(&format!("job status {}", self.name)))?;
         if ctl.json {
             print_line(&serde_json::json!({"event": "cancelled", "job": self.name}).to_string())?;
         } else {

@@ -46,7 +46,8 @@ impl Advance {
 /// Opens the next ring, if the rollout still is as it was read.
 pub(super) async fn open_next(ctl: &Ctl, configuration: Value, rollout: &Rollout) -> Result<(), CliError> {
     let next = Rollout { open: rollout.open + 1, ..rollout.clone() };
-    Ok(ctl.service.update_configuration(&rollout.name, next.write_to(configuration)).await?)
+    let written = ctl.service.update_configuration(&rollout.name, next.write_to(configuration)).await;
+    written.map_err(|error| CliError::from(error).shown_by(&format!("rollout status {}", rollout.name)))
 }
 
 /// One line.

@@ -77,7 +77,8 @@ impl Delete {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         // Another tool's configuration is not ours to delete.
         let (configuration, _) = read(ctl, &self.name).await?;
-        ctl.service.delete_configuration(&self.name).await?;
+        let deleted = ctl.service.delete_configuration(&self.name).await;
+        deleted.map_err(|error| CliError::from(error).shown_by(&format!("rollout status {}", self.name)))?;
         done(ctl, &self.name, "deleted", "devices keep what they have")?;
         tell_those_behind(ctl, &configuration).await;
         Ok(Exit::Done)
@@ -91,7 +92,8 @@ async fn set_paused(
     paused: bool,
 ) -> Result<Rollout, CliError> {
     let rollout = Rollout { paused, ..rollout };
-    ctl.service.update_configuration(&rollout.name, rollout.write_to(configuration)).await?;
+    let written = ctl.service.update_configuration(&rollout.name, rollout.write_to(configuration)).await;
+    written.map_err(|error| CliError::from(error).shown_by(&format!("rollout status {}", rollout.name)))?;
     Ok(rollout)
 }
 
