@@ -64,6 +64,14 @@ pub fn rank(configuration: &Value) -> impl Ord + use<> {
     (priority, created.is_none(), time)
 }
 
+/// What tells a rollout from others that have, or had, its name. The etag does not: the hub counts it anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    update_id: String,
+    /// Where the hub tells it.
+    created: Option<String>,
+}
+
 /// A configuration that was not made by `rollout create`.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("configuration `{name}` is no rollout of this tool: {why}")]
@@ -102,6 +110,12 @@ impl Rollout {
             paused: label("paused").is_some(),
             name,
         })
+    }
+
+    /// Which one it is, by the configuration that it was read from.
+    pub fn identity(&self, configuration: &Value) -> Identity {
+        let created = configuration.get("createdTimeUtc").and_then(Value::as_str);
+        Identity { update_id: self.update_id.clone(), created: created.map(str::to_owned) }
     }
 
     /// The configuration to create.
@@ -351,6 +365,18 @@ mod tests {
             configuration["labels"].as_object_mut().unwrap().remove(label);
             assert!(Rollout::of(&configuration).is_err(), "{label}");
         }
+    }
+
+    #[test]
+    fn a_rollout_that_took_the_name_of_another_is_told_apart() {
+        let identity = |update_id: &str, created: &str| {
+            let rollout = Rollout { update_id: update_id.into(), ..rollout() };
+            rollout.identity(&json!({"etag": "MQ==", "createdTimeUtc": created}))
+        };
+        let one = identity("u-2", "2026-01-01T00:00:00Z");
+        assert_eq!(one, identity("u-2", "2026-01-01T00:00:00Z"));
+        assert_ne!(one, identity("u-3", "2026-01-01T00:00:00Z"));
+        assert_ne!(one, identity("u-2", "2026-01-01T00:00:01Z"));
     }
 
     #[test]

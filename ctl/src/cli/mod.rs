@@ -146,6 +146,10 @@ enum CliError {
     Refused { device: String, why: String },
     #[error(transparent)]
     NotARollout(NotARollout),
+    #[error(
+        "rollout `{name}` is another one than before: it was deleted and created anew; look at it, and decide again"
+    )]
+    AnotherRollout { name: String },
     #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: io::Error },
     /// A bundle that is not what it should be.
@@ -164,7 +168,7 @@ impl CliError {
             Self::Doubtful { source, .. } => service_exit(source),
             Self::Usage(_) | Self::Settings(_) => Exit::Usage,
             Self::Refused { .. } => Exit::Refused,
-            Self::NotARollout(_) => Exit::NotFound,
+            Self::NotARollout(_) | Self::AnotherRollout { .. } => Exit::NotFound,
             Self::Read { .. } | Self::Untrusted(_) | Self::Bundle(_) | Self::Output(_) => Exit::Failed,
         }
     }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::device::{Device, report, standing_by, takes_all};
-use crate::rig::Rig;
+use crate::rig::{Rig, Running};
 
 const RING_1: &str = "deviceId IN ['a1', 'a2']";
 const RING_2: &str = "deviceId = 'b1'";
@@ -132,6 +132,39 @@ async fn a_run_goes_to_the_end_and_can_be_taken_over() {
     let failure = json!([{"devices": 1, "status": "failed", "code": "DigestMismatch", "message": "another image",
         "examples": ["b1"]}]);
     assert_eq!((code, &last["failures"]), (21, &failure), "{last}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_drives_no_other_rollout_of_the_same_name() {
+    let rig = Rig::new().await;
+    let [a1, a2, b1] = three(&rig).await;
+    let rings = ["--rings", RING_1, "--rings", RING_2];
+    assert_eq!(rig.run(&create(&rings)).await.code, 0);
+    // Long enough to make it anew between two looks.
+    let mut run = Running::start(rig.command(&["rollout", "run", "fw-2", "--interval", "3s", "--json"]));
+    run.says_something().await;
+    assert_eq!(rig.run(&["rollout", "delete", "fw-2"]).await.code, 0);
+    let package = ["--uri", "https://images.example/3.0.img", "--version", "3.0", "--update-id", "u-3"];
+    let anew: Vec<&str> =
+        ["rollout", "create", "fw-2"].iter().chain(&package).chain(&rings).copied().collect();
+    assert_eq!(rig.run(&anew).await.code, 0);
+    for device in [&a1, &a2] {
+        device.desires("u-3").await;
+        device
+            .report(report(
+                "completed",
+                "current",
+                "Firmware applied",
+                "u-3",
+                &json!({"currentFwVersion": "3.0"}),
+            ))
+            .await;
+    }
+    assert_eq!(run.ends().await, 8);
+    let (_, events) = rig.events(&["rollout", "status", "fw-2", "--json"]).await;
+    assert_eq!((&events[0]["updateId"], &events[0]["ringsOpen"]), (&json!("u-3"), &json!(1)));
+    assert_eq!(desired_id(&rig, "b1"), Value::Null);
+    drop(b1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

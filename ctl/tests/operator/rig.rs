@@ -120,7 +120,21 @@ impl Running {
         assert_eq!(line.as_deref(), Some(expected));
     }
 
-    /// Waits for its end.
+    /// Waits for the next line, whatever it is.
+    pub async fn says_something(&mut self) {
+        assert!(timeout(LIMIT, self.lines.next_line()).await.unwrap().unwrap().is_some());
+    }
+
+    /// Waits for its end, whatever it says until then.
+    pub async fn ends(mut self) -> i32 {
+        let end = async {
+            while self.lines.next_line().await.unwrap().is_some() {}
+            self.child.wait().await.unwrap()
+        };
+        timeout(LIMIT, end).await.unwrap().code().unwrap()
+    }
+
+    /// Waits for its end, which is to come without a word.
     pub async fn exits(mut self) -> i32 {
         assert_eq!(timeout(LIMIT, self.lines.next_line()).await.unwrap().unwrap(), None);
         timeout(LIMIT, self.child.wait()).await.unwrap().unwrap().code().unwrap()

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::super::screen::print_line;
 use super::super::{CliError, Ctl, Exit};
-use super::picture::{read, tallies, words};
+use super::picture::{read, read_same, tallies, words};
 use crate::rollout::Rollout;
 use crate::rollout::gate::Verdict;
 
@@ -43,8 +43,10 @@ impl Advance {
     }
 }
 
-/// Opens the next ring, if the rollout still is as it was read.
+/// Opens the next ring, if the rollout still is as it was read. That was before the queries, which may take minutes:
+/// another one of this name may have the same etag by now.
 pub(super) async fn open_next(ctl: &Ctl, configuration: Value, rollout: &Rollout) -> Result<(), CliError> {
+    read_same(ctl, &rollout.name, &rollout.identity(&configuration)).await?;
     let next = Rollout { open: rollout.open + 1, ..rollout.clone() };
     let written = ctl.service.update_configuration(&rollout.name, next.write_to(configuration)).await;
     written.map_err(|error| CliError::from(error).shown_by(&format!("rollout status {}", rollout.name)))

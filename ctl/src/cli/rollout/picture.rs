@@ -8,7 +8,7 @@ use super::super::screen::{Tone, table};
 use super::super::{CliError, Ctl};
 use crate::rollout::gate::{Tally, Verdict};
 use crate::rollout::why::{Reason, reasons};
-use crate::rollout::{NotARollout, Rollout};
+use crate::rollout::{Identity, NotARollout, Rollout};
 use crate::service::PAGE_ROWS_MAX;
 
 /// A table is for a glance; `--json` has more.
@@ -52,6 +52,19 @@ pub(super) async fn read(ctl: &Ctl, name: &str) -> Result<(Value, Rollout), CliE
     Ok((configuration, rollout))
 }
 
+/// Reads the configuration of a rollout again, which may be another one's by now.
+pub(super) async fn read_same(
+    ctl: &Ctl,
+    name: &str,
+    identity: &Identity,
+) -> Result<(Value, Rollout), CliError> {
+    let (configuration, rollout) = read(ctl, name).await?;
+    if rollout.identity(&configuration) == *identity {
+        return Ok((configuration, rollout));
+    }
+    Err(CliError::AnotherRollout { name: name.to_owned() })
+}
+
 /// How far the devices of each open ring are.
 pub(super) async fn tallies(ctl: &Ctl, rollout: &Rollout) -> Result<Vec<Tally>, CliError> {
     let mut tallies = Vec::new();
@@ -78,7 +91,15 @@ async fn tally(ctl: &Ctl, rollout: &Rollout, condition: &str) -> Result<Tally, C
 
 impl Picture {
     pub async fn take(ctl: &Ctl, name: &str) -> Result<Self, CliError> {
-        let (configuration, rollout) = read(ctl, name).await?;
+        Self::of(ctl, read(ctl, name).await?).await
+    }
+
+    /// Of the same rollout as before.
+    pub async fn take_same(ctl: &Ctl, name: &str, identity: &Identity) -> Result<Self, CliError> {
+        Self::of(ctl, read_same(ctl, name, identity).await?).await
+    }
+
+    async fn of(ctl: &Ctl, (configuration, rollout): (Value, Rollout)) -> Result<Self, CliError> {
         let tallies = tallies(ctl, &rollout).await?;
         let (mut failures, mut is_partial) = (Vec::new(), false);
         if tallies.iter().any(|tally| tally.error + tally.rolledback > 0) {
@@ -86,6 +107,10 @@ impl Picture {
             (failures, is_partial) = (page.rows, page.next.is_some());
         }
         Ok(Self { configuration, rollout, tallies, reasons: reasons(&failures), is_partial })
+    }
+
+    pub fn identity(&self) -> Identity {
+        self.rollout.identity(&self.configuration)
     }
 
     pub fn verdict(&self) -> Verdict {

@@ -7,6 +7,7 @@ use super::super::{CliError, Ctl, Exit, keep_looking};
 use super::Refresh;
 use super::advance::{open_next, tell};
 use super::picture::Picture;
+use crate::rollout::Identity;
 use crate::rollout::gate::Verdict;
 
 const CODES: &str = "\
@@ -30,12 +31,22 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
-        let mut live = Live::new();
-        keep_looking(self.refresh.interval, async || self.step(ctl, &mut live).await).await
+        let (mut live, mut identity) = (Live::new(), None);
+        keep_looking(self.refresh.interval, async || self.step(ctl, &mut live, &mut identity).await).await
     }
 
-    async fn step(&self, ctl: &Ctl, live: &mut Live) -> Result<Option<Exit>, CliError> {
-        let picture = Picture::take(ctl, &self.name).await?;
+    /// `identity` is that of the rollout at the first look: who ran it has not seen another one of its name.
+    async fn step(
+        &self,
+        ctl: &Ctl,
+        live: &mut Live,
+        identity: &mut Option<Identity>,
+    ) -> Result<Option<Exit>, CliError> {
+        let picture = match identity {
+            None => Picture::take(ctl, &self.name).await?,
+            Some(identity) => Picture::take_same(ctl, &self.name, identity).await?,
+        };
+        identity.get_or_insert_with(|| picture.identity());
         if ctl.json {
             print_line(&picture.json().to_string())?;
         } else {
