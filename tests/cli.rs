@@ -505,7 +505,7 @@ async fn commands_reach_the_daemon_and_refusals_say_what_to_do() {
         daemon.status.send_replace(running(state));
         let ended = limited(commit).await.unwrap();
         assert_eq!(ended.code, code, "{ended:?}");
-        assert_eq!(ended.out.contains("not committed: "), code != 0, "{ended:?}");
+        assert_eq!(ended.out.contains("is not committed"), code != 0, "{ended:?}");
     }
     daemon.status.send_replace(downloading());
 

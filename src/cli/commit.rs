@@ -2,7 +2,7 @@
 
 use std::io::{self, Write as _};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 
@@ -10,10 +10,10 @@ use super::view::View;
 use super::{CliError, Exit, Socket};
 use crate::control::{Client, Command};
 
-/// The daemon tries three times, and waits for the environment's lock each time.
-const LIMIT: Duration = Duration::from_secs(90);
-
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// In a minute and a half: the daemon tries three times, and waits for the environment's lock each time.
+const LOOKS_MAX: usize = 450;
 
 /// Keep the running trial, whatever the health checks would say
 ///
@@ -33,19 +33,17 @@ impl Commit {
         let (message, _) = self.socket.ask("commit", &Command::Commit)?;
         let mut out = io::stdout();
         writeln!(out, "{message}")?;
-        let until = Instant::now() + LIMIT;
-        loop {
+        for _ in 0..LOOKS_MAX {
             let status = Client::status(self.socket.path())?;
             let view = View::of(&status);
-            let state = view.running_slot().and_then(|slot| view.slot(slot).state).unwrap_or_default();
-            match state.as_str() {
-                "committed" => return Ok(Exit::Done),
-                "trial" | "uncommitted" if Instant::now() < until => thread::sleep(LOOK_AGAIN),
-                _ => {
-                    writeln!(out, "not committed: {}; `journalctl -u twinboot` tells why", view.summary())?;
-                    return Ok(Exit::Failed);
-                }
+            let state = view.running_slot().and_then(|slot| view.slot(slot).state);
+            match state.as_deref() {
+                Some("committed") => return Ok(Exit::Done),
+                Some("trial" | "uncommitted") => thread::sleep(LOOK_AGAIN),
+                _ => break,
             }
         }
+        writeln!(out, "the slot is not committed: `journalctl -u twinboot` tells why")?;
+        Ok(Exit::Failed)
     }
 }
