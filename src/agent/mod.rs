@@ -301,9 +301,12 @@ impl<M: Machine> Agent<M> {
     async fn begin(&mut self) -> Result<(), AgentError> {
         self.read_environment().await;
         self.apply(Event::Started, None).await?;
-        if self.begun && self.clock_is_right {
-            // It may have been set while nobody could take note of it.
-            self.apply(Event::ClockSet, None).await?;
+        if self.begun {
+            self.report();
+            if self.clock_is_right {
+                // It may have been set while nobody could take note of it.
+                self.apply(Event::ClockSet, None).await?;
+            }
         }
         self.follow_desired().await
     }
@@ -623,7 +626,9 @@ impl<M: Machine> Agent<M> {
                 came_to_rest = self.record.state.is_at_rest();
             }
         }
-        self.begun |= begins;
+        if begins {
+            (self.begun, self.unsaved) = (true, None);
+        }
         // Whoever asks and then looks at the status must find the answer's truth there.
         self.show_status();
         for effect in next.effects {

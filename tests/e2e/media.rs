@@ -110,6 +110,28 @@ async fn a_state_directory_that_is_full_or_read_only_takes_no_update() {
     rig.board.cut().await;
 }
 
+/// Its directory cannot even be synced any more.
+#[tokio::test]
+async fn a_state_directory_that_an_error_has_made_read_only_keeps_no_daemon_from_starting() {
+    let mut rig = Rig::new(Choice::default());
+    let medium = rig.board.dir().join("state.ext4");
+    fs::File::create(&medium).unwrap().set_len(16 << 20).unwrap();
+    let medium = medium.to_str().unwrap();
+    assert!(command("mkfs.ext4", &["-q", medium]));
+    let options = ["-o", "loop,errors=remount-ro", medium];
+    let Some(mount) = Mount::new(&options, &rig.board.dir().join("state")) else { return };
+    rig.board.power_on().await.unwrap();
+    let is_ready = |status: &Value| status["reported"]["firmwareStatus"] == "standBy";
+    rig.wait(is_ready).await;
+    mount.remount("abort");
+    rig.board.kill_daemon().await.unwrap();
+    rig.wait(|status| is_ready(status) && rig.board.log().matches(" starts with ").count() == 2).await;
+    let image = rig.image("2.0", Traits::default());
+    let refused = rig.twinboot(&["install", image.to_str().unwrap(), "--no-wait"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("let it be written"), "{refused:?}");
+    rig.board.cut().await;
+}
+
 /// Whoever desires it reads why in the twin, and the device stays there.
 #[tokio::test]
 async fn what_is_desired_and_cannot_be_saved_is_told_and_taken_up_once_it_can_be() {
