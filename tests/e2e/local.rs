@@ -1,10 +1,13 @@
 //! Updates started at the device, without a cloud.
 
+use std::time::Duration;
+
 use hub_emulator::board::{Scheme, Slot, Traits, board_image};
 use hub_emulator::images::{Faults, ImageServer};
 
+use crate::clocks::Clocks;
 use crate::cloud::{IMAGE, sha256};
-use crate::rig::{Choice, IMAGE_BYTES, LIMIT, Rig};
+use crate::rig::{Choice, IMAGE_BYTES, LIMIT, Rig, script};
 use crate::weather::bytes;
 
 async fn a_good_image_is_committed(scheme: Scheme) {
@@ -146,6 +149,24 @@ async fn a_committed_slot_that_used_up_its_boots_is_given_up_and_updates_go_on()
     assert_eq!(rig.variable("BOOT_ORDER"), "A");
     rig.install("3.0", Traits::default()).await;
     rig.wait(|status| status["reported"]["firmware"]["currentFwVersion"] == "3.0").await;
+}
+
+/// At the daemon's start, network and programs may not be up yet.
+#[tokio::test]
+async fn a_committed_slot_that_becomes_well_has_its_boots_again() {
+    let (clocks, directory) = (Clocks::new(), tempfile::tempdir().unwrap());
+    let (checks, well) = (directory.path().join("health.d"), directory.path().join("well"));
+    std::fs::create_dir(&checks).unwrap();
+    script(&checks.join("10-well"), &format!("[ -e {} ] || {{ echo not yet; exit 1; }}", well.display()));
+    let extra_config = &format!("[health]\nscripts = {checks:?}\n");
+    let daemon = &clocks.daemon();
+    let choice = Choice { scheme: Scheme::Rauc, daemon, extra_config, ..Choice::default() };
+    let rig = Rig::running(choice).await;
+    rig.wait(|_| rig.board.log().contains("keeps a boot attempt less until it is well")).await;
+    assert_eq!(rig.variable("BOOT_A_LEFT"), "2");
+    std::fs::write(well, "").unwrap();
+    let is_well = || rig.variable("BOOT_A_LEFT") == "3";
+    clocks.pass_until(&rig, Duration::from_secs(20), is_well).await;
 }
 
 #[tokio::test]
