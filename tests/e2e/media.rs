@@ -110,6 +110,21 @@ async fn a_state_directory_that_is_full_or_read_only_takes_no_update() {
     rig.board.cut().await;
 }
 
+/// A stick with partitions of the same names takes the slots' links over.
+#[tokio::test]
+async fn slots_that_lead_elsewhere_than_at_the_start_are_not_written() {
+    let rig = Rig::running(Choice::default()).await;
+    let (command_line, slot) = (rig.board.dir().join("proc/cmdline"), rig.board.slot_path(Slot::B));
+    let (before, environment) = (fs::read(&slot).unwrap(), rig.board.environment().unwrap());
+    // What the running system knows its slot by is not what it was.
+    let text = fs::read_to_string(&command_line).unwrap();
+    fs::write(&command_line, text.replace("twinboot.slot=", "rauc.slot=")).unwrap();
+    rig.install("2.0", Traits::default()).await;
+    let reported = rig.outcome().await;
+    assert_eq!(reported["firmware"]["error"]["code"], "SlotUnusable", "{reported:#}");
+    assert!(fs::read(&slot).unwrap() == before && rig.board.environment().unwrap() == environment);
+}
+
 /// Its directory cannot even be synced any more.
 #[tokio::test]
 async fn a_state_directory_that_an_error_has_made_read_only_keeps_no_daemon_from_starting() {
