@@ -309,18 +309,24 @@ fn filter(conditions: &[&str]) -> String {
 
 /// Whether a ring is chosen by what its devices leave, or come to, by the update itself: its counts would say nothing.
 pub fn hangs_on_the_update(condition: &str) -> bool {
-    let of_the_update = [
+    let goes_on = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+    let names = |properties: &'static str| {
+        condition.split(properties).skip(1).filter_map(|rest| rest.split(|c| !goes_on(c)).next())
+    };
+    let reported = [
         "firmware",
         "firmwareStatus",
         "logTime",
         "downloadComplete",
         "startedApplyingImage",
         "lastFirmwareUpdate",
+        // Of all properties together.
+        "$metadata",
+        "$version",
     ];
-    let goes_on = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
-    let mut names =
-        condition.split("properties.reported.").skip(1).filter_map(|rest| rest.split(|c| !goes_on(c)).next());
-    names.any(|name| of_the_update.contains(&name))
+    let desired = ["firmware", "$metadata", "$version"];
+    names("properties.reported.").any(|name| reported.contains(&name))
+        || names("properties.desired.").any(|name| desired.contains(&name))
 }
 
 /// A string of the query language.
@@ -416,6 +422,8 @@ mod tests {
             "downloadComplete",
             "startedApplyingImage",
             "lastFirmwareUpdate",
+            "$version",
+            "$metadata.$lastUpdated",
         ] {
             let condition = format!("tags.ring = '1' AND NOT IS_DEFINED(properties.reported.{name})");
             assert!(hangs_on_the_update(&condition), "{name}");
@@ -423,6 +431,7 @@ mod tests {
         assert!(hangs_on_the_update(
             "properties.reported.board='x' AND properties.reported.firmwareStatus='failed'"
         ));
+        assert!(hangs_on_the_update("NOT IS_DEFINED(properties.desired.firmware)"));
         for condition in [
             "properties.reported.board = 'x' AND tags.firmware = 'y'",
             "properties.reported.firmwareChannel = 'beta'",
@@ -430,6 +439,7 @@ mod tests {
             "properties.reported.firmware_channel='x'",
             "properties.reported.firmware$='x'",
             "IS_DEFINED(properties.reported.logTimeZone)",
+            "properties.desired.firmwares = 1",
         ] {
             assert!(!hangs_on_the_update(condition), "{condition}");
         }
