@@ -836,6 +836,10 @@ async fn an_authority_that_becomes_trusted_while_a_download_waits_for_it_is() {
     let mut seen = progress.subscribe();
     let renew = async {
         seen.wait_for(|now| now.phase == Phase::Waiting).await.unwrap();
+        // For a while there are none.
+        fs::write(&roots, "").unwrap();
+        let tried = tokio::time::Instant::now();
+        seen.wait_for(|_| tried.elapsed() > Duration::from_millis(200)).await.unwrap();
         fs::rename(&ca_file, &roots).unwrap();
         std::future::pending::<()>().await;
     };

@@ -198,6 +198,12 @@ pub enum Setback {
         /// For a person.
         why: String,
     },
+    /// They may just be being renewed.
+    #[error("the roots to trust cannot be read")]
+    Roots {
+        /// Why.
+        source: TlsError,
+    },
     /// 408, 429, 5xx.
     #[error("the server answered {status}")]
     Status {
@@ -588,10 +594,9 @@ impl Source {
         let headers = self.headers(wants_range);
         let mut url = http.url.clone();
         for _ in 0..=REDIRECTS {
-            let client = if url.scheme() == "https" {
-                http.clients.secure().await?
-            } else {
-                http.clients.plain.clone()
+            let client = match url.scheme() {
+                "https" => http.clients.secure().await.map_err(|error| self.without_roots(error))?,
+                _ => http.clients.plain.clone(),
             };
             let request = client.get(url.clone()).headers(headers.clone());
             let answer = match timeout(self.limits.stall, request.send()).await {
@@ -606,6 +611,16 @@ impl Source {
             }
         }
         Err(FetchError::Redirect { url: self.shown.clone(), why: "there are too many" }.into())
+    }
+
+    /// At first, roots that cannot be read are a fault; those that could be are read again after each setback.
+    fn without_roots(&self, error: FetchError) -> Interruption {
+        match error {
+            FetchError::Tls(source) if self.last_setback.is_some() => {
+                Interruption::Again(Setback::Roots { source })
+            }
+            error => error.into(),
+        }
     }
 
     fn headers(&self, wants_range: bool) -> HeaderMap {
