@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use twinboot::update::UpdateId;
 
-use super::{CliError, Ctl, Exit};
+use super::{CliError, Ctl, Exit, shown_by};
 use crate::service::Patience;
 
 /// Stop the update of a device, while it can still be stopped
@@ -25,8 +25,7 @@ impl Cancel {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         let payload = self.update_id.map_or(Value::Null, |id| json!({ "updateId": id.as_str() }));
         let answer = ctl.service.call(&self.device, "cancelFirmwareUpdate", payload, Patience::DEFAULT).await;
-        let answer =
-            answer.map_err(|error| CliError::from(error).shown_by(&format!("status {}", self.device)))?;
+        let answer = shown_by(answer, &format!("status {}", self.device))?;
         ctl.print_answer(&self.device, &answer)?;
         Ok(Exit::Done)
     }

@@ -182,19 +182,6 @@ impl CliError {
         }
     }
 
-    /// Of a request that is not to be made twice: where the error leaves open whether it was carried out, the command
-    /// that shows it.
-    fn shown_by(self, command: &str) -> Self {
-        match self {
-            // This one says so itself.
-            Self::Service(ServiceError::NoAnswer { .. }) => self,
-            Self::Service(source) if source.leaves_doubt() => {
-                Self::Doubtful { source: Box::new(source), shown_by: command.to_owned() }
-            }
-            error => error,
-        }
-    }
-
     /// What the operator can do about it; may be empty.
     fn advice(&self) -> String {
         match self {
@@ -208,6 +195,37 @@ impl CliError {
             }
             _ => String::new(),
         }
+    }
+}
+
+/// What came of a request that is not to be made twice: where the error leaves open whether it was carried out, it names
+/// the command that shows it.
+fn shown_by<T>(done: Result<T, ServiceError>, command: &str) -> Result<T, CliError> {
+    done.map_err(|error| match error {
+        // This one says so itself.
+        ServiceError::NoAnswer { .. } => error.into(),
+        source if source.leaves_doubt() => {
+            CliError::Doubtful { source: Box::new(source), shown_by: command.to_owned() }
+        }
+        error => error.into(),
+    })
+}
+
+/// What was created. Where the answer is lost, the hub is asked by `find` whether it has it.
+async fn created<T>(
+    created: Result<T, ServiceError>,
+    find: impl AsyncFnOnce() -> Result<Option<T>, ServiceError>,
+    command: &str,
+) -> Result<T, CliError> {
+    let error = match created {
+        Err(error) if error.leaves_doubt() => error,
+        created => return Ok(created?),
+    };
+    notice(&format!("{}; looking whether it was created", chain(&error)));
+    match find().await {
+        Ok(Some(there)) => Ok(there),
+        Ok(None) | Err(ServiceError::NotFound { .. }) => Err(error.into()),
+        Err(_) => shown_by(Err(error), command),
     }
 }
 

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::{CliError, Ctl, Exit};
+use super::{CliError, Ctl, Exit, shown_by};
 use crate::service::Patience;
 
 /// Reboot a device
@@ -19,8 +19,7 @@ pub(super) struct Reboot {
 impl Reboot {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
         let answer = ctl.service.call(&self.device, "rebootDevice", Value::Null, Patience::DEFAULT).await;
-        let answer =
-            answer.map_err(|error| CliError::from(error).shown_by(&format!("status {}", self.device)))?;
+        let answer = shown_by(answer, &format!("status {}", self.device))?;
         ctl.print_answer(&self.device, &answer)?;
         Ok(Exit::Done)
     }

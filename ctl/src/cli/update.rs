@@ -75,7 +75,7 @@ impl Update {
                 super::notice(&format!("{}; looking whether it began", super::chain(&error)));
                 (Follow::started(Some(wanted.id), &before), Some(error))
             }
-            Err(error) => return Err(CliError::from(error).shown_by(&format!("status {}", self.device))),
+            Err(error) => return super::shown_by(Err(error), &format!("status {}", self.device)),
         };
         if self.no_wait {
             return Ok(Exit::Done);

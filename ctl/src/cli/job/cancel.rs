@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::super::screen::print_line;
-use super::super::{CliError, Ctl, Exit};
+use super::super::{CliError, Ctl, Exit, shown_by};
 
 /// Cancel a job that has not begun
 ///
@@ -18,8 +18,7 @@ pub(super) struct Cancel {
 
 impl Cancel {
     pub(super) async fn run(self, ctl: &Ctl) -> Result<Exit, CliError> {
-        let cancelled = ctl.service.cancel_job(&self.name).await;
-        cancelled.map_err(|error| CliError::from(error).shown_by(&format!("job status {}", self.name)))?;
+        shown_by(ctl.service.cancel_job(&self.name).await, &format!("job status {}", self.name))?;
         if ctl.json {
             print_line(&serde_json::json!({"event": "cancelled", "job": self.name}).to_string())?;
         } else {

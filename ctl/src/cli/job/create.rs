@@ -3,12 +3,11 @@
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use serde_json::Value;
 
 use super::super::package::Package;
 use super::super::screen::print_line;
-use super::super::{CliError, Ctl, Exit, chain, notice};
-use crate::service::{JobOrder, ServiceError};
+use super::super::{CliError, Ctl, Exit, created};
+use crate::service::JobOrder;
 
 /// Schedule the call
 #[derive(Debug, Args)]
@@ -42,7 +41,12 @@ impl Create {
             duration_max: self.within,
             answer_secs: 30,
         };
-        let job = put(ctl, &order).await?;
+        let find = async || {
+            let job = ctl.service.job(order.id).await?;
+            Ok(order.is(&job).then_some(job))
+        };
+        let ordered = ctl.service.create_job(&order).await;
+        let job = created(ordered, find, &format!("job status {}", self.name)).await?;
         if ctl.json {
             print_line(&job.to_string())?;
         } else {
@@ -52,21 +56,6 @@ impl Create {
             print_line(&format!("the devices: twinbootctl devices --query \"{query}\""))?;
         }
         Ok(Exit::Done)
-    }
-}
-
-/// Orders it. Where the answer is lost, the hub is asked whether it has it.
-async fn put(ctl: &Ctl, order: &JobOrder<'_>) -> Result<Value, CliError> {
-    let created = ctl.service.create_job(order).await;
-    let error = match created {
-        Err(error) if error.leaves_doubt() => error,
-        created => return Ok(created?),
-    };
-    notice(&format!("{}; looking whether it was created", chain(&error)));
-    match ctl.service.job(order.id).await {
-        Ok(job) if order.is(&job) => Ok(job),
-        Ok(_) | Err(ServiceError::NotFound { .. }) => Err(error.into()),
-        Err(_) => Err(CliError::from(error).shown_by(&format!("job status {}", order.id))),
     }
 }
 

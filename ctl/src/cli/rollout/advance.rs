@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::screen::print_line;
-use super::super::{CliError, Ctl, Exit};
+use super::super::{CliError, Ctl, Exit, shown_by};
 use super::picture::{read, read_same, tallies, words};
 use crate::rollout::Rollout;
 use crate::rollout::gate::Verdict;
@@ -49,7 +49,7 @@ pub(super) async fn open_next(ctl: &Ctl, configuration: Value, rollout: &Rollout
     read_same(ctl, &rollout.name, &rollout.identity(&configuration)).await?;
     let next = Rollout { open: rollout.open + 1, ..rollout.clone() };
     let written = ctl.service.update_configuration(&rollout.name, next.write_to(configuration)).await;
-    written.map_err(|error| CliError::from(error).shown_by(&format!("rollout status {}", rollout.name)))
+    shown_by(written, &format!("rollout status {}", rollout.name))
 }
 
 /// One line.

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::super::screen::print_line;
-use super::super::{CliError, Ctl, Exit};
+use super::super::{CliError, Ctl, Exit, shown_by};
 use super::others::tell_those_behind;
 use super::picture::read;
 use crate::rollout::Rollout;
@@ -78,7 +78,7 @@ impl Delete {
         // Another tool's configuration is not ours to delete.
         let (configuration, _) = read(ctl, &self.name).await?;
         let deleted = ctl.service.delete_configuration(&self.name).await;
-        deleted.map_err(|error| CliError::from(error).shown_by(&format!("rollout status {}", self.name)))?;
+        shown_by(deleted, &format!("rollout status {}", self.name))?;
         done(ctl, &self.name, "deleted", "devices keep what they have")?;
         tell_those_behind(ctl, &configuration).await;
         Ok(Exit::Done)
@@ -93,7 +93,7 @@ async fn set_paused(
 ) -> Result<Rollout, CliError> {
     let rollout = Rollout { paused, ..rollout };
     let written = ctl.service.update_configuration(&rollout.name, rollout.write_to(configuration)).await;
-    written.map_err(|error| CliError::from(error).shown_by(&format!("rollout status {}", rollout.name)))?;
+    shown_by(written, &format!("rollout status {}", rollout.name))?;
     Ok(rollout)
 }
 

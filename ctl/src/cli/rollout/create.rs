@@ -1,16 +1,14 @@
 //! `twinbootctl rollout create`.
 
 use clap::Args;
-use serde_json::Value;
 
 use super::super::package::Package;
 use super::super::screen::print_line;
-use super::super::{CliError, Ctl, Exit, chain, notice};
+use super::super::{CliError, Ctl, Exit, created, notice};
 use super::others::tell_others;
 use super::picture::{ask_count, tallies};
 use crate::rollout::gate::Gate;
 use crate::rollout::{Rollout, hangs_on_the_update};
-use crate::service::ServiceError;
 
 /// The hub's limit.
 const NAME_CHARS_MAX: usize = 128;
@@ -67,7 +65,15 @@ impl Create {
         let counts = look_first(ctl, &rollout).await?;
         let configuration = rollout.configuration(&wanted.payload);
         tell_others(ctl, &configuration).await?;
-        put(ctl, &rollout, configuration).await?;
+        let find = async || {
+            let there = ctl.service.configuration(&rollout.name).await?;
+            // It may be open wider already, if somebody else goes on with it.
+            let is_ours =
+                |there: Rollout| there.update_id == rollout.update_id && there.rings == rollout.rings;
+            Ok(Rollout::of(&there).is_ok_and(is_ours).then_some(()))
+        };
+        let written = ctl.service.create_configuration(&rollout.name, configuration).await;
+        created(written, find, &format!("rollout status {}", rollout.name)).await?;
         if ctl.json {
             let event = serde_json::json!({"event": "created", "rollout": rollout.name, "updateId": rollout.update_id});
             print_line(&event.to_string())?;
@@ -77,27 +83,6 @@ impl Create {
             print_line(&format!("devices: {}", counts.join(", ")))?;
         }
         Ok(Exit::Done)
-    }
-}
-
-/// Writes it. Where the answer is lost, the hub is asked whether it has it.
-async fn put(ctl: &Ctl, rollout: &Rollout, configuration: Value) -> Result<(), CliError> {
-    let created = ctl.service.create_configuration(&rollout.name, configuration).await;
-    let error = match created {
-        Err(error) if error.leaves_doubt() => error,
-        created => return Ok(created?),
-    };
-    notice(&format!("{}; looking whether it was created", chain(&error)));
-    match ctl.service.configuration(&rollout.name).await {
-        // It may be open wider already, if somebody else goes on with it.
-        Ok(there)
-            if Rollout::of(&there)
-                .is_ok_and(|there| there.update_id == rollout.update_id && there.rings == rollout.rings) =>
-        {
-            Ok(())
-        }
-        Ok(_) | Err(ServiceError::NotFound { .. }) => Err(error.into()),
-        Err(_) => Err(CliError::from(error).shown_by(&format!("rollout status {}", rollout.name))),
     }
 }
 
