@@ -138,8 +138,8 @@ impl Linux {
     /// The slots' names must still lead to where they led at the start: a medium that was plugged in since, and has
     /// partitions of the same names, takes links away.
     async fn look_at_slots(&self) -> Result<(), Failure> {
-        let Config { system, slots, .. } = self.config.clone();
-        let look = move || booted::booted_slot(&system.proc, &slots).map_err(|error| one_line(&error));
+        let (proc, slots) = (self.config.system.proc.clone(), self.config.slots.clone());
+        let look = move || booted::booted_slot(&proc, &slots).map_err(|error| one_line(&error));
         let looked =
             tokio::task::spawn_blocking(look).await.unwrap_or_else(|_| Err("interrupted".to_owned()));
         let why = match looked {

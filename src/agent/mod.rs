@@ -15,7 +15,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{error, info, warn};
 
 use crate::boot::booted::BootedError;
@@ -271,7 +271,8 @@ impl<M: Machine> Agent<M> {
         let mut clock = std::pin::pin!(right_clock(self.config.system.clock_check_command.clone()));
         let mut look_again = tokio::time::interval(DESIRED_INTERVAL);
         look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut begin = tokio::time::interval(BEGIN_INTERVAL);
+        // The first try was before.
+        let mut begin = interval_at(Instant::now() + BEGIN_INTERVAL, BEGIN_INTERVAL);
         begin.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let report_due = self.shown.report_due;

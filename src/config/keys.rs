@@ -67,12 +67,15 @@ pub(super) fn read(
     // As the networked part's user would: it also lists the directory of the drop-ins, and where it cannot, no word on
     // each of them is needed.
     let drop_ins = main.with_file_name("config.d");
-    let is_listed = secret_file::check_open(&drop_ins).is_ok();
-    let read = written.files.into_iter().filter(|place| is_listed || !place.file.starts_with(&drop_ins));
-    for place in read.chain((!is_listed).then(|| Place::whole(0, &drop_ins))) {
-        if let Err(closed) = secret_file::check_open(&place.file) {
+    let listed = secret_file::check_open(&drop_ins);
+    for place in written.files {
+        let is_told = listed.is_err() && place.file.starts_with(&drop_ins);
+        if let (false, Err(closed)) = (is_told, secret_file::check_open(&place.file)) {
             findings.note(place, String::new(), closed);
         }
+    }
+    if let Err(closed) = listed {
+        findings.note(Place::whole(0, &drop_ins), String::new(), closed);
     }
     let (mut faults, effective, notes) = findings.into_faults();
     // What is missing may stand in the file, or behind the mistake, that could not be read.

@@ -138,7 +138,7 @@ async fn sandbox(patient: &Patient) -> Finding {
     const QUESTION: [&str; 3] = ["show", "--property=ProtectSystem,ReadWritePaths", "twinboot.service"];
     // Where there is no systemd there is no sandbox.
     let answer = ask_systemd(&patient.systemctl, QUESTION).await.unwrap_or_default();
-    let property = |name| answer.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let property = |name| property(&answer, name);
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let listed =
         property("ReadWritePaths=").split_whitespace().map(|path| path.trim_start_matches(['-', '+']));
@@ -165,12 +165,10 @@ async fn trial_timer(patient: &Patient) -> Finding {
     const CHECK: &str = "machine.trial-timer";
     let question = ["show", "--property=LoadState", "--property=WantedBy", TRIAL_TIMER];
     let evidence = match ask_systemd(&patient.systemctl, question).await {
-        Ok(answer) if !answer.lines().any(|line| line == "LoadState=loaded") => {
+        Ok(answer) if property(&answer, "LoadState=") != "loaded" => {
             format!("systemd does not know {TRIAL_TIMER}, or is told to ignore it")
         }
-        Ok(answer) if answer.lines().all(|line| line == "WantedBy=" || !line.starts_with("WantedBy=")) => {
-            format!("nothing starts {TRIAL_TIMER}")
-        }
+        Ok(answer) if property(&answer, "WantedBy=").is_empty() => format!("nothing starts {TRIAL_TIMER}"),
         Ok(_) => return trial_end(CHECK, patient).await,
         Err(error) => one_line(&error),
     };
@@ -215,6 +213,11 @@ async fn ask_systemd<const N: usize>(
     let command: Vec<String> = systemctl.iter().cloned().chain(question.map(str::to_owned)).collect();
     let output = system::output(&command, ASK_LIMIT).await?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// What `systemctl show` says behind `name`; nothing, where it does not say it.
+fn property<'a>(answer: &'a str, name: &str) -> &'a str {
+    answer.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default()
 }
 
 /// All of them must hold: a drop-in adds to those before, and an empty condition takes all away.

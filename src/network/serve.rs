@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -75,9 +75,8 @@ impl Network {
     }
 
     fn clients(&self) -> Result<Arc<Clients>, FetchError> {
-        let mut shared = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = shared.take_if(|(_, begun)| begun.elapsed() < CLIENTS_KEPT);
-        let clients = match known {
+        let mut shared = self.shared_clients();
+        let clients = match shared.take() {
             Some((clients, _)) => clients,
             None => Arc::new(Clients::new(self.image_ca_file.clone())?),
         };
@@ -85,10 +84,16 @@ impl Network {
         Ok(clients)
     }
 
-    /// Between two updates nothing of them is kept.
-    fn forget_clients(&self) {
+    /// Without those of an update before.
+    fn shared_clients(&self) -> MutexGuard<'_, Option<(Arc<Clients>, Instant)>> {
         let mut shared = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         shared.take_if(|(_, begun)| begun.elapsed() >= CLIENTS_KEPT);
+        shared
+    }
+
+    /// Between two updates nothing of them is kept.
+    fn forget_clients(&self) {
+        drop(self.shared_clients());
     }
 
     /// Answers whoever connects to `listener`, until `stop` is there.

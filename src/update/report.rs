@@ -82,6 +82,11 @@ impl Facts<'_> {
         self.version(self.boot.slot)
     }
 
+    /// A state that was lost goes before one that cannot be saved.
+    fn unsaved(&self) -> Option<&Failure> {
+        self.unsaved.filter(|_| self.record.fault.is_none())
+    }
+
     /// An update's word counts more than the running system's own.
     #[must_use]
     pub fn version(&self, slot: Slot) -> Option<&str> {
@@ -166,7 +171,7 @@ fn firmware_status(facts: &Facts<'_>) -> &'static str {
 /// Microsoft's later word, and a sentence.
 #[must_use]
 pub fn update_status(facts: &Facts<'_>) -> (&'static str, String) {
-    if let Some(unsaved) = facts.unsaved.filter(|_| facts.record.fault.is_none()) {
+    if let Some(unsaved) = facts.unsaved() {
         return ("error", unsaved.message.clone());
     }
     match &facts.record.state {
@@ -227,7 +232,7 @@ fn pending_version(state: &State) -> Option<&str> {
 }
 
 fn failure<'a>(facts: &'a Facts<'_>) -> Option<&'a Failure> {
-    if let Some(unsaved) = facts.unsaved.filter(|_| facts.record.fault.is_none()) {
+    if let Some(unsaved) = facts.unsaved() {
         return Some(unsaved);
     }
     match &facts.record.state {
